@@ -1,0 +1,136 @@
+"""Which columns of a corpus make a conversation, and the conversations of a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.errors import CorpusError
+from serve_app.reward_model.conversation import Conversation
+from serve_app.reward_model.errors import ConversationError
+
+__all__ = ["ConversationColumns", "conversations"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationColumns:
+    """Either `messages`, or `prompt` and `response`, by column name."""
+
+    messages: str | None = None
+    prompt: str | None = None
+    response: str | None = None
+
+    @classmethod
+    def detect(cls, schema: pa.Schema, chosen: ConversationColumns | None = None) -> ConversationColumns:
+        """The columns to read: those `chosen`, else `messages`, else `prompt` and `response`.
+
+        Raises:
+            CorpusError: there are none, or both kinds, or one has the wrong type; the text lists the columns and flags.
+        """
+        chosen = chosen or cls()
+        columns = cls._by_name(schema, chosen)
+        if columns.messages is not None:
+            _check(schema, columns.messages, "messages", text_or_messages=True)
+        else:
+            _check(schema, str(columns.prompt), "prompt", text_or_messages=True)
+            _check(schema, str(columns.response), "response", text_or_messages=False)
+        return columns
+
+    @classmethod
+    def _by_name(cls, schema: pa.Schema, chosen: ConversationColumns) -> ConversationColumns:
+        if chosen.messages and (chosen.prompt or chosen.response):
+            raise CorpusError("--messages-column excludes --prompt-column and --response-column")
+        if chosen.messages:
+            return chosen
+        if chosen.prompt or chosen.response:
+            return cls(prompt=chosen.prompt or "prompt", response=chosen.response or "response")
+        has_messages = "messages" in schema.names
+        has_pair = {"prompt", "response"} <= set(schema.names)
+        if has_messages and has_pair:
+            raise CorpusError(
+                "the input has both 'messages' and 'prompt' with 'response'; say which to score with --messages-column "
+                f"messages or --prompt-column prompt.\n{_describe(schema)}"
+            )
+        if not has_messages and not has_pair:
+            raise CorpusError(
+                "the input has neither a 'messages' column nor 'prompt' and 'response'; name yours with "
+                f"--messages-column, or with --prompt-column and --response-column.\n{_describe(schema)}"
+            )
+        return cls(messages="messages") if has_messages else cls(prompt="prompt", response="response")
+
+
+def _check(schema: pa.Schema, name: str, role: str, *, text_or_messages: bool) -> None:
+    if name not in schema.names:
+        raise CorpusError(f"there is no column {name!r} for --{role}-column.\n{_describe(schema)}")
+    kind = schema.field(name).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not (text or (text_or_messages and _is_messages(kind))):
+        wanted = "a list of {role, content} or a JSON string of one" if role == "messages" else "a string"
+        wanted = "a string or a list of {role, content}" if role == "prompt" else wanted
+        raise CorpusError(f"column {name!r} is {kind}; --{role}-column takes {wanted}.\n{_describe(schema)}")
+
+
+def _is_messages(kind: pa.DataType) -> bool:
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        return False
+    item = kind.value_type
+    return pa.types.is_struct(item) and {"role", "content"} <= {field.name for field in item}
+
+
+def _describe(schema: pa.Schema) -> str:
+    return "Columns found: " + ", ".join(f"{field.name} ({field.type})" for field in schema)
+
+
+def conversations(table: pa.Table, columns: ConversationColumns) -> list[Conversation | ConversationError]:
+    """The conversation of each row, in order, or the reason why the row has none."""
+    if columns.messages is not None:
+        sources: Iterator[Any] = (_messages(cell) for cell in _cells(table, columns.messages))
+        return [_parse(source) for source in sources]
+    pairs = zip(_cells(table, str(columns.prompt)), _cells(table, str(columns.response)), strict=True)
+    return [_parse(_joined(prompt, response)) for prompt, response in pairs]
+
+
+def _cells(table: pa.Table, name: str) -> list[Any]:
+    cells: list[Any] = table.column(name).to_pylist()
+    return cells
+
+
+def _parse(source: list[Any] | ConversationError) -> Conversation | ConversationError:
+    if isinstance(source, ConversationError):
+        return source
+    try:
+        return Conversation.parse([_without_nulls(message) for message in source])
+    except ConversationError as error:
+        return error
+
+
+def _without_nulls(message: Any) -> Any:
+    """A Parquet struct has every field in every row; one that is null was not there."""
+    if not isinstance(message, dict):
+        return message
+    return {key: value for key, value in message.items() if value is not None or key in ("role", "content")}
+
+
+def _messages(cell: Any) -> list[Any] | ConversationError:
+    if cell is None:
+        return ConversationError("the messages are null")
+    if not isinstance(cell, str):
+        return list(cell)
+    try:
+        parsed = json.loads(cell)
+    except (ValueError, RecursionError) as error:
+        return ConversationError(f"the messages are not JSON: {error}")
+    return parsed if isinstance(parsed, list) else ConversationError("the JSON is not a list of messages")
+
+
+def _joined(prompt: Any, response: Any) -> list[Any] | ConversationError:
+    if prompt is None or response is None:
+        return ConversationError(f"the {'prompt' if prompt is None else 'response'} is null")
+    turns: Sequence[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [*turns, {"role": "assistant", "content": response}]

@@ -1,0 +1,271 @@
+"""Parquet inputs: which files there are, and how they are cut into units. Footers are read, never the data.
+
+A unit is a range of rows of one file. It ends at the end of a row group where it can, and inside one where row groups
+are large: `UnitReader` streams a file's units one after the other, so that cutting costs no second read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from jobs.errors import CorpusError
+
+__all__ = ["Corpus", "InputFile", "Unit", "UnitReader", "auto_rows_per_unit", "filesystem_of"]
+
+FOOTER_THREADS = 16
+MAX_UNIT_BYTES = 64 << 20
+MIN_UNIT_ROWS, MAX_UNIT_ROWS, TARGET_UNITS = 256, 16384, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A Parquet file: its `path` on the filesystem, its `name` below the input, and what its footer says.
+
+    `row_groups` holds (rows, uncompressed bytes) of each; `fingerprint` changes when the file does.
+    """
+
+    path: str
+    name: str
+    fingerprint: str
+    row_groups: tuple[tuple[int, int], ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(rows for rows, _ in self.row_groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Rows `first_row` to `first_row + num_rows - 1` of a file; it is scored, committed and resumed as a whole."""
+
+    path: str
+    name: str
+    fingerprint: str
+    first_row: int
+    num_rows: int
+
+    @property
+    def id(self) -> str:
+        """A name that sorts by row within a file and changes when the file or the range does."""
+        identity = f"{self.name}\n{self.fingerprint}\n{self.first_row}\n{self.num_rows}"
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        stem = re.sub(r"[^A-Za-z0-9.]+", "-", self.name.removesuffix(".parquet")).strip("-.")[-80:]
+        return f"{stem}-{self.first_row:012d}-{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """The files of an input, in name order, and their schemas in the same order."""
+
+    filesystem: fs.FileSystem
+    files: tuple[InputFile, ...]
+    schemas: tuple[pa.Schema, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(file.num_rows for file in self.files)
+
+    @classmethod
+    def open(cls, source: str, *, exclude: str | None = None) -> Corpus:
+        """Find the Parquet files of `source` and read their footers.
+
+        Args:
+            source: a file, a folder (searched to its depths; names that start with `_` or `.` are passed over), a
+                glob with `*`, `?` and `**`, or a URI that pyarrow.fs knows, such as `s3://bucket/folder`.
+            exclude: a folder on the same filesystem that is passed over: the job's own output.
+
+        Raises:
+            CorpusError: nothing is found, or files are not Parquet; the text names each.
+        """
+        filesystem, path = filesystem_of(source)
+        infos = _find(filesystem, path, exclude)
+        if not infos:
+            raise CorpusError(f"no Parquet files (*.parquet) in {source}")
+        with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+            footers = list(pool.map(lambda info: _footer(filesystem, info), infos))
+        if broken := [footer for footer in footers if isinstance(footer, str)]:
+            more = f"\n  and {len(broken) - 5} more" if len(broken) > 5 else ""
+            raise CorpusError("these input files are not readable Parquet:\n  " + "\n  ".join(broken[:5]) + more)
+        base = _base(path)
+        read = [(info, footer) for info, footer in zip(infos, footers, strict=True) if not isinstance(footer, str)]
+        files = tuple(_input_file(info, footer, base) for info, footer in read)
+        return cls(filesystem, files, tuple(footer.schema.to_arrow_schema() for _, footer in read))
+
+    def units(self, rows_per_unit: int) -> list[Unit]:
+        """Cut every file into units of about `rows_per_unit` rows and at most `MAX_UNIT_BYTES` (uncompressed)."""
+        return [unit for file in self.files for unit in _units_of(file, rows_per_unit)]
+
+
+def filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a path or URI, and the absolute path on it. In a URI `?` starts options, it is no wildcard."""
+    try:
+        if "://" not in location:
+            return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(location))
+        address, mark, options = location.partition("?")
+        plain, star, tail = address.partition("*")
+        folder, _, start = plain.rpartition("/") if star else (address, "", "")
+        filesystem, path = fs.FileSystem.from_uri(folder + mark + options)
+        return filesystem, f"{path.rstrip('/')}/{start}*{tail}" if star else path
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(f"{location}: {error}") from error
+
+
+def auto_rows_per_unit(num_rows: int) -> int:
+    """A unit size that gives about 4,096 units: small corpora resume finely, large ones do not drown in files."""
+    wanted = max(1, math.ceil(num_rows / TARGET_UNITS))
+    return min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, 1 << (wanted - 1).bit_length()))
+
+
+class UnitReader:
+    """Reads units as tables; units of one file in row order are one pass over it."""
+
+    def __init__(self, filesystem: fs.FileSystem) -> None:
+        self._filesystem = filesystem
+
+    def read(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, pa.Table | CorpusError]]:
+        """Each unit with its table, in the order given, or with the reason why it cannot be read."""
+        for _, group in groupby(units, key=lambda unit: unit.path):
+            yield from self._read_file(list(group))
+
+    def _read_file(self, units: list[Unit]) -> Iterator[tuple[Unit, pa.Table | CorpusError]]:
+        path = units[0].path
+        done = 0
+        try:
+            info = self._filesystem.get_file_info(path)
+            if _fingerprint(info) != units[0].fingerprint:
+                raise CorpusError(f"{path} changed while the job was running; start again with a new --output")
+            with pq.ParquetFile(self._filesystem.open_input_file(path)) as file:
+                while done < len(units):
+                    run = _contiguous(units[done:])
+                    for unit, table in zip(run, _tables(file, run), strict=True):
+                        yield unit, table
+                        done += 1
+        except CorpusError as error:
+            yield from ((unit, error) for unit in units[done:])
+        except (pa.ArrowException, OSError) as error:
+            reason = f"{path} cannot be read from row {units[done].first_row} on: {error}"
+            yield from ((unit, CorpusError(reason)) for unit in units[done:])
+
+
+def _contiguous(units: Sequence[Unit]) -> list[Unit]:
+    """The leading units in which each starts where the one before it ends."""
+    run = [units[0]]
+    for unit in units[1:]:
+        if unit.first_row != run[-1].first_row + run[-1].num_rows:
+            break
+        run.append(unit)
+    return run
+
+
+def _tables(file: pq.ParquetFile, run: list[Unit]) -> Iterator[pa.Table]:
+    first_group, skip = _row_group_at(file.metadata, run[0].first_row)
+    groups = list(range(first_group, file.num_row_groups))
+    batches = file.iter_batches(batch_size=4096, row_groups=groups) if groups else iter(())
+    pending = file.schema_arrow.empty_table()
+    for unit in run:
+        while pending.num_rows < unit.num_rows + skip:
+            batch = next(batches, None)
+            if batch is None:
+                raise pa.ArrowInvalid("the file has fewer rows than its footer says")
+            pending = pa.concat_tables([pending, pa.Table.from_batches([batch], schema=file.schema_arrow)])
+        yield pending.slice(skip, unit.num_rows)
+        pending, skip = pending.slice(skip + unit.num_rows), 0
+
+
+def _row_group_at(metadata: pq.FileMetaData, row: int) -> tuple[int, int]:
+    """The row group that holds `row`, and how many of its rows stand before it."""
+    for index in range(metadata.num_row_groups):
+        rows = metadata.row_group(index).num_rows
+        if row < rows:
+            return index, row
+        row -= rows
+    return metadata.num_row_groups, 0
+
+
+def _units_of(file: InputFile, rows_per_unit: int) -> Iterator[Unit]:
+    row_bytes = max((size / rows for rows, size in file.row_groups if rows), default=0.0)
+    limit = max(1, min(rows_per_unit, int(MAX_UNIT_BYTES / row_bytes))) if row_bytes else rows_per_unit
+    first = pending = 0
+    for part in (part for rows, _ in file.row_groups for part in _even(rows, limit)):
+        if pending and pending + part > limit:
+            yield Unit(file.path, file.name, file.fingerprint, first, pending)
+            first, pending = first + pending, 0
+        pending += part
+    if pending or file.num_rows == 0:  # a file without rows has a unit too: its output has its schema
+        yield Unit(file.path, file.name, file.fingerprint, first, pending)
+
+
+def _even(rows: int, limit: int) -> list[int]:
+    """`rows` in as few nearly equal parts of at most `limit` as there can be."""
+    parts = math.ceil(rows / limit)
+    return [rows * (part + 1) // parts - rows * part // parts for part in range(parts)]
+
+
+def _find(filesystem: fs.FileSystem, path: str, exclude: str | None) -> list[fs.FileInfo]:
+    pattern = _pattern(path) if re.search(r"[*?]", path) else None
+    base = _base(path)
+    try:
+        root = filesystem.get_file_info(base if pattern else path)
+        if root.type == fs.FileType.NotFound:
+            raise CorpusError(f"input {path} does not exist")
+        if root.type == fs.FileType.File:
+            return [root]
+        infos = filesystem.get_file_info(fs.FileSelector(root.path, recursive=True))
+    except OSError as error:
+        raise CorpusError(f"input {path} cannot be listed: {error}") from error
+
+    def wanted(info: fs.FileInfo) -> bool:
+        if info.type != fs.FileType.File or (exclude and info.path.startswith(exclude.rstrip("/") + "/")):
+            return False
+        if pattern:
+            return pattern.fullmatch(info.path) is not None
+        below = info.path[len(root.path) :].strip("/").split("/")
+        return below[-1].lower().endswith(".parquet") and not any(part.startswith(("_", ".")) for part in below)
+
+    return sorted((info for info in infos if wanted(info)), key=lambda info: info.path)
+
+
+def _base(path: str) -> str:
+    """The folder that unit names are relative to: the part of a glob before its first wildcard, or the path."""
+    wild = re.search(r"[*?]", path)
+    return path[: wild.start()].rpartition("/")[0] or "/" if wild else path.rstrip("/")
+
+
+def _pattern(glob: str) -> re.Pattern[str]:
+    kinds = {"**/": r"(?:.*/)?", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", glob)
+    return re.compile("".join(kinds.get(part, re.escape(part)) for part in parts))
+
+
+def _footer(filesystem: fs.FileSystem, info: fs.FileInfo) -> pq.FileMetaData | str:
+    try:
+        with filesystem.open_input_file(info.path) as source:
+            return pq.read_metadata(source)
+    except (pa.ArrowException, OSError) as error:
+        return f"{info.path} ({info.size} bytes): {error}"
+
+
+def _input_file(info: fs.FileInfo, footer: pq.FileMetaData, base: str) -> InputFile:
+    name = info.path[len(base) :].strip("/") if info.path != base else info.base_name
+    groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+    return InputFile(
+        path=info.path,
+        name=name,
+        fingerprint=_fingerprint(info),
+        row_groups=tuple((group.num_rows, group.total_byte_size) for group in groups),
+    )
+
+
+def _fingerprint(info: fs.FileInfo) -> str:
+    return f"{info.size}-{info.mtime_ns}"

@@ -1,0 +1,35 @@
+"""What stops a batch job, below the engine's tree.
+
+RaywardError
+`- JobError
+   |- CorpusError       the input cannot be planned or read
+   |- OutputError       the output folder cannot be used, or holds the work of another run
+   |- ScorerError       the model cannot be loaded on the workers, or keeps dying
+   `- TooManyErrorsError    more rows failed than --max-errors allows
+"""
+
+from __future__ import annotations
+
+from serve_app.reward_model.errors import RaywardError
+
+__all__ = ["CorpusError", "JobError", "OutputError", "ScorerError", "TooManyErrorsError"]
+
+
+class JobError(RaywardError):
+    """A job stops; what it committed stays and a restart goes on from there."""
+
+
+class CorpusError(JobError):
+    """The input is missing, unreadable, changed, or its columns are not those of conversations."""
+
+
+class OutputError(JobError):
+    """The output folder cannot be written, or it holds the work of a run with other settings."""
+
+
+class ScorerError(JobError):
+    """The scorer failed in a way that is no row's fault."""
+
+
+class TooManyErrorsError(JobError):
+    """More rows failed than the caller allows."""

@@ -1,0 +1,181 @@
+"""The output folder: which units are committed, what the run is, and the commit itself.
+
+    part-<unit>.parquet   a finished unit; its footer carries its counts (`UnitStats`)
+    _manifest.json        what the run is and, in the end, what came of it
+    _tmp/                 parts being written; a part gets its final name by a rename, where the filesystem has one
+    _attempts/            which rows are being scored (`attempts.py`)
+
+A part is there whole or not at all, and writing one twice gives the same rows, so a restart, or a worker that
+outlives its driver by a moment, changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from jobs.corpus import FOOTER_THREADS, Unit, filesystem_of
+from jobs.errors import CorpusError, OutputError
+
+__all__ = ["Ledger", "UnitStats"]
+
+STATS_KEY = b"rayward.stats"
+# On these a write becomes visible as a whole when it ends, and a rename is a copy.
+OBJECT_STORES = ("s3", "gcs", "abfs")
+
+
+@dataclass(frozen=True, slots=True)
+class UnitStats:
+    """Counts of one or more committed units; `seconds` is scoring time, summed over actors."""
+
+    rows: int = 0
+    errors: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: UnitStats) -> UnitStats:
+        return UnitStats(
+            self.rows + other.rows, self.errors + other.errors, self.tokens + other.tokens, self.seconds + other.seconds
+        )
+
+
+class Ledger:
+    """The output folder of one run. It travels to the workers that commit."""
+
+    def __init__(self, output: str) -> None:
+        try:
+            self.filesystem, self.folder = filesystem_of(output)
+        except CorpusError as error:
+            raise OutputError(f"--output {error}") from error
+
+    @property
+    def manifest_path(self) -> str:
+        return f"{self.folder}/_manifest.json"
+
+    def path(self, unit: Unit) -> str:
+        return f"{self.folder}/part-{unit.id}.parquet"
+
+    def begin(self, identity: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+        """Make the folder, or take up the work in it, and write the manifest.
+
+        Args:
+            identity: what decides the output; it must be that of the run which began the folder.
+            manifest: what else the manifest says.
+
+        Raises:
+            OutputError: the folder cannot be written, or holds parts of no run or of one with another identity.
+        """
+        previous = self.read_manifest()
+        if previous is not None:
+            _refuse_other(previous.get("identity", {}), identity, self.folder)
+        try:
+            self.filesystem.create_dir(self.folder, recursive=True)
+            for name in ("_tmp", "_attempts"):
+                self.filesystem.delete_dir_contents(f"{self.folder}/{name}", missing_dir_ok=True)
+                self.filesystem.create_dir(f"{self.folder}/{name}")
+        except OSError as error:
+            raise OutputError(f"the output folder {self.folder} cannot be written: {error}") from error
+        if previous is None and (strays := self._part_paths()):
+            raise OutputError(f"{self.folder} holds {len(strays)} parts but no _manifest.json; choose another --output")
+        self.write_manifest({"identity": dict(identity), **manifest})
+
+    def read_manifest(self) -> dict[str, Any] | None:
+        """The manifest of the run that began the folder, or None where there is none."""
+        try:
+            with self.filesystem.open_input_stream(self.manifest_path) as file:
+                manifest: dict[str, Any] = json.loads(file.read())
+                return manifest
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{self.manifest_path} cannot be read: {error}") from error
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Replace the manifest."""
+        self._write(self.manifest_path, json.dumps(manifest, indent=2).encode())
+
+    def done(self, units: Sequence[Unit]) -> dict[str, UnitStats]:
+        """The units, by id, whose parts are there with as many rows as planned.
+
+        Raises:
+            OutputError: a part belongs to no unit: its input file changed or went, so its rows would stand in the
+                output beside those of today's input.
+        """
+        planned = {self.path(unit): unit for unit in units}
+        parts = self._part_paths()
+        if strays := sorted(set(parts) - planned.keys()):
+            raise OutputError(
+                f"{len(strays)} parts in {self.folder} come from input files that have changed or gone since, "
+                f"for one {strays[0].rpartition('/')[2]}; choose another --output, or restore the input"
+            )
+        with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+            stats = list(pool.map(self._stats, parts))
+        found = zip((planned[part] for part in parts), stats, strict=True)
+        return {unit.id: stat for unit, stat in found if stat is not None and stat.rows == unit.num_rows}
+
+    def commit(self, unit: Unit, table: pa.Table, stats: UnitStats) -> None:
+        """Write a unit's part: whole under its final name, or not at all.
+
+        Raises:
+            OutputError: it cannot be written, or does not have the unit's number of rows.
+        """
+        if table.num_rows != unit.num_rows:
+            raise OutputError(f"unit {unit.id} has {unit.num_rows} rows but {table.num_rows} came back")
+        metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != b"huggingface"}
+        metadata[STATS_KEY] = json.dumps(dataclasses.asdict(stats)).encode()
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata(metadata), sink)
+        self._write(self.path(unit), sink.getvalue())
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Write the closing manifest and take the working folders away."""
+        self.write_manifest(manifest)
+        for name in ("_tmp", "_attempts"):
+            self.filesystem.delete_dir(f"{self.folder}/{name}")
+
+    def _write(self, path: str, content: bytes | pa.Buffer) -> None:
+        direct = self.filesystem.type_name in OBJECT_STORES
+        target = path if direct else f"{self.folder}/_tmp/{uuid.uuid4().hex}"
+        try:
+            with self.filesystem.open_output_stream(target) as file:
+                file.write(content)
+            if not direct:
+                self.filesystem.move(target, path)
+        except OSError as error:
+            if not direct and self.filesystem.get_file_info(target).type == fs.FileType.File:
+                self.filesystem.delete_file(target)
+            raise OutputError(f"{path} cannot be written: {error}") from error
+
+    def _part_paths(self) -> list[str]:
+        infos = self.filesystem.get_file_info(fs.FileSelector(self.folder))
+        return sorted(
+            info.path for info in infos if info.base_name.startswith("part-") and info.base_name.endswith(".parquet")
+        )
+
+    def _stats(self, path: str) -> UnitStats | None:
+        try:
+            with self.filesystem.open_input_file(path) as source:
+                footer = pq.read_metadata(source)
+            return UnitStats(**json.loads(footer.metadata[STATS_KEY]))
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+            return None  # not a part that `commit` wrote: it is written anew
+
+
+def _refuse_other(previous: Mapping[str, Any], identity: Mapping[str, Any], folder: str) -> None:
+    keys = [*identity, *(key for key in previous if key not in identity)]
+    differing = [key for key in keys if previous.get(key) != identity.get(key)]
+    if differing:
+        lines = [f"  {key}: {previous.get(key)!r} there, {identity.get(key)!r} now" for key in differing]
+        raise OutputError(
+            f"{folder} holds the work of a run with other settings:\n" + "\n".join(lines) + "\n"
+            "Restart with the settings there, or choose another --output."
+        )

@@ -1,0 +1,188 @@
+"""Units through Ray Data: read (CPU) -> score (actors) -> commit (CPU), one report each to the driver.
+
+A unit travels as one row: its description and its table as Arrow IPC bytes. Ray Data drops empty blocks and splits
+and merges others; a single row it leaves whole. What goes wrong travels as a field of that row, since an exception
+in a Ray Data stage reaches the driver without its type.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import pickle
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from jobs.corpus import Unit, UnitReader
+from jobs.errors import JobError, ScorerError
+from jobs.ledger import Ledger, UnitStats
+from jobs.scorer import UnitScorer
+from serve_app.reward_model.errors import RaywardError
+
+__all__ = ["ActorPool", "UnitReport", "run_units"]
+
+MAX_READ_TASKS = 200
+IO_CPUS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ActorPool:
+    """Scoring actors: how many, and what each takes of the cluster."""
+
+    num_actors: int
+    cpus_per_actor: float
+    gpus_per_actor: float
+
+
+@dataclass(frozen=True, slots=True)
+class UnitReport:
+    """A committed unit and its counts."""
+
+    unit: Unit
+    stats: UnitStats
+
+
+def run_units(
+    units: list[Unit],
+    *,
+    filesystem: fs.FileSystem,
+    ledger: Ledger,
+    make_scorer: Callable[[], UnitScorer],
+    pool: ActorPool,
+) -> Iterator[UnitReport]:
+    """Read, score and commit units on the connected Ray, yielding each as it is committed, in no fixed order.
+
+    Raises:
+        RaywardError: a unit cannot be read, scored or committed. Units committed before stay committed.
+    """
+    import ray.data
+
+    _set_quiet_context()
+    rows = [_describe(unit) for unit in units]
+    dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_READ_TASKS))
+    dataset = dataset.map_batches(
+        partial(_read, filesystem=filesystem), batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS
+    )
+    dataset = dataset.map_batches(
+        _ScoreStage,
+        fn_constructor_args=(make_scorer,),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.num_actors, initial_size=pool.num_actors),
+        num_cpus=pool.cpus_per_actor,
+        num_gpus=pool.gpus_per_actor or None,
+    )
+    dataset = dataset.map_batches(
+        partial(_commit, ledger=ledger), batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS
+    )
+    try:
+        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+            assert isinstance(batch, pa.Table)
+            for parcel in batch.to_pylist():
+                yield _report(parcel)
+    except ray.exceptions.RayError as error:
+        raise ScorerError(f"a Ray task or actor failed for good: {error}") from error
+
+
+def _set_quiet_context() -> None:
+    """Ray Data without bars and chatter, and with one row a block: set on the driver, sent along to the workers."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # one unit may take an hour on a slow machine
+    context.target_max_block_size = 1
+
+
+def _describe(unit: Unit) -> dict[str, str]:
+    return {"unit": json.dumps(dataclasses.asdict(unit))}
+
+
+def _parcel(
+    unit: Unit, *, table: pa.Table | None = None, stats: UnitStats | None = None, failure: Exception | None = None
+) -> pa.Table:
+    """The one row a unit travels as. The table's bytes are wrapped, not copied, into a binary column."""
+    columns: dict[str, Any] = {
+        "unit": pa.array([json.dumps(dataclasses.asdict(unit))]),
+        "table": pa.nulls(1, pa.large_binary()) if table is None else _as_binary(table),
+        "stats": pa.array([json.dumps(dataclasses.asdict(stats)) if stats else None], pa.string()),
+        "failure": pa.array([_pickled(failure) if failure else None], pa.binary()),
+    }
+    return pa.table(columns)
+
+
+def _pickled(failure: Exception) -> bytes:
+    known = failure if isinstance(failure, RaywardError) else JobError(f"{type(failure).__name__}: {failure}")
+    return pickle.dumps(known)
+
+
+def _as_binary(table: pa.Table) -> pa.Array:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = sink.getvalue()
+    offsets = pa.py_buffer(struct.pack("<qq", 0, content.size))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, content])
+
+
+def _unit(parcel: pa.Table) -> Unit:
+    return Unit(**json.loads(parcel["unit"][0].as_py()))
+
+
+def _table(parcel: pa.Table) -> pa.Table:
+    return pa.ipc.open_stream(pa.BufferReader(parcel["table"][0].as_buffer())).read_all()
+
+
+def _failed(parcel: pa.Table) -> bool:
+    return bool(parcel["failure"][0].is_valid)
+
+
+def _read(batch: pa.Table, filesystem: fs.FileSystem) -> Iterator[pa.Table]:
+    units = [Unit(**json.loads(text)) for text in batch["unit"].to_pylist()]
+    for unit, table in UnitReader(filesystem).read(units):
+        yield _parcel(unit, failure=table) if isinstance(table, Exception) else _parcel(unit, table=table)
+
+
+class _ScoreStage:
+    """The Ray Data form of a `UnitScorer`: one parcel in, one out."""
+
+    def __init__(self, make_scorer: Callable[[], UnitScorer]) -> None:
+        self._scorer = make_scorer()
+
+    def __call__(self, parcel: pa.Table) -> pa.Table:
+        if _failed(parcel):
+            return parcel
+        unit = _unit(parcel)
+        try:
+            table, stats = self._scorer.score(unit, _table(parcel))
+        except Exception as error:  # sent to the driver, which raises it
+            logging.getLogger(__name__).exception("unit %s failed", unit.id)
+            return _parcel(unit, failure=error)
+        return _parcel(unit, table=table, stats=stats)
+
+
+def _commit(parcel: pa.Table, ledger: Ledger) -> pa.Table:
+    if _failed(parcel):
+        return parcel
+    unit, stats = _unit(parcel), UnitStats(**json.loads(parcel["stats"][0].as_py()))
+    try:
+        ledger.commit(unit, _table(parcel), stats)
+    except Exception as error:  # sent to the driver, which raises it
+        return _parcel(unit, failure=error)
+    return _parcel(unit, stats=stats)
+
+
+def _report(parcel: dict[str, Any]) -> UnitReport:
+    if parcel["failure"] is not None:
+        failure: Exception = pickle.loads(parcel["failure"])  # made by `_pickled` on one of our own workers
+        raise failure
+    return UnitReport(Unit(**json.loads(parcel["unit"])), UnitStats(**json.loads(parcel["stats"])))

@@ -1,0 +1,138 @@
+"""Checkpoint folder -> Decoder: finds the weights, checks each, and copies them into fused tensors on the device.
+
+Parameters are allocated on the device first; then each shard is opened, its tensors are copied one at a time into
+their places, and it is closed. The host never holds more than one shard beside the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from serve_app.reward_model import tiny
+from serve_app.reward_model.architecture import DecoderConfig
+from serve_app.reward_model.decoder import Decoder
+from serve_app.reward_model.errors import CheckpointError, WeightError
+from serve_app.reward_model.weight_map import allocate, places_of
+
+__all__ = ["DOWNLOADED_FILES", "fingerprint", "load_decoder", "resolve"]
+
+DOWNLOADED_FILES = ("*.json", "*.safetensors", "*.bin", "tokenizer.model")
+SAMPLE_BYTES = 1 << 16
+NUM_SAMPLES = 64
+
+
+def resolve(model: str, revision: str | None) -> Path:
+    """The folder of a model: the embedded one for `tiny`, `model` itself if it is a folder, else the downloaded
+    snapshot of that Hugging Face id.
+
+    Raises:
+        CheckpointError: it is neither a folder nor an id that can be fetched.
+    """
+    if model == tiny.NAME:
+        return tiny.cached_folder()
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or model.startswith((".", "~")):
+        raise CheckpointError(f"model folder {model} does not exist")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(DOWNLOADED_FILES)))
+    except Exception as error:  # the hub client raises many types: no network, no such id, no access
+        raise CheckpointError(
+            f"{model!r} is neither 'tiny', nor a folder, nor a Hugging Face id that could be fetched: {error}"
+        ) from error
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of what decides a score: all of the small files, and 64 samples of 64 kB of each weight file."""
+    digest = hashlib.sha256()
+    files = [path for pattern in DOWNLOADED_FILES for path in folder.glob(pattern)]
+    for path in sorted(files):
+        digest.update(f"{path.name}:{path.stat().st_size}:".encode())
+        with path.open("rb") as file:
+            if path.suffix in (".safetensors", ".bin"):
+                step = max(SAMPLE_BYTES, path.stat().st_size // NUM_SAMPLES)
+                for offset in range(0, path.stat().st_size, step):
+                    file.seek(offset)
+                    digest.update(file.read(SAMPLE_BYTES))
+            else:
+                digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def load_decoder(folder: Path, config: DecoderConfig, *, device: torch.device, dtype: torch.dtype) -> Decoder:
+    """Load the weights in `folder` onto `device` as `dtype`; the head is kept in float32.
+
+    Raises:
+        CheckpointError: there are no weight files, or one cannot be read.
+        WeightError: a weight is missing, surplus or misshapen.
+    """
+    weights = allocate(config, device=device, dtype=dtype)
+    places = dict(places_of(config, weights))
+    loaded: set[str] = set()
+    for shard in _shards(folder):
+        with _open_shard(shard) as tensors:
+            for name, shape, read in tensors:
+                if name.endswith("rotary_emb.inv_freq"):
+                    continue  # a buffer that old Transformers versions saved; it follows from the configuration
+                place = places.get(name)
+                if place is None:
+                    raise WeightError(f"surplus weight {name} in {shard.name}: {config.architecture} has none")
+                place.check(name, shape)
+                place.copy(read())
+                loaded.add(name)
+    if missing := sorted(places.keys() - loaded):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise WeightError(f"missing weights in {folder}: {', '.join(missing[:3])}{more}")
+    return Decoder(config, weights)
+
+
+def _shards(folder: Path) -> list[Path]:
+    """Weight files, safetensors before .bin: those of the index, else the single file."""
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            try:
+                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (KeyError, ValueError, AttributeError) as error:
+                raise CheckpointError(f"{index} is not a weight index: {error}") from error
+            if absent := [name for name in names if not (folder / name).is_file()]:
+                raise CheckpointError(f"{index.name} names {len(names)} files; missing in {folder}: {absent}")
+            return [folder / name for name in names]
+        if (folder / single).is_file():
+            return [folder / single]
+    raise CheckpointError(f"no model.safetensors, pytorch_model.bin or index of either in {folder}")
+
+
+_NamedTensors = Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]
+
+
+@contextmanager
+def _open_shard(path: Path) -> Iterator[_NamedTensors]:
+    """Name, shape and reader of each tensor in a weight file; tensors come from a memory map, one at a time."""
+    try:
+        if path.suffix == ".safetensors":
+            file = safe_open(path, framework="pt")
+            keys = file.keys()
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            keys = state.keys()
+    except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"weight file {path} cannot be read: {error}") from error
+    if path.suffix == ".safetensors":
+        with file:
+            yield ((key, tuple(file.get_slice(key).get_shape()), partial(file.get_tensor, key)) for key in keys)
+    else:
+        yield ((key, tuple(state[key].shape), partial(state.get, key)) for key in keys)

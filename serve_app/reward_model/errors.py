@@ -1,0 +1,86 @@
+"""What can go wrong while scoring, as one tree.
+
+    RaywardError
+    |- ScoringError                  one item cannot be scored
+    |  |- ConversationError          a conversation is malformed
+    |  |  `- ConversationTooLongError   it has more tokens than the limit
+    |  |- TokenIdsError              a token-id sequence is empty, too long or outside the vocabulary
+    |  |- NonFiniteScoreError        the model returned NaN or infinity for one conversation
+    |  `- DeviceMemoryError          one conversation alone does not fit the device's memory
+    `- CheckpointError               a model cannot be loaded
+       |- UnsupportedArchitectureError
+       `- WeightError                a weight is missing, surplus or misshapen
+
+Every class pickles, so that errors cross process borders whole.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ConversationError",
+    "ConversationTooLongError",
+    "DeviceMemoryError",
+    "NonFiniteScoreError",
+    "RaywardError",
+    "ScoringError",
+    "TokenIdsError",
+    "UnsupportedArchitectureError",
+    "WeightError",
+]
+
+
+class RaywardError(Exception):
+    """Base of every error rayward raises on purpose."""
+
+
+class ScoringError(RaywardError):
+    """One item cannot be scored; its neighbours can. `index` is its place in the list that was asked for."""
+
+    index: int | None = None
+
+    def __str__(self) -> str:
+        reason = super().__str__()
+        return reason if self.index is None else f"item {self.index}: {reason}"
+
+
+class ConversationError(ScoringError):
+    """A conversation is malformed; the message says which part."""
+
+
+class ConversationTooLongError(ConversationError):
+    """A conversation has `num_tokens` tokens where `max_tokens` are allowed."""
+
+    def __init__(self, num_tokens: int, max_tokens: int, detail: str = "") -> None:
+        self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
+        self.detail = detail
+        hint = detail or "ask for truncation='right' or truncation='left' to shorten it"
+        super().__init__(f"conversation has {num_tokens} tokens, the limit is {max_tokens}; {hint}")
+
+    def __reduce__(self) -> tuple[type[ConversationTooLongError], tuple[int, int, str], dict[str, object]]:
+        return type(self), (self.num_tokens, self.max_tokens, self.detail), self.__dict__
+
+
+class TokenIdsError(ScoringError):
+    """A token-id sequence is empty, over the model's length or outside the vocabulary."""
+
+
+class NonFiniteScoreError(ScoringError):
+    """The model returned NaN or infinity for a conversation, alone in its batch."""
+
+
+class DeviceMemoryError(ScoringError):
+    """A conversation does not fit the device's memory, not even alone."""
+
+
+class CheckpointError(RaywardError):
+    """A model cannot be loaded: files, configuration or tokenizer."""
+
+
+class UnsupportedArchitectureError(CheckpointError):
+    """The checkpoint's architecture or one of its options is not supported; the message names what is."""
+
+
+class WeightError(CheckpointError):
+    """A weight is missing, surplus or misshapen; the message names it."""

@@ -1,0 +1,322 @@
+"""RewardModel, the engine's front door: conversations or token ids in, one score each out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, TypeVar, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from serve_app.reward_model import ranking
+from serve_app.reward_model.architecture import DecoderConfig
+from serve_app.reward_model.checkpoint import fingerprint, load_decoder, resolve
+from serve_app.reward_model.conversation import ConversationLike
+from serve_app.reward_model.decoder import Decoder
+from serve_app.reward_model.errors import DeviceMemoryError, NonFiniteScoreError, ScoringError, TokenIdsError
+from serve_app.reward_model.invariance import find_variant_shape
+from serve_app.reward_model.packing import pack
+from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
+
+__all__ = ["RewardModel", "Score", "resolve_device", "resolve_dtype"]
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CPU_TOKEN_BUDGET = 2048
+CUDA_TOKEN_BUDGET = 16384
+ENCODED_AHEAD = 256
+"""Conversations that are tokenised while those before them are scored."""
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The model's raw scalar for one conversation, how many tokens it read, and whether it was shortened to fit."""
+
+    value: float
+    num_tokens: int
+    truncated: bool = False
+
+
+class RewardModel:
+    """A reward model on one device. Calls from several threads are safe and take turns.
+
+    A conversation's score depends on the model, the dtype, the kind of device and the conversation alone: batch size,
+    neighbours, order and number of threads change no bit of it. Scores are raw logits in float32.
+    """
+
+    def __init__(self, decoder: Decoder, folder: Path, *, token_budget: int) -> None:
+        self.config = decoder.config
+        self.device = decoder.device
+        self.dtype = decoder.dtype
+        self.folder = folder
+        self.token_budget = token_budget
+        self._decoder = decoder
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        *,
+        revision: str | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        token_budget: int | Literal["auto"] = "auto",
+    ) -> RewardModel:
+        """Load a reward model. No code from a model's repository is ever run.
+
+        Args:
+            model: `"tiny"`, a local folder, or a Hugging Face id such as `"internlm/internlm2-1_8b-reward"`.
+            revision: branch, tag or commit of a Hugging Face id.
+            device: `"auto"` is CUDA where there is one, else the CPU.
+            dtype: `"auto"` is the checkpoint's on CUDA; on CPU bfloat16 where the processor has it, else float32.
+            token_budget: tokens in one forward pass; a longer sequence runs alone.
+
+        Raises:
+            CheckpointError: files are missing or broken.
+            UnsupportedArchitectureError: the model's architecture or an option of it is not supported.
+            WeightError: a weight is missing, surplus or misshapen.
+        """
+        folder = resolve(model, revision)
+        config = DecoderConfig.from_folder(folder)
+        target = resolve_device(device)
+        decoder = load_decoder(folder, config, device=target, dtype=resolve_dtype(dtype, config, target))
+        variant = find_variant_shape(decoder.row_rule, decoder.matrices())
+        if variant is not None:
+            logger.warning(
+                "on this machine a matrix product of shape %s changes its bits with the number of rows: scores may "
+                "differ in the last bits between batches",
+                variant,
+            )
+        if token_budget == "auto":
+            token_budget = CUDA_TOKEN_BUDGET if target.type == "cuda" else CPU_TOKEN_BUDGET
+        if token_budget < 1:
+            raise ValueError(f"token_budget is a positive number of tokens, not {token_budget}")
+        return cls(decoder, folder, token_budget=token_budget)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's chat template and vocabulary, read on first use: token ids can be scored without it."""
+        config = self.config
+        return Tokenizer.from_pretrained(
+            self.folder, reward_token_id=config.reward_token_id, max_tokens=config.max_tokens
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the checkpoint's files: models with equal fingerprints give equal scores."""
+        return fingerprint(self.folder)
+
+    def get_score(self, conversation: ConversationLike) -> float:
+        """The score of one conversation. Raises a `ScoringError` where it has none."""
+        return self.get_scores([conversation])[0]
+
+    def get_scores(self, conversations: Sequence[ConversationLike]) -> list[float]:
+        """The scores of conversations in input order: a list for any number of them, `[]` for none."""
+        return [score.value for score in self.score(conversations)]
+
+    @overload
+    def compare(self, first: ConversationLike, second: ConversationLike) -> bool: ...
+    @overload
+    def compare(
+        self, first: ConversationLike, second: ConversationLike, *, return_scores: Literal[True]
+    ) -> tuple[bool, list[float]]: ...
+    def compare(
+        self, first: ConversationLike, second: ConversationLike, *, return_scores: bool = False
+    ) -> bool | tuple[bool, list[float]]:
+        """Whether `first` scores strictly higher than `second`; with `return_scores` also the two scores."""
+        scores = self.get_scores([first, second])
+        better = scores[0] > scores[1]
+        return (better, scores) if return_scores else better
+
+    @overload
+    def rank(self, conversations: Sequence[ConversationLike]) -> list[int]: ...
+    @overload
+    def rank(
+        self, conversations: Sequence[ConversationLike], *, return_scores: Literal[True]
+    ) -> tuple[list[int], list[float]]: ...
+    def rank(
+        self, conversations: Sequence[ConversationLike], *, return_scores: bool = False
+    ) -> list[int] | tuple[list[int], list[float]]:
+        """The 0-based rank of each conversation, 0 the best, ties in input order; `return_scores` adds the scores."""
+        scores = self.get_scores(conversations)
+        ranks = ranking.ranks(scores)
+        return (ranks, scores) if return_scores else ranks
+
+    def score(
+        self,
+        conversations: Sequence[ConversationLike],
+        *,
+        truncation: Truncation = "error",
+        max_tokens: int | None = None,
+    ) -> list[Score]:
+        """Score conversations, in input order.
+
+        Args:
+            conversations: each a list of messages with a role and a content.
+            truncation: what to do with one over the limit: see `Tokenizer.encode_batch`.
+            max_tokens: a limit below the model's own.
+
+        Raises:
+            ScoringError: the first conversation that cannot be scored, its place in `error.index`. To score the
+                others all the same, use `outcomes`.
+        """
+        return _all_or_raise(self.outcomes(conversations, truncation=truncation, max_tokens=max_tokens))
+
+    def outcomes(
+        self,
+        conversations: Sequence[ConversationLike],
+        *,
+        truncation: Truncation = "error",
+        max_tokens: int | None = None,
+    ) -> list[Score | ScoringError]:
+        """Like `score`, but a conversation that cannot be scored yields its error and the others their scores."""
+        results: list[Score | ScoringError] = []
+        for encoded in self._encoded_ahead(conversations, truncation, max_tokens):
+            ready = [item for item in encoded if isinstance(item, EncodedConversation)]
+            values = iter(self._score_sequences([item.token_ids for item in ready]))
+            for item in encoded:
+                value = next(values) if isinstance(item, EncodedConversation) else item
+                if isinstance(item, EncodedConversation) and isinstance(value, float):
+                    results.append(Score(value, len(item.token_ids), item.truncated))
+                else:
+                    assert isinstance(value, ScoringError)
+                    results.append(value)
+        for index, result in enumerate(results):
+            if isinstance(result, ScoringError) and len(results) > 1:
+                result.index = index
+        return results
+
+    def score_token_ids(self, sequences: Sequence[Sequence[int] | NDArray[np.integer]]) -> NDArray[np.float32]:
+        """Score sequences of token ids as they are, each at its last token: float32 [len(sequences)].
+
+        Raises:
+            TokenIdsError: one is empty, longer than the model's limit or holds an id outside the vocabulary.
+        """
+        lists = [sequence.tolist() if isinstance(sequence, np.ndarray) else list(sequence) for sequence in sequences]
+        for index, ids in enumerate(lists):
+            self._check_token_ids(ids, index)
+        return np.array(_all_or_raise(self._score_sequences(lists)), dtype=np.float32)
+
+    def _check_token_ids(self, ids: list[int], index: int) -> None:
+        reason = None
+        if not ids:
+            reason = "the sequence is empty"
+        elif len(ids) > self.config.max_tokens:
+            reason = f"the sequence has {len(ids)} tokens, the limit is {self.config.max_tokens}"
+        elif min(ids) < 0 or max(ids) >= self.config.vocab_size:
+            wrong = min(ids) if min(ids) < 0 else max(ids)
+            reason = f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}"
+        if reason is not None:
+            error = TokenIdsError(reason)
+            error.index = index
+            raise error
+
+    def _encoded_ahead(
+        self, conversations: Sequence[ConversationLike], truncation: Truncation, max_tokens: int | None
+    ) -> Iterator[list[EncodedConversation | ScoringError]]:
+        """Encoded conversations in slices; each slice is encoded on a thread while the one before it is scored."""
+        slices = [conversations[at : at + ENCODED_AHEAD] for at in range(0, len(conversations), ENCODED_AHEAD)]
+        if len(slices) < 2:
+            yield from (self.tokenizer.encode_batch(s, truncation=truncation, max_tokens=max_tokens) for s in slices)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
+            encode = self.tokenizer.encode_batch
+            pending = pool.submit(encode, slices[0], truncation=truncation, max_tokens=max_tokens)
+            for following in slices[1:]:
+                encoded = pending.result()
+                pending = pool.submit(encode, following, truncation=truncation, max_tokens=max_tokens)
+                yield encoded
+            yield pending.result()
+
+    def _score_sequences(self, sequences: list[list[int]]) -> list[float | ScoringError]:
+        values: list[float | ScoringError] = []
+        with self._lock:
+            for run in pack([len(sequence) for sequence in sequences], self.token_budget):
+                values += self._score_run(sequences[run.start : run.stop])
+        return values
+
+    def _score_run(self, sequences: list[list[int]]) -> list[float | ScoringError]:
+        """One forward pass; on lack of memory two of half the size, and what is not finite once more alone."""
+        try:
+            values: list[float] = self._decoder.score(sequences).tolist()
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = str(error)
+        else:
+            return [self._finite(value, ids, len(values)) for value, ids in zip(values, sequences, strict=True)]
+        self._decoder.release_buffers()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(sequences) == 1:
+            return [DeviceMemoryError(f"{len(sequences[0])} tokens do not fit the memory of {self.device}: {reason}")]
+        logger.warning("out of memory with %d sequences in a batch; halving it", len(sequences))
+        half = len(sequences) // 2
+        return self._score_run(sequences[:half]) + self._score_run(sequences[half:])
+
+    def _finite(self, value: float, ids: list[int], num_sequences: int) -> float | ScoringError:
+        """`value` if finite. Infinities of one sequence can reach its neighbour's attention, so ask again alone."""
+        if np.isfinite(value):
+            return value
+        if num_sequences > 1:
+            return self._score_run([ids])[0]
+        return NonFiniteScoreError(f"the score is {value} in {str(self.dtype).removeprefix('torch.')}")
+
+
+def _all_or_raise(results: list[T | ScoringError]) -> list[T]:
+    for result in results:
+        if isinstance(result, ScoringError):
+            raise result
+    return [result for result in results if not isinstance(result, ScoringError)]
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """`device` itself, or for `"auto"` CUDA where there is one, else the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def resolve_dtype(dtype: str | torch.dtype, config: DecoderConfig, device: torch.device) -> torch.dtype:
+    """`dtype` as a torch dtype; `"auto"` is the checkpoint's on CUDA, and what the processor does fast on CPU."""
+    if isinstance(dtype, str):
+        if dtype == "auto":
+            dtype = config.dtype if device.type == "cuda" else _cpu_dtype()
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is 'auto' or one of {sorted(DTYPES)}, not {dtype!r}")
+        dtype = DTYPES[dtype]
+    if dtype == torch.float16 and device.type == "cpu":
+        warnings.warn(
+            "float16 on a CPU is about 15 times slower than bfloat16; use dtype='auto' unless you mean it",
+            stacklevel=3,
+        )
+    return dtype
+
+
+def _cpu_dtype() -> str:
+    """bfloat16 where the processor multiplies it natively: AVX512-BF16 or AMX on x86, BF16 on Arm."""
+    cpu_info = Path("/proc/cpuinfo")
+    flags = cpu_info.read_text().split() if cpu_info.is_file() else []
+    return "bfloat16" if {"avx512_bf16", "amx_bf16", "bf16"} & set(flags) else "float32"
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,0 +1,24 @@
+"""Orders and choices that follow from scores: pure functions of plain numbers, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["order", "ranks"]
+
+
+def order(scores: Sequence[float]) -> list[int]:
+    """Indices of `scores` from the highest to the lowest; equal scores keep their input order."""
+    return sorted(range(len(scores)), key=lambda index: -scores[index])
+
+
+def ranks(scores: Sequence[float]) -> list[int]:
+    """The 0-based rank of each score, 0 for the highest; equal scores rank in input order.
+
+    This is what the InternLM2-Reward model card documents for `rank`; its code returns `order` instead, which
+    agrees for two scores and differs for most lists of three or more.
+    """
+    result = [0] * len(scores)
+    for rank, index in enumerate(order(scores)):
+        result[index] = rank
+    return result

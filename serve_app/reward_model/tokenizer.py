@@ -1,0 +1,229 @@
+"""Conversation -> token ids, through the checkpoint's own chat template. Next stop: `packing.py`.
+
+The ids hold exactly one BOS and end in the reward token, where the model has one. Text inside messages never
+becomes a special token (`markup.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from tokenizers import Tokenizer as BackendTokenizer
+
+from serve_app.reward_model.conversation import Conversation, ConversationLike, Message
+from serve_app.reward_model.errors import (
+    CheckpointError,
+    ConversationError,
+    ConversationTooLongError,
+    ScoringError,
+)
+from serve_app.reward_model.markup import MARK, MarkedTextEncoder, mark, special_pattern
+
+__all__ = ["EncodedConversation", "Tokenizer", "Truncation"]
+
+Truncation: TypeAlias = Literal["error", "right", "left"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedConversation:
+    """Token ids of one conversation, ready to be scored, and whether they were shortened to fit."""
+
+    token_ids: list[int]
+    truncated: bool = False
+
+
+class Tokenizer:
+    """A checkpoint's chat template and vocabulary.
+
+    Args:
+        tokenizer: the fast tokenizer that `AutoTokenizer` made of the checkpoint.
+        reward_token_id: the id every sequence ends in, or None where the score is read at the template's last token.
+        max_tokens: the model's longest sequence, in tokens.
+    """
+
+    def __init__(self, tokenizer: Any, *, reward_token_id: int | None, max_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._backend: BackendTokenizer = tokenizer.backend_tokenizer
+        self._specials = special_pattern(self._backend)
+        self.bos_token_id: int | None = tokenizer.bos_token_id
+        self.reward_token_id = reward_token_id
+        self.max_tokens = max_tokens
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, *, reward_token_id: int | None, max_tokens: int) -> Tokenizer:
+        """Read the tokenizer of the checkpoint in `folder`; code in the folder is never run.
+
+        Raises:
+            CheckpointError: there is no tokenizer, it has no fast form, or it has no chat template.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            with _quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # Transformers raises many types for a missing or broken tokenizer
+            raise CheckpointError(f"no tokenizer could be read from {folder}: {error}") from error
+        if not getattr(tokenizer, "is_fast", False):
+            raise CheckpointError(f"the tokenizer in {folder} has no fast (tokenizers) form, which rayward needs")
+        if not tokenizer.chat_template:
+            raise CheckpointError(f"the tokenizer in {folder} has no chat template, so conversations have no text form")
+        return cls(tokenizer, reward_token_id=reward_token_id, max_tokens=max_tokens)
+
+    @cached_property
+    def _marked(self) -> MarkedTextEncoder:
+        return MarkedTextEncoder(self._backend)
+
+    @property
+    def chat_template(self) -> str:
+        return str(self._tokenizer.chat_template)
+
+    def encode(
+        self, conversation: ConversationLike, *, truncation: Truncation = "error", max_tokens: int | None = None
+    ) -> list[int]:
+        """Token ids of one conversation; see `encode_batch`, whose error for this conversation is raised here."""
+        encoded = self.encode_batch([conversation], truncation=truncation, max_tokens=max_tokens)[0]
+        if isinstance(encoded, ScoringError):
+            raise encoded
+        return encoded.token_ids
+
+    def encode_batch(
+        self,
+        conversations: Sequence[ConversationLike],
+        *,
+        truncation: Truncation = "error",
+        max_tokens: int | None = None,
+    ) -> list[EncodedConversation | ScoringError]:
+        """Token ids of each conversation, in order, or the error that keeps it from being scored.
+
+        Args:
+            conversations: what to encode.
+            truncation: what to do with a conversation over the limit. `"error"`: a `ConversationTooLongError`.
+                `"right"`: keep the start. `"left"`: drop the oldest whole turns, a user's message and what
+                follows it up to the next user's message, then the oldest tokens before the last response; a system
+                message in front stays while turns are dropped. BOS, the last response and the reward token stay.
+            max_tokens: a limit below the model's own.
+        """
+        limit = self._limit(max_tokens)
+        if truncation not in ("error", "right", "left"):
+            raise ValueError(f"truncation is 'error', 'right' or 'left', not {truncation!r}")
+        results: list[EncodedConversation | ScoringError] = [ConversationError("not encoded")] * len(conversations)
+        parsed: dict[int, Conversation] = {}
+        rendered: dict[int, str] = {}
+        for index, source in enumerate(conversations):
+            try:
+                parsed[index] = Conversation.parse(source)
+                rendered[index] = self._render(parsed[index].messages)
+            except ScoringError as error:
+                results[index] = error
+        for index, ids in zip(rendered, self._encode_texts(list(rendered.values())), strict=True):
+            try:
+                results[index] = self._fit(parsed[index], ids, limit=limit, truncation=truncation)
+            except ScoringError as error:
+                results[index] = error
+        return results
+
+    def _limit(self, max_tokens: int | None) -> int:
+        if max_tokens is None:
+            return self.max_tokens
+        if max_tokens < 2:
+            raise ValueError(f"max_tokens is at least 2 (BOS and the reward token), not {max_tokens}")
+        return min(max_tokens, self.max_tokens)
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        """The template's text; MARK is in it only where a message spells a special token."""
+        texts = [(message.role, message.content) for message in messages]
+        spelled = any(self._specials.search(text) for pair in texts for text in pair)
+        if spelled:
+            texts = [(mark(role, self._specials), mark(content, self._specials)) for role, content in texts]
+        chat = [{"role": role, "content": content} for role, content in texts]
+        try:
+            text: str = self._tokenizer.apply_chat_template(chat, tokenize=False)
+        except Exception as error:  # a template may refuse roles or orders with any exception it likes
+            raise ConversationError(f"the model's chat template refuses the conversation: {error}") from error
+        return text if spelled or MARK not in text else mark(text, None)
+
+    def _encode_texts(self, texts: list[str]) -> list[list[int]]:
+        """Ids of rendered texts, each with exactly one BOS and the reward token at its end."""
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [
+            self._frame(self._marked.encode(text) if MARK in text else encoding.ids)
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
+    def _frame(self, ids: list[int]) -> list[int]:
+        bos, reward = self.bos_token_id, self.reward_token_id
+        if bos is not None:
+            start = next((place for place, token in enumerate(ids) if token != bos), len(ids))
+            ids = [bos, *ids[start:]] if start != 1 else ids
+        if reward is not None:
+            end = len(ids)
+            while end and ids[end - 1] == reward:
+                end -= 1
+            ids = [*ids[:end], reward]
+        return ids
+
+    def _fit(
+        self, conversation: Conversation, ids: list[int], *, limit: int, truncation: Truncation
+    ) -> EncodedConversation:
+        if not ids:
+            raise ConversationError("the chat template renders the conversation as empty text")
+        if len(ids) <= limit:
+            return EncodedConversation(ids)
+        if truncation == "error":
+            raise ConversationTooLongError(len(ids), limit)
+        if truncation == "right":
+            end = [] if self.reward_token_id is None else [self.reward_token_id]
+            return EncodedConversation(ids[: limit - len(end)] + end, truncated=True)
+        return EncodedConversation(self._drop_oldest(conversation, ids, limit), truncated=True)
+
+    def _drop_oldest(self, conversation: Conversation, ids: list[int], limit: int) -> list[int]:
+        num_tokens = len(ids)
+        messages: Sequence[Message] = conversation.messages
+        for shorter in _without_oldest_turns(messages):
+            messages, ids = shorter, self._encode_texts([self._render(shorter)])[0]
+            if len(ids) <= limit:
+                return ids
+        response_ids = ids[self._prompt_length(messages, ids) :]
+        head = [] if self.bos_token_id is None else [self.bos_token_id]
+        room = limit - len(head) - len(response_ids)
+        if room < 0:
+            detail = f"the last response alone has {len(response_ids)} and truncation='left' does not cut it"
+            raise ConversationTooLongError(num_tokens, limit, detail)
+        prompt_ids = ids[len(head) : len(ids) - len(response_ids)]
+        return head + prompt_ids[len(prompt_ids) - room :] + response_ids
+
+    def _prompt_length(self, messages: Sequence[Message], ids: list[int]) -> int:
+        """How many of `ids` stand before the last message: those its prompt alone is encoded to."""
+        if len(messages) == 1:
+            return 0 if self.bos_token_id is None else 1
+        prompt_ids = self._encode_texts([self._render(messages[:-1])])[0]
+        pairs = zip(prompt_ids, ids, strict=False)
+        return next((place for place, (ours, full) in enumerate(pairs) if ours != full), len(prompt_ids))
+
+
+def _without_oldest_turns(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """Ever shorter conversations: the same system message, then from a later user's message on."""
+    first = 1 if messages[0].role == "system" else 0
+    starts = [place for place in range(first + 1, len(messages) - 1) if messages[place].role == "user"]
+    yield from ((*messages[:first], *messages[start:]) for start in starts)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hold back what Transformers says of a model type it does not know: only its tokenizer is used here."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,73 @@
+"""Shared data and models. Nothing here imports Ray or pydantic, so that the engine's tests run on a bare GPU box."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from serve_app.reward_model import RewardModel
+
+SHARED = Path(os.environ.get("RAYWARD_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of references and real data; tests that need it skip where it is not there."""
+    if not (SHARED / "goldens").is_dir():
+        pytest.skip(f"no reference data: {SHARED} is not there (RAYWARD_SHARED names another place)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def goldens(shared: Path) -> list[dict[str, Any]]:
+    """218 real conversations with the original implementation's token ids and float32 scores."""
+    lines = (shared / "goldens" / "conversations.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="session")
+def golden_folder(shared: Path) -> Path:
+    """The checkpoint of the goldens: InternLM2-Reward's architecture and tokenizer, small random weights."""
+    return shared / "models" / "tiny-internlm2-reward"
+
+
+@pytest.fixture(scope="session")
+def golden_fp32(golden_folder: Path) -> RewardModel:
+    return RewardModel.from_pretrained(str(golden_folder), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def golden_bf16(golden_folder: Path) -> RewardModel:
+    return RewardModel.from_pretrained(str(golden_folder), device="cpu", dtype="bfloat16")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RewardModel]:
+    """The embedded model, made anew in a cache of the tests' own."""
+    before = os.environ.get("RAYWARD_CACHE")
+    os.environ["RAYWARD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield RewardModel.from_pretrained("tiny", device="cpu", dtype="float32")
+    if before is None:
+        del os.environ["RAYWARD_CACHE"]
+    else:
+        os.environ["RAYWARD_CACHE"] = before
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Lets a test set the number of torch threads, and puts it back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def chat(*contents: str) -> list[dict[str, str]]:
+    """A conversation of `contents`, user and assistant in turn."""
+    roles = ("user", "assistant")
+    return [{"role": roles[place % 2], "content": content} for place, content in enumerate(contents)]

@@ -1,0 +1,120 @@
+"""One conversation, one score: the same bits alone and in any batch, order, neighbourhood and number of threads."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from serve_app.reward_model import RewardModel
+from serve_app.reward_model.invariance import RowRule, find_variant_shape, silu_multiply
+
+LENGTHS = (2, 3, 4, 5, 63, 64, 65, 191, 192, 193, 511, 512, 513, 767, 768, 769)
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def model(request: pytest.FixtureRequest) -> Iterator[RewardModel]:
+    name = {"float32": "golden_fp32", "bfloat16": "golden_bf16"}[request.param]
+    reward_model: RewardModel = request.getfixturevalue(name)
+    budget = reward_model.token_budget
+    yield reward_model
+    reward_model.token_budget = budget
+
+
+@pytest.fixture(scope="module")
+def sequences(goldens: list[dict[str, Any]]) -> list[list[int]]:
+    """Every golden, and sequences of the lengths at which attention blocks and row counts turn."""
+    chooser = random.Random(7)
+    made = [[1, *(chooser.randrange(3, 92000) for _ in range(length - 2)), 92527] for length in LENGTHS]
+    return [*(golden["input_ids"] for golden in goldens), *made]
+
+
+@pytest.fixture(scope="module")
+def alone(sequences: list[list[int]], golden_fp32: RewardModel, golden_bf16: RewardModel) -> dict[torch.dtype, Any]:
+    """Each sequence's score when it is the only one in its batch."""
+    return {
+        model.dtype: np.concatenate([model.score_token_ids([ids]) for ids in sequences])
+        for model in (golden_fp32, golden_bf16)
+    }
+
+
+@pytest.mark.parametrize(
+    ("num_threads", "budget", "order"),
+    [
+        (1, 200, "given"),
+        (1, 5000, "reversed"),
+        (2, 200, "shuffled"),
+        (2, 1000, "reversed"),
+        (2, 5000, "given"),
+        (3, 1000, "shuffled"),
+        (3, 5000, "by length"),
+    ],
+)
+@pytest.mark.usefixtures("threads")
+def test_bits_are_those_of_the_sequence_alone(
+    model: RewardModel,
+    sequences: list[list[int]],
+    alone: dict[torch.dtype, Any],
+    num_threads: int,
+    budget: int,
+    order: str,
+) -> None:
+    places = list(range(len(sequences)))
+    if order == "reversed":
+        places.reverse()
+    elif order == "by length":
+        places.sort(key=lambda place: len(sequences[place]))
+    elif order == "shuffled":
+        random.Random(budget).shuffle(places)
+    torch.set_num_threads(num_threads)
+    model.token_budget = budget
+    scores = model.score_token_ids([sequences[place] for place in places])
+    assert np.array_equal(scores, alone[model.dtype][places])
+
+
+@pytest.mark.parametrize("neighbour_length", [2, 70, 2000])
+def test_bits_do_not_depend_on_the_neighbours_length(
+    model: RewardModel, sequences: list[list[int]], alone: dict[torch.dtype, Any], neighbour_length: int
+) -> None:
+    neighbour = [1, *range(100, 98 + neighbour_length), 92527]
+    model.token_budget = 10_000
+    for place in range(len(sequences) - len(LENGTHS), len(sequences)):
+        beside = model.score_token_ids([neighbour, sequences[place], neighbour])
+        assert beside[1] == alone[model.dtype][place]
+
+
+def test_every_call_gives_the_same_bits(model: RewardModel, goldens: list[dict[str, Any]]) -> None:
+    conversations = [golden["messages"] for golden in goldens[:20]]
+    together = model.get_scores(conversations)
+    assert [model.get_score(conversation) for conversation in conversations] == together
+    assert [score.value for score in model.score(conversations)] == together
+    assert model.rank(conversations, return_scores=True)[1] == together
+    assert model.compare(*conversations[:2], return_scores=True)[1] == together[:2]
+    assert model.score_token_ids([golden["input_ids"] for golden in goldens[:20]]).tolist() == together
+
+
+def test_the_probe_finds_no_variant_shape_here(golden_bf16: RewardModel) -> None:
+    decoder = golden_bf16._decoder
+    assert find_variant_shape(decoder.row_rule, decoder.matrices()) is None
+
+
+def test_the_probe_finds_a_rule_that_is_too_weak() -> None:
+    """In float32 a product of one row has other bits than one of four: the probe must see it."""
+    weights = [torch.randn(256, 512, generator=torch.Generator().manual_seed(1))]
+    assert find_variant_shape(RowRule(multiple=1), weights) == (256, 512)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("width", [48, 176, 8192])
+@pytest.mark.usefixtures("threads")
+def test_silu_gives_a_row_the_same_bits_among_any_others(num_threads: int, width: int) -> None:
+    gate_up = torch.randn(600, 2 * width, generator=torch.Generator().manual_seed(2))
+    torch.set_num_threads(1)
+    alone = torch.cat([silu_multiply(gate_up[row : row + 1], torch.empty(1, width)) for row in range(600)])
+    torch.set_num_threads(num_threads)
+    for num_rows in (12, 48, 600):
+        assert torch.equal(silu_multiply(gate_up[:num_rows], torch.empty(num_rows, width)), alone[:num_rows])

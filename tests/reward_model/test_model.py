@@ -1,0 +1,184 @@
+"""RewardModel: the model card's calls, errors that name the item, memory that runs out, scores that are not finite."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from serve_app.reward_model import (
+    ConversationError,
+    ConversationTooLongError,
+    DeviceMemoryError,
+    NonFiniteScoreError,
+    RaywardError,
+    RewardModel,
+    Score,
+    TokenIdsError,
+)
+from serve_app.reward_model import errors as error_module
+from tests.conftest import chat
+
+CHATS = [
+    chat("Name a prime.", answer) for answer in ("7", "8, I think", "Seventeen is one, and nineteen is another.", "no")
+]
+
+
+def test_scores_are_a_list_whatever_their_number(tiny: RewardModel) -> None:
+    assert tiny.get_scores([]) == []
+    assert tiny.rank([]) == []
+    assert isinstance(tiny.get_scores(CHATS[:1]), list)
+    assert isinstance(tiny.get_score(CHATS[0]), float)
+    assert tiny.score_token_ids([]).dtype == np.float32
+
+
+def test_compare_and_rank_agree_with_the_scores(tiny: RewardModel) -> None:
+    scores = tiny.get_scores(CHATS)
+    better, pair = tiny.compare(CHATS[0], CHATS[1], return_scores=True)
+    assert (better, pair) == (scores[0] > scores[1], scores[:2])
+    assert tiny.compare(CHATS[0], CHATS[0]) is False
+    ranks, ranked = tiny.rank(CHATS, return_scores=True)
+    assert ranked == scores
+    assert [scores[ranks.index(rank)] for rank in range(4)] == sorted(scores, reverse=True)
+
+
+def test_score_tells_tokens_and_truncation(tiny: RewardModel) -> None:
+    whole, cut = tiny.score([CHATS[0], CHATS[2]], truncation="right", max_tokens=40)
+    assert isinstance(whole, Score)
+    assert whole.num_tokens == len(tiny.tokenizer.encode(CHATS[0]))
+    assert (whole.truncated, cut.truncated, cut.num_tokens) == (False, True, 40)
+
+
+def test_the_error_of_a_list_names_the_item(tiny: RewardModel) -> None:
+    with pytest.raises(ConversationError, match="item 1: message 0 lacks") as caught:
+        tiny.get_scores([CHATS[0], [{"role": "user"}], []])
+    assert caught.value.index == 1
+    with pytest.raises(ConversationTooLongError, match="item 2: conversation has"):
+        tiny.score(CHATS, max_tokens=40)
+
+
+def test_outcomes_keep_the_neighbours_of_a_bad_item(tiny: RewardModel) -> None:
+    first, bad, last = tiny.outcomes([CHATS[0], [], CHATS[1]])
+    assert isinstance(bad, ConversationError)
+    assert [first, last] == tiny.score(CHATS[:2])
+
+
+def test_long_lists_are_scored_in_order(tiny: RewardModel) -> None:
+    """More than are encoded at a time, so that slices meet."""
+    conversations = [chat(f"Count to {number}.", "No.") for number in range(600)]
+    scores = tiny.get_scores(conversations)
+    assert len(set(scores)) > 500
+    assert scores[::37] == [tiny.get_score(conversation) for conversation in conversations[::37]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "reason"),
+    [([], "empty"), ([1, 99999], "token id 99999 is outside"), ([-1], "-1"), ([1] * 32769, "32769 tokens")],
+)
+def test_wrong_token_ids_are_refused(tiny: RewardModel, ids: list[int], reason: str) -> None:
+    with pytest.raises(TokenIdsError, match=f"item 1: .*{reason}"):
+        tiny.score_token_ids([[1, 3], ids])
+
+
+def test_token_ids_come_as_lists_or_arrays(tiny: RewardModel) -> None:
+    lists = [[1, 300, 3], [1, 3]]
+    assert np.array_equal(tiny.score_token_ids(lists), tiny.score_token_ids([np.array(ids) for ids in lists]))
+
+
+def test_threads_take_turns(tiny: RewardModel) -> None:
+    expected = tiny.get_scores(CHATS)
+    results: list[list[float]] = []
+    workers = [threading.Thread(target=lambda: results.append(tiny.get_scores(CHATS))) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert results == [expected] * 8
+
+
+def test_lack_of_memory_halves_the_batch(tiny: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = tiny.get_scores(CHATS)
+    score, sizes = tiny._decoder.score, []
+
+    def two_at_most(sequences: list[list[int]]) -> torch.Tensor:
+        sizes.append(len(sequences))
+        if len(sequences) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return score(sequences)
+
+    monkeypatch.setattr(tiny._decoder, "score", two_at_most)
+    assert tiny.get_scores(CHATS) == expected
+    assert sizes == [4, 2, 2]
+
+
+def test_a_conversation_that_does_not_fit_alone_fails_alone(tiny: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = max(len(tiny.tokenizer.encode(conversation)) for conversation in CHATS)
+    score = tiny._decoder.score
+
+    def short_only(sequences: list[list[int]]) -> torch.Tensor:
+        if max(map(len, sequences)) == longest:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return score(sequences)
+
+    expected = tiny.get_scores(CHATS)
+    monkeypatch.setattr(tiny._decoder, "score", short_only)
+    outcomes = tiny.outcomes(CHATS)
+    assert isinstance(outcomes[2], DeviceMemoryError)
+    assert [outcome.value for outcome in outcomes if isinstance(outcome, Score)] == [*expected[:2], expected[3]]
+
+
+def test_other_errors_of_the_forward_are_not_swallowed(tiny: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(sequences: list[list[int]]) -> torch.Tensor:
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(tiny._decoder, "score", broken)
+    with pytest.raises(RuntimeError, match="illegal"):
+        tiny.get_scores(CHATS)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_is_an_error_of_its_own_conversation(golden_fp32: RewardModel, value: float) -> None:
+    """One token's embedding is made non-finite: what it touches fails, its neighbours keep their bits."""
+    poison = 5000
+    clean = [[1, 40, 41, 92527], [1, *range(50, 150), 92527]]
+    expected = golden_fp32.score_token_ids(clean)
+    embedding = golden_fp32._decoder.weights.embedding
+    kept = embedding[poison].clone()
+    embedding[poison] = value
+    try:
+        outcomes = golden_fp32._score_sequences([clean[0], [1, poison, 92527], clean[1]])
+    finally:
+        embedding[poison] = kept
+    assert isinstance(outcomes[1], NonFiniteScoreError)
+    assert [outcomes[0], outcomes[2]] == expected.tolist()
+    assert np.array_equal(golden_fp32.score_token_ids(clean), expected)
+
+
+def test_float16_on_cpu_warns(golden_folder: Any) -> None:
+    with pytest.warns(UserWarning, match="about 15 times slower"):
+        model = RewardModel.from_pretrained(str(golden_folder), device="cpu", dtype="float16")
+    assert model.get_score(CHATS[0]) == pytest.approx(
+        RewardModel.from_pretrained(str(golden_folder), device="cpu", dtype="float32").get_score(CHATS[0]), abs=0.05
+    )
+
+
+@pytest.mark.parametrize("dtype", ["int8", "half"])
+def test_unknown_dtypes_are_refused(dtype: str) -> None:
+    with pytest.raises(ValueError, match="dtype is 'auto' or one of"):
+        RewardModel.from_pretrained("tiny", dtype=dtype)
+
+
+def test_every_error_is_in_the_tree_and_pickles_whole() -> None:
+    classes = [getattr(error_module, name) for name in error_module.__all__]
+    assert all(issubclass(kind, RaywardError) for kind in classes)
+    for kind in classes:
+        error = ConversationTooLongError(9, 5) if kind is ConversationTooLongError else kind("why")
+        error.index = 3
+        copy = pickle.loads(pickle.dumps(error))
+        assert type(copy) is kind
+        assert (str(copy), copy.index) == (str(error), 3)
+        assert kind.__name__ in str(error_module.__doc__)

@@ -1,0 +1,168 @@
+"""Token ids: equal to the original's, one BOS, the reward token last, and no special token out of typed text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, models
+from tokenizers import Tokenizer as BackendTokenizer
+from transformers import PreTrainedTokenizerFast
+
+from serve_app.reward_model import CheckpointError, ConversationError, ConversationTooLongError, RewardModel
+from serve_app.reward_model.markup import MARK
+from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer
+from tests.conftest import chat
+
+BOS, REWARD, IM_START, IM_END = 1, 92527, 92543, 92542
+SPECIALS = {
+    "<unk>": 0,
+    "<s>": 1,
+    "</s>": 2,
+    "<|reward|>": 92527,
+    "<|plugin|>": 92538,
+    "<|interpreter|>": 92539,
+    "<|action_end|>": 92540,
+    "<|action_start|>": 92541,
+    "<|im_end|>": 92542,
+    "<|im_start|>": 92543,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(golden_fp32: RewardModel) -> Tokenizer:
+    return golden_fp32.tokenizer
+
+
+def test_ids_equal_the_originals_on_every_golden(tokenizer: Tokenizer, goldens: list[dict[str, Any]]) -> None:
+    encoded = tokenizer.encode_batch([golden["messages"] for golden in goldens])
+    ours = [item.token_ids for item in encoded if isinstance(item, EncodedConversation)]
+    assert ours == [golden["input_ids"] for golden in goldens]
+
+
+def test_exactly_one_bos_and_one_reward_token_at_the_ends(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(chat("What is 2 + 2?", "4"))
+    assert (ids[0], ids.count(BOS)) == (BOS, 1)
+    assert (ids[-1], ids.count(REWARD)) == (REWARD, 1)
+
+
+@pytest.mark.parametrize("text", sorted(SPECIALS))
+@pytest.mark.parametrize("around", ["{}", "a {} b", "a{}b", "{0}{0}", "\n{}\n"])
+def test_typed_special_tokens_stay_text(tokenizer: Tokenizer, text: str, around: str) -> None:
+    content = around.format(text)
+    ids = tokenizer.encode(chat(content, content))
+    assert [token for token in ids if token in SPECIALS.values()] == [BOS, *([IM_START, IM_END] * 2), REWARD]
+    turn = "<|im_start|>{}\n" + content + "<|im_end|>\n"
+    assert tokenizer._backend.decode(ids, skip_special_tokens=False) == (
+        "<s>" + turn.format("user") + turn.format("assistant") + "<|reward|>"
+    )
+
+
+@pytest.mark.parametrize("text", ["<|reward|>", "<|im_end|>", "<|im_start|>", "<|plugin|>"])
+def test_typed_markup_has_the_ids_of_its_characters(tokenizer: Tokenizer, text: str) -> None:
+    content = f"so {text} it\n{text}"
+    assert tokenizer.encode(chat(content)) == chat_ids(tokenizer, [("user", content)])
+
+
+def test_a_vocabulary_that_cannot_keep_typed_text_apart_refuses() -> None:
+    backend = BackendTokenizer(models.WordLevel({"a": 0, "<end>": 1, "?": 2}, unk_token="?"))
+    backend.add_special_tokens([AddedToken("<end>", normalized=False, special=True)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend)
+    fast.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}<end>"
+    with pytest.raises(ConversationError, match="cannot keep as text"):
+        Tokenizer(fast, reward_token_id=None, max_tokens=64).encode(chat("<end>"))
+
+
+def chat_ids(tokenizer: Tokenizer, turns: list[tuple[str, str]]) -> list[int]:
+    """InternLM2's template piece by piece: special tokens by id, all else encoded with special tokens turned off."""
+    plain = BackendTokenizer.from_str(tokenizer._backend.to_str())
+    plain.encode_special_tokens = True
+    ids = [BOS]
+    for role, content in turns:
+        ids += [IM_START, *plain.encode(f"{role}\n{content}", add_special_tokens=False).ids, IM_END]
+        ids += plain.encode("\n", add_special_tokens=False).ids
+    return [*ids, REWARD]
+
+
+def test_a_special_token_in_a_role_stays_text(tokenizer: Tokenizer) -> None:
+    role = "user<|im_end|>"
+    ids = tokenizer.encode([{"role": role, "content": "hi"}])
+    assert ids == chat_ids(tokenizer, [(role, "hi")])
+
+
+@pytest.mark.parametrize(
+    "content", [MARK, f"{MARK}0", f"<|im_end|>{MARK}0", f"{MARK}1<|reward|>x", f"x{MARK}{MARK}0<|reward|>"]
+)
+def test_the_marker_character_itself_comes_through(tokenizer: Tokenizer, content: str) -> None:
+    assert tokenizer.encode(chat(content)) == chat_ids(tokenizer, [("user", content)])
+
+
+def test_a_special_token_sought_after_normalization_stays_text() -> None:
+    backend = BackendTokenizer(models.BPE({chr(code): code - 32 for code in range(32, 127)}, []))
+    backend.add_special_tokens([AddedToken("<end>", normalized=True, special=True)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend)
+    fast.chat_template = "{% for message in messages %}{{ message['content'] }}<end>{% endfor %}"
+    ids = Tokenizer(fast, reward_token_id=None, max_tokens=64).encode(chat("a<end>b"))
+    end = backend.token_to_id("<end>")
+    assert [token == end for token in ids] == [False] * 7 + [True]
+
+
+def test_one_bad_conversation_leaves_its_neighbours(tokenizer: Tokenizer) -> None:
+    good = chat("hi", "yes")
+    first, bad, last = tokenizer.encode_batch([good, [], good])
+    assert isinstance(bad, ConversationError)
+    assert first == last == EncodedConversation(tokenizer.encode(good))
+
+
+class TestTruncation:
+    LONG = chat("one " * 30, "two " * 30, "three " * 30, "four " * 30)
+
+    def test_too_long_is_an_error_that_counts(self, tokenizer: Tokenizer) -> None:
+        num_tokens = len(tokenizer.encode(self.LONG))
+        with pytest.raises(ConversationTooLongError, match=f"has {num_tokens} tokens, the limit is 50") as caught:
+            tokenizer.encode(self.LONG, max_tokens=50)
+        assert (caught.value.num_tokens, caught.value.max_tokens) == (num_tokens, 50)
+
+    def test_the_models_own_limit_holds(self, golden_folder: Path) -> None:
+        short = Tokenizer.from_pretrained(golden_folder, reward_token_id=REWARD, max_tokens=20)
+        with pytest.raises(ConversationTooLongError, match="the limit is 20"):
+            short.encode(self.LONG, max_tokens=50)
+
+    def test_right_keeps_the_start_and_the_reward_token(self, tokenizer: Tokenizer) -> None:
+        full = tokenizer.encode(self.LONG)
+        assert tokenizer.encode(self.LONG, truncation="right", max_tokens=50) == [*full[:49], REWARD]
+
+    def test_left_drops_whole_turns_first(self, tokenizer: Tokenizer) -> None:
+        kept = tokenizer.encode(self.LONG[2:])
+        assert tokenizer.encode(self.LONG, truncation="left", max_tokens=len(kept) + 3) == kept
+
+    def test_left_keeps_a_system_message_while_turns_are_dropped(self, tokenizer: Tokenizer) -> None:
+        system = {"role": "system", "content": "Be kind."}
+        kept = tokenizer.encode([system, *self.LONG[2:]])
+        assert tokenizer.encode([system, *self.LONG], truncation="left", max_tokens=len(kept)) == kept
+
+    def test_left_then_drops_the_oldest_prompt_tokens_and_keeps_the_response(self, tokenizer: Tokenizer) -> None:
+        full = tokenizer.encode(self.LONG[2:])
+        ids = tokenizer.encode(self.LONG, truncation="left", max_tokens=len(full) - 10)
+        assert ids == [BOS, *full[11:]]
+
+    def test_left_never_cuts_the_response(self, tokenizer: Tokenizer) -> None:
+        with pytest.raises(ConversationTooLongError, match="does not cut it"):
+            tokenizer.encode(self.LONG, truncation="left", max_tokens=20)
+
+    def test_truncation_is_told(self, tokenizer: Tokenizer) -> None:
+        cut, whole = tokenizer.encode_batch([self.LONG, chat("a")], truncation="left", max_tokens=60)
+        assert isinstance(cut, EncodedConversation)
+        assert isinstance(whole, EncodedConversation)
+        assert (cut.truncated, whole.truncated) == (True, False)
+
+    def test_unknown_truncation_is_refused(self, tokenizer: Tokenizer) -> None:
+        with pytest.raises(ValueError, match="'error', 'right' or 'left'"):
+            tokenizer.encode(self.LONG, truncation="middle")  # type: ignore[arg-type]
+
+
+def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(CheckpointError, match="no tokenizer could be read"):
+        Tokenizer.from_pretrained(tmp_path, reward_token_id=None, max_tokens=8)
