@@ -33,11 +33,12 @@ def local_cores() -> int:
 
 
 @contextmanager
-def connect(address: str | None = None) -> Iterator[ClusterResources]:
+def connect(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[ClusterResources]:
     """Join the cluster at `address` (`auto`, `host:port`, `ray://host:port`), or start an embedded local Ray.
 
-    Leaves on exit what it joined and stops what it started. Where this process is connected to Ray already, that
-    connection is used and left as it is.
+    `num_cpus` is how many CPUs an embedded Ray lists: by default the cores of this process and one more. Leaves on
+    exit what it joined and stops what it started. Where this process is connected to Ray already, that connection is
+    used and left as it is.
     """
     _set_quiet_environment()  # read by Ray when it is imported
     import ray
@@ -47,7 +48,7 @@ def connect(address: str | None = None) -> Iterator[ClusterResources]:
         return
     options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        options |= {"num_cpus": local_cores() + IO_CPUS, "include_dashboard": False}
+        options |= {"num_cpus": num_cpus or local_cores() + IO_CPUS, "include_dashboard": False}
     with _muted_stderr():
         ray.init(address or "local", **options)  # type: ignore[arg-type]  # ray.init is typed option by option
     try:

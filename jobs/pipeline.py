@@ -21,7 +21,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from jobs.corpus import Unit, UnitReader
-from jobs.errors import JobError, ScorerError
+from jobs.errors import ScorerError
 from jobs.ledger import Ledger, UnitStats
 from jobs.scorer import UnitScorer
 from serve_app.reward_model.errors import RaywardError
@@ -121,7 +121,7 @@ def _parcel(
 
 
 def _pickled(failure: Exception) -> bytes:
-    known = failure if isinstance(failure, RaywardError) else JobError(f"{type(failure).__name__}: {failure}")
+    known = failure if isinstance(failure, RaywardError) else ScorerError(f"{type(failure).__name__}: {failure}")
     return pickle.dumps(known)
 
 

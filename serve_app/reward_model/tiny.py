@@ -5,6 +5,7 @@ It needs no download, so that every door can be tried at once. Its scores mean n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -20,7 +21,6 @@ from torch import Tensor
 __all__ = ["NAME", "cached_folder", "write"]
 
 NAME = "tiny"
-VERSION = "1"
 CACHE_VARIABLE = "RAYWARD_CACHE"
 REWARD_TOKEN = "<|reward|>"
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", REWARD_TOKEN, "<|im_end|>", "<|im_start|>")
@@ -50,7 +50,8 @@ def cached_folder() -> Path:
     same time do not meet half a model.
     """
     cache = Path(os.environ.get(CACHE_VARIABLE) or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "rayward")
-    folder = cache.expanduser() / f"{NAME}-{VERSION}"
+    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]  # a model made by other code is another
+    folder = cache.expanduser() / f"{NAME}-{version}"
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f"{NAME}-", dir=folder.parent))

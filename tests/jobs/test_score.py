@@ -1,0 +1,236 @@
+"""jobs.score end to end on a local Ray: every row, its columns, its score, and clear ends to bad runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.errors import CorpusError, OutputError, ScorerError, TooManyErrorsError
+from jobs.score import ScoreConfig, main, run
+from serve_app.reward_model import CheckpointError, RewardModel
+from tests.conftest import chat
+from tests.jobs.conftest import read_parts, write
+from tests.jobs.faults import POISON, BrokenModel, DyingModel, Loader, OnceDyingModel
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def config(tmp_path: Path, **options: Any) -> ScoreConfig:
+    defaults = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out"), "dtype": "float32"}
+    return ScoreConfig(**{**defaults, "cpus_per_actor": 2, **options})
+
+
+def corpus(folder: Path, count: int, *, poison: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+    """`count` rows in two files; the rows numbered in `poison` hold the trigger of the harmful models."""
+    rows = [
+        {"id": number, "messages": chat(f"Count to {number}.", POISON if number in poison else "I would rather not.")}
+        for number in range(count)
+    ]
+    half = count // 2
+    write(folder / "a.parquet", rows[:half], row_group_size=7)
+    write(folder / "b.parquet", rows[half:], row_group_size=7)
+    return rows
+
+
+def test_every_row_is_scored_with_its_columns_and_in_order(tmp_path: Path, tiny: RewardModel) -> None:
+    rows = corpus(tmp_path / "in", 60)
+    total = run(config(tmp_path, rows_per_unit=16))
+    table = read_parts(tmp_path / "out")
+    assert table.select(["id", "messages"]).to_pylist() == rows
+    scores = tiny.score([row["messages"] for row in rows])
+    assert table["score"].to_pylist() == [score.value for score in scores]
+    assert table["num_tokens"].to_pylist() == [score.num_tokens for score in scores]
+    assert table["truncated"].to_pylist() == [False] * 60
+    assert table["error"].null_count == 60
+    kinds = {name: table.schema.field(name).type for name in ("score", "num_tokens", "truncated", "error")}
+    assert kinds == {"score": pa.float32(), "num_tokens": pa.int32(), "truncated": pa.bool_(), "error": pa.string()}
+    assert (total.rows, total.errors, total.tokens) == (60, 0, sum(score.num_tokens for score in scores))
+
+
+def test_the_manifest_records_the_run_and_working_folders_go(tmp_path: Path) -> None:
+    corpus(tmp_path / "in", 20)
+    run(config(tmp_path))
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
+    assert (manifest["status"], manifest["rows"], manifest["errors"]) == ("complete", 20, 0)
+    assert manifest["identity"]["dtype"] == "float32"
+    assert len(manifest["identity"]["model_fingerprint"]) == 16
+    assert {"rayward", "ray", "torch", "transformers"} == manifest["versions"].keys()
+    assert manifest["tokens"] > 0
+    assert manifest["seconds"] > 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name.startswith("_")) == ["_manifest.json"]
+
+
+def test_a_bad_row_carries_its_error_and_the_job_goes_on(tmp_path: Path) -> None:
+    good: dict[str, Any] = {"prompt": "hi", "response": "yes"}
+    rows = [good, good | {"response": None}, {"prompt": "word " * 40, "response": "no"}, good]
+    write(tmp_path / "in" / "a.parquet", rows)
+    total = run(config(tmp_path, max_tokens=60))
+    table = read_parts(tmp_path / "out")
+    assert total.errors == 2
+    assert [score is None for score in table["score"].to_pylist()] == [False, True, True, False]
+    first, null, long, last = table["error"].to_pylist()
+    assert (first, last) == (None, None)
+    assert null == "ConversationError: the response is null"
+    assert long.startswith("ConversationTooLongError: conversation has ")
+    assert table["num_tokens"].null_count == table["truncated"].null_count == 2
+
+
+def test_truncation_is_told_per_row(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.parquet", [{"prompt": "word " * 40, "response": "no"}, {"prompt": "a", "response": "b"}])
+    run(config(tmp_path, max_tokens=60, truncation="left"))
+    table = read_parts(tmp_path / "out")
+    assert table["truncated"].to_pylist() == [True, False]
+    assert table["num_tokens"][0].as_py() == 60
+
+
+def test_more_errors_than_allowed_stop_the_job(tmp_path: Path) -> None:
+    row: dict[str, Any] = {"prompt": "hi", "response": "yes"}
+    write(tmp_path / "in" / "a.parquet", [row, *[row | {"response": None}] * 5])
+    with pytest.raises(TooManyErrorsError, match=r"5 rows failed, --max-errors allows 4"):
+        run(config(tmp_path, max_errors=4))
+    assert run(config(tmp_path, max_errors=5)).errors == 5
+
+
+def test_files_without_rows_keep_their_schema(tmp_path: Path) -> None:
+    corpus(tmp_path / "in", 4)
+    empty = pq.read_table(tmp_path / "in" / "a.parquet").slice(0, 0)
+    pq.write_table(empty, tmp_path / "in" / "c.parquet")
+    assert run(config(tmp_path)).rows == 4
+    parts = sorted((tmp_path / "out").glob("part-c-*"))
+    assert [pq.read_table(part).schema.names for part in parts] == [
+        ["id", "messages", "score", "num_tokens", "truncated", "error"]
+    ]
+
+
+def test_a_finished_job_run_again_does_nothing(tmp_path: Path) -> None:
+    corpus(tmp_path / "in", 20)
+    first = run(config(tmp_path))
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
+    assert run(config(tmp_path)) == first
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
+
+
+def test_new_files_are_added_to_a_finished_output(tmp_path: Path) -> None:
+    corpus(tmp_path / "in", 20)
+    run(config(tmp_path))
+    write(tmp_path / "in" / "c.parquet", [{"id": 99, "messages": chat("more", "yes")}])
+    assert run(config(tmp_path)).rows == 21
+    assert read_parts(tmp_path / "out")["id"].to_pylist() == [*range(20), 99]
+
+
+@pytest.mark.parametrize(
+    "change", [{"dtype": "bfloat16"}, {"truncation": "left"}, {"max_tokens": 100}, {"rows_per_unit": 3}]
+)
+def test_a_restart_with_other_settings_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    corpus(tmp_path / "in", 4)
+    run(config(tmp_path))
+    with pytest.raises(OutputError, match=next(iter(change))):
+        run(config(tmp_path, **change))
+
+
+def test_a_restart_with_another_model_is_refused(tmp_path: Path, golden_folder: Path) -> None:
+    corpus(tmp_path / "in", 4)
+    run(config(tmp_path))
+    with pytest.raises(OutputError, match="model_fingerprint"):
+        run(config(tmp_path, model=str(golden_folder)))
+
+
+def test_score_columns_that_are_there_need_a_prefix(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.parquet", [{"prompt": "hi", "response": "yes", "score": 1.0}])
+    with pytest.raises(CorpusError, match=r"already has the columns \['score'\].*--output-prefix"):
+        run(config(tmp_path))
+    run(config(tmp_path, output_prefix="new_"))
+    assert read_parts(tmp_path / "out").schema.names[2:] == [
+        "score", "new_score", "new_num_tokens", "new_truncated", "new_error"
+    ]  # fmt: skip
+
+
+def test_a_model_that_is_not_there_stops_the_job_at_once(tmp_path: Path) -> None:
+    corpus(tmp_path / "in", 4)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        run(config(tmp_path, model="./nowhere"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_cannot_be_read_stops_the_job_and_names_the_file(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{number} {'x' * 50}", "response": "yes"} for number in range(3000)]
+    path = write(tmp_path / "in" / "a.parquet", rows, row_group_size=1000)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 4000] = b"\xff" * 4000
+    path.write_bytes(content)
+    with pytest.raises(CorpusError, match=r"a\.parquet cannot be read from row"):
+        run(config(tmp_path))
+
+
+def test_a_row_that_kills_the_scorer_is_marked_and_the_others_scored(tmp_path: Path, tiny: RewardModel) -> None:
+    rows = corpus(tmp_path / "in", 16, poison=(13,))
+    total = run(config(tmp_path, rows_per_unit=8), load=Loader(DyingModel, tmp_path))
+    table = read_parts(tmp_path / "out")
+    assert table["id"].to_pylist() == list(range(16))
+    assert total.errors == 1
+    errors, scores = table["error"].to_pylist(), table["score"].to_pylist()
+    assert errors.pop(13) == "DeadRowError: the scoring process died 2 times on this row alone"
+    assert errors == [None] * 15
+    del rows[13], scores[13]
+    assert scores == tiny.get_scores([row["messages"] for row in rows])
+    assert len(list(tmp_path.glob("death-*"))) == 5  # on 8, 4, 2, 1 and again 1 rows
+
+
+def test_an_actor_that_dies_once_is_replaced_and_its_unit_redone(tmp_path: Path, tiny: RewardModel) -> None:
+    rows = corpus(tmp_path / "in", 40, poison=(13,))
+    total = run(config(tmp_path, rows_per_unit=20), load=Loader(OnceDyingModel, tmp_path))
+    assert (tmp_path / "died").exists()
+    assert total.errors == 0
+    assert read_parts(tmp_path / "out")["score"].to_pylist() == tiny.get_scores([row["messages"] for row in rows])
+
+
+def test_a_process_that_dies_loading_the_model_ends_the_job(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.parquet", [{"prompt": "hi", "response": "yes"}])
+    with pytest.raises(ScorerError, match="died 3 times while loading the model"):
+        run(config(tmp_path), load=Loader(None, tmp_path))
+    assert len(list(tmp_path.glob("load-*"))) == 3
+
+
+def test_a_failure_that_is_no_rows_fault_ends_the_job_and_keeps_what_is_committed(tmp_path: Path) -> None:
+    corpus(tmp_path / "in", 40, poison=(39,))
+    with pytest.raises(ScorerError, match="RuntimeError: an illegal memory access"):
+        run(config(tmp_path, rows_per_unit=10), load=Loader(BrokenModel, tmp_path))
+    assert run(config(tmp_path, rows_per_unit=10)).rows == 40
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command line in this process; its exit status."""
+    monkeypatch.setattr("sys.argv", ["jobs.score", *arguments])
+    return main()
+
+
+def test_the_exit_status_says_whether_rows_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": "hi", "response": "yes"}, {"prompt": "hi", "response": None}]
+    path = write(tmp_path / "a.parquet", rows)
+    arguments = ["--input", str(path), "--output", str(tmp_path / "out"), "--cpus-per-actor", "2"]
+    assert command(monkeypatch, *arguments) == 3
+    assert "2 rows scored into" in (printed := capsys.readouterr().out)
+    assert "1 with errors" in printed
+    assert command(monkeypatch, *arguments, "--truncation", "left") == 1
+    assert "jobs.score stopped: " in capsys.readouterr().err
+    assert command(monkeypatch, "--input", str(tmp_path / "no"), "--output", str(tmp_path / "o")) == 1
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_the_help_tells_what_every_option_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command(monkeypatch, "--help")
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    for name in ScoreConfig.model_fields:
+        assert "--" + name.replace("_", "-") in printed
+    assert "python -m jobs.score --input data/" in printed
