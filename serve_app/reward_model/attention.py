@@ -12,7 +12,10 @@ their keys, and their results are dropped.
 
 from __future__ import annotations
 
-from typing import Protocol
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -92,36 +95,35 @@ class VarlenAttention:
 
     slack_rows = 0
 
+    def __init__(self) -> None:
+        from torch.nn.attention.varlen import varlen_attn
+
+        # Not every version of PyTorch has both; where one is missing, what it asks for is how the call works anyway.
+        wanted = {"enable_gqa": True, "num_splits": 1}
+        known = inspect.signature(varlen_attn).parameters
+        options = {name: value for name, value in wanted.items() if name in known}
+        # Causal is aligned to the last key, so a lone last query sees every key of its sequence.
+        call = cast(Callable[..., Tensor], varlen_attn)
+        self._varlen = partial(call, window_size=(-1, 0), **options)
+
     def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, batch: PackedBatch, out_TQD: Tensor) -> None:
         tokens = batch.num_tokens
         cu_seq = _cumulative(batch.lengths, q_TQD.device)
         longest = max(batch.lengths)
-        out_TQD[:tokens] = _varlen(
-            q_TQD[:tokens], k_TKD[:tokens], v_TKD[:tokens], cu_seq, cu_seq, max_q=longest, max_k=longest
+        out_TQD[:tokens] = self._varlen(
+            q_TQD[:tokens], k_TKD[:tokens], v_TKD[:tokens], cu_seq, cu_seq, longest, longest
         )
 
     def attend_last(self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, batch: PackedBatch, out_NQD: Tensor) -> None:
         count, tokens = len(batch.lengths), batch.num_tokens
         cu_q, cu_k = _cumulative([1] * count, q_NQD.device), _cumulative(batch.lengths, q_NQD.device)
-        out_NQD[:count] = _varlen(
-            q_NQD[:count], k_TKD[:tokens], v_TKD[:tokens], cu_q, cu_k, max_q=1, max_k=max(batch.lengths)
-        )
+        out_NQD[:count] = self._varlen(q_NQD[:count], k_TKD[:tokens], v_TKD[:tokens], cu_q, cu_k, 1, max(batch.lengths))
 
 
 def _cumulative(lengths: list[int], device: torch.device) -> Tensor:
+    """0 and the running sums of `lengths`: int32 [len(lengths) + 1] on the device."""
     host = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
     return host.pin_memory().to(device, non_blocking=True)
-
-
-def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *, max_q: int, max_k: int) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    # Causal is aligned to the last key, so a lone last query sees every key of its sequence.
-    result = varlen_attn(
-        q, k, v, cu_q, cu_k, max_q, max_k, window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1], num_splits=1
-    )
-    assert isinstance(result, Tensor)
-    return result
 
 
 def attention_for(device: torch.device, dtype: torch.dtype) -> Attention:

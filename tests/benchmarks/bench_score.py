@@ -1,0 +1,109 @@
+"""jobs.score against the engine in one process, on the same conversations and in one run.
+
+    python -m tests.benchmarks.bench_score --model ../shared/models/tiny-internlm2-reward
+
+Tokenisation counts in both, start-up in neither: the job is timed from its first committed unit to its last, over the
+tokens in between. The two take turns. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+import tyro
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from cluster.connect import connect, local_cores
+from jobs.columns import ConversationColumns, conversations
+from jobs.corpus import Corpus, UnitReader
+from jobs.score import ScoreConfig, run
+from serve_app.reward_model import RewardModel, Score
+from serve_app.reward_model.tiny import NAME as TINY
+
+
+class BenchConfig(BaseModel):
+    """Measure jobs.score and the engine on the same conversations."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: str = "../shared/data/hh_harmless"
+    """A Parquet corpus, as for jobs.score."""
+    model: str = TINY
+    """A folder, a Hugging Face id, or tiny."""
+    repeats: PositiveInt = 3
+    """How often each of the two is timed."""
+    results: Path = Path(__file__).parent / "results" / "bench_score.json"
+    """Where the JSON is written."""
+
+
+def main() -> int:
+    """Run the benchmark; the exit status."""
+    config = tyro.cli(BenchConfig, description=__doc__, prog="python -m tests.benchmarks.bench_score")
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    model = RewardModel.from_pretrained(config.model)
+    rows = _conversations(config.input)
+    model.score(rows[:256])
+    engine_rates, job_rates = [], []
+    with connect():
+        for _ in range(config.repeats):
+            engine_rates.append(_engine_rate(model, rows))
+            job_rates.append(_job_rate(config))
+            print(f"engine {engine_rates[-1]:,.0f} tokens/s, jobs.score {job_rates[-1]:,.0f} tokens/s", flush=True)
+    ratios = [job / engine for job, engine in zip(job_rates, engine_rates, strict=True)]
+    result = {
+        "hardware": f"{local_cores()} cores of {_processor()}",
+        "model": Path(config.model).name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "conversations": len(rows),
+        "engine_tokens_per_s": round(statistics.median(engine_rates)),
+        "job_tokens_per_s": round(statistics.median(job_rates)),
+        "job_over_engine": round(statistics.median(ratios), 3),
+    }
+    config.results.parent.mkdir(parents=True, exist_ok=True)
+    config.results.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
+    return 0
+
+
+def _conversations(source: str) -> list[list[dict[str, str]]]:
+    corpus = Corpus.open(source)
+    columns = ConversationColumns.detect(corpus.schemas[0])
+    tables = [table for _, table in UnitReader(corpus.filesystem).read(corpus.units(1024))]
+    parsed = [row for table in tables for row in conversations(table, columns)]
+    return [row.as_dicts() for row in parsed]  # type: ignore[union-attr]  # an error here ends the benchmark
+
+
+def _engine_rate(model: RewardModel, rows: list[list[dict[str, str]]]) -> float:
+    started = time.perf_counter()
+    scores = model.score(rows)
+    return sum(score.num_tokens for score in scores if isinstance(score, Score)) / (time.perf_counter() - started)
+
+
+def _job_rate(config: BenchConfig) -> float:
+    with tempfile.TemporaryDirectory() as output:
+        run(ScoreConfig(input=config.input, output=output, model=config.model))
+        parts = sorted(Path(output).glob("part-*.parquet"), key=lambda part: part.stat().st_mtime_ns)
+        first, last = (parts[place].stat().st_mtime_ns for place in (0, -1))
+        tokens = sum(sum(pq.read_table(part, columns=["num_tokens"])["num_tokens"].to_pylist()) for part in parts[1:])
+    return tokens / (last - first) * 1e9
+
+
+def _processor() -> str:
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
