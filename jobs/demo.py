@@ -24,7 +24,7 @@ from serve_app.reward_model.tiny import NAME as TINY
 
 __all__ = ["SAMPLE", "DemoConfig", "main"]
 
-SAMPLE = Path(__file__).parent / "sample" / "llmbar.parquet"
+SAMPLE = Path(__file__).with_name("sample.parquet")
 WIDTH = 62
 
 
