@@ -1,4 +1,4 @@
-"""The embedded default model `tiny`: InternLM2-Reward's architecture at 1.2M seeded random parameters.
+"""The embedded default model `tiny`: InternLM2-Reward's architecture at 1.1M seeded random parameters.
 
 It needs no download, so that every door can be tried at once. Its scores mean nothing.
 """
