@@ -2,6 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+GOLDEN := ../shared/models/tiny-internlm2-reward
 
 .PHONY: help setup demo test lint bench
 .DEFAULT_GOAL := help
@@ -27,5 +28,5 @@ lint: setup ## check format, style and types
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-bench: setup ## measure; results go to tests/benchmarks/results
-	$(BIN)/python -m tests.benchmarks.bench_score
+bench: setup ## measure jobs.score against the engine; results go to tests/benchmarks/results
+	$(BIN)/python -m tests.benchmarks.bench_score $(if $(wildcard $(GOLDEN)),--model $(GOLDEN))

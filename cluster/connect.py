@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ["ClusterResources", "connect", "local_cores"]
+from serve_app.reward_model.errors import RaywardError
+
+__all__ = ["ClusterError", "ClusterResources", "connect", "local_cores"]
 
 logger = logging.getLogger(__name__)
 
 # An embedded Ray lists this many CPUs more than there are cores: reading and committing are scheduled on it, while a
 # scoring actor holds all the cores. Ray's CPUs are bookkeeping and bind nothing.
 IO_CPUS = 1
+
+
+class ClusterError(RaywardError):
+    """A Ray cluster cannot be joined or started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,9 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     `num_cpus` is how many CPUs an embedded Ray lists: by default the cores of this process and one more. Leaves on
     exit what it joined and stops what it started. Where this process is connected to Ray already, that connection is
     used and left as it is.
+
+    Raises:
+        ClusterError: there is no cluster at the address, or a local Ray does not start.
     """
     _set_quiet_environment()  # read by Ray when it is imported
     import ray
@@ -49,8 +60,14 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options |= {"num_cpus": num_cpus or local_cores() + IO_CPUS, "include_dashboard": False}
-    with _muted_stderr():
-        ray.init(address or "local", **options)  # type: ignore[arg-type]  # ray.init is typed option by option
+    else:
+        logger.info("joining the Ray cluster at %s", address)
+    try:
+        with _muted_stderr(), _own_sigterm():
+            ray.init(address or "local", **options)  # type: ignore[arg-type]  # ray.init is typed option by option
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"--address {address} cannot be joined" if address else "a local Ray does not start"
+        raise ClusterError(f"{where}: {error}") from error
     try:
         yield _resources()
     finally:
@@ -79,6 +96,19 @@ def _set_quiet_environment() -> None:
         os.environ.setdefault(name, value)
     # Ray Data gives no other way yet to limit the restarts of an actor.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\..*")
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray answers SIGTERM with an abort of its own; the program keeps the handler it had."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

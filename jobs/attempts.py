@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 
 from pyarrow import fs
 
+from jobs.corpus import Unit
 from jobs.errors import ScorerError
+from jobs.ledger import Ledger
 
 __all__ = ["AttemptLog", "Attempts"]
 
@@ -73,30 +75,26 @@ class Attempts:
 
 
 class AttemptLog:
-    """The note of one unit, as a file; `run` keeps notes of an earlier, killed run from counting."""
+    """The note of one unit, as a file in the run's working folder: notes of an earlier, killed run do not count."""
 
-    def __init__(self, filesystem: fs.FileSystem, path: str, *, run: str) -> None:
-        self._filesystem = filesystem
-        self._path = path
-        self._run = run
+    def __init__(self, ledger: Ledger, unit: Unit) -> None:
+        self._ledger = ledger
+        self._path = f"{ledger.work_folder}/{unit.id}.json"
 
     def read(self) -> Attempts | None:
-        """What the process before this one noted, or None where there was none in this run."""
+        """What the process before this one noted, or None where there was none."""
         try:
-            with self._filesystem.open_input_stream(self._path) as file:
+            with self._ledger.filesystem.open_input_stream(self._path) as file:
                 noted = json.loads(file.read())
         except (FileNotFoundError, ValueError):
-            return None
-        if noted.pop("run") != self._run:
             return None
         noted["ranges"] = [(first, stop) for first, stop in noted["ranges"]]
         noted["strikes"] = {int(row): strikes for row, strikes in noted["strikes"].items()}
         return Attempts(**noted)
 
     def write(self, attempts: Attempts) -> None:
-        with self._filesystem.open_output_stream(self._path) as file:
-            file.write(json.dumps({"run": self._run, **dataclasses.asdict(attempts)}).encode())
+        self._ledger.write(self._path, json.dumps(dataclasses.asdict(attempts)).encode())
 
     def remove(self) -> None:
-        if self._filesystem.get_file_info(self._path).type == fs.FileType.File:
-            self._filesystem.delete_file(self._path)
+        if self._ledger.filesystem.get_file_info(self._path).type == fs.FileType.File:
+            self._ledger.filesystem.delete_file(self._path)

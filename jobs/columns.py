@@ -64,23 +64,38 @@ class ConversationColumns:
 
 
 def _check(schema: pa.Schema, name: str, role: str, *, text_or_messages: bool) -> None:
+    if schema.names.count(name) > 1:
+        raise CorpusError(f"there are {schema.names.count(name)} columns {name!r}.\n{_describe(schema)}")
     if name not in schema.names:
         raise CorpusError(f"there is no column {name!r} for --{role}-column.\n{_describe(schema)}")
     kind = schema.field(name).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not (text or (text_or_messages and _is_messages(kind))):
+    if not (_is_text(kind) or (text_or_messages and _is_messages(kind))):
         wanted = "a list of {role, content} or a JSON string of one" if role == "messages" else "a string"
         wanted = "a string or a list of {role, content}" if role == "prompt" else wanted
         raise CorpusError(f"column {name!r} is {kind}; --{role}-column takes {wanted}.\n{_describe(schema)}")
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if isinstance(kind, pa.BaseExtensionType):  # such as arrow.json
+        kind = kind.storage_type
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(is_kind(kind) for is_kind in kinds)  # a column of nulls alone has the type null: each row is an error
+
+
 def _is_messages(kind: pa.DataType) -> bool:
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+    lists = (
+        pa.types.is_list,
+        pa.types.is_large_list,
+        pa.types.is_fixed_size_list,
+        pa.types.is_list_view,
+        pa.types.is_large_list_view,
+    )
+    if not any(is_list(kind) for is_list in lists) or not pa.types.is_struct(kind.value_type):
         return False
-    item = kind.value_type
-    return pa.types.is_struct(item) and {"role", "content"} <= {field.name for field in item}
+    texts = {field.name for field in kind.value_type if _is_text(field.type)}
+    return {"role", "content"} <= texts
 
 
 def _describe(schema: pa.Schema) -> str:

@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,9 +22,11 @@ from pyarrow import fs
 
 from jobs.errors import CorpusError
 
-__all__ = ["Corpus", "InputFile", "Unit", "UnitReader", "auto_rows_per_unit", "filesystem_of"]
+__all__ = ["Corpus", "InputFile", "Unit", "UnitReader", "auto_rows_per_unit", "filesystem_of", "read_tasks"]
 
 FOOTER_THREADS = 16
+MAX_BATCH_ROWS = 4096
+READ_BUFFER_BYTES = 1 << 20
 MAX_UNIT_BYTES = 64 << 20
 MIN_UNIT_ROWS, MAX_UNIT_ROWS, TARGET_UNITS = 256, 16384, 4096
 
@@ -47,20 +50,24 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Rows `first_row` to `first_row + num_rows - 1` of a file; it is scored, committed and resumed as a whole."""
+    """Rows `first_row` to `first_row + num_rows - 1` of a file; it is scored, committed and resumed as a whole.
+
+    `splits_group` tells that it begins inside a row group, which is best read together with the unit before it.
+    """
 
     path: str
     name: str
     fingerprint: str
     first_row: int
     num_rows: int
+    splits_group: bool = False
 
     @property
     def id(self) -> str:
         """A name that sorts by row within a file and changes when the file or the range does."""
         identity = f"{self.name}\n{self.fingerprint}\n{self.first_row}\n{self.num_rows}"
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        stem = re.sub(r"[^A-Za-z0-9.]+", "-", self.name.removesuffix(".parquet")).strip("-.")[-80:]
+        stem = re.sub(r"[^A-Za-z0-9.-]", "-", self.name.removesuffix(".parquet").replace("/", "--"))[-80:]
         return f"{stem}-{self.first_row:012d}-{digest}"
 
 
@@ -77,19 +84,22 @@ class Corpus:
         return sum(file.num_rows for file in self.files)
 
     @classmethod
-    def open(cls, source: str, *, exclude: str | None = None) -> Corpus:
+    def open(cls, source: str, *, output: str | None = None) -> Corpus:
         """Find the Parquet files of `source` and read their footers.
 
         Args:
             source: a file, a folder (searched to its depths; names that start with `_` or `.` are passed over), a
                 glob with `*`, `?` and `**`, or a URI that pyarrow.fs knows, such as `s3://bucket/folder`.
-            exclude: a folder on the same filesystem that is passed over: the job's own output.
+            output: the job's own output folder, a path or URI, which is passed over.
 
         Raises:
             CorpusError: nothing is found, or files are not Parquet; the text names each.
         """
         filesystem, path = filesystem_of(source)
-        infos = _find(filesystem, path, exclude)
+        excluded = _below(output, filesystem)
+        if excluded is not None and (_base(path) + "/").startswith(excluded):
+            raise CorpusError(f"the input {source} is inside the output folder {output}; choose another --output")
+        infos = _find(filesystem, path, excluded)
         if not infos:
             raise CorpusError(f"no Parquet files (*.parquet) in {source}")
         with ThreadPoolExecutor(FOOTER_THREADS) as pool:
@@ -110,8 +120,10 @@ class Corpus:
 def filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of a path or URI, and the absolute path on it. In a URI `?` starts options, it is no wildcard."""
     try:
+        if location.startswith("file://"):
+            location = unquote(location.removeprefix("file://"))
         if "://" not in location:
-            return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(location))
+            return fs.LocalFileSystem(), _resolved(os.path.abspath(os.path.expanduser(location)))
         address, mark, options = location.partition("?")
         plain, star, tail = address.partition("*")
         folder, _, start = plain.rpartition("/") if star else (address, "", "")
@@ -119,6 +131,21 @@ def filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
         return filesystem, f"{path.rstrip('/')}/{start}*{tail}" if star else path
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(f"{location}: {error}") from error
+
+
+def _below(output: str | None, filesystem: fs.FileSystem) -> str | None:
+    """What paths below the output folder start with, if it is on `filesystem`."""
+    if output is None:
+        return None
+    output_filesystem, folder = filesystem_of(output)
+    return folder.rstrip("/") + "/" if output_filesystem.equals(filesystem) else None
+
+
+def _resolved(path: str) -> str:
+    """`path` with its symbolic links followed, as far as it has no wildcards."""
+    plain, star, _ = path.partition("*") if "?" not in path else path.partition("?")
+    folder = os.path.dirname(plain) if star else path
+    return os.path.realpath(folder) + path[len(folder) :]
 
 
 def auto_rows_per_unit(num_rows: int) -> int:
@@ -145,7 +172,7 @@ class UnitReader:
             info = self._filesystem.get_file_info(path)
             if _fingerprint(info) != units[0].fingerprint:
                 raise CorpusError(f"{path} changed while the job was running; start again with a new --output")
-            with pq.ParquetFile(self._filesystem.open_input_file(path)) as file:
+            with pq.ParquetFile(self._filesystem.open_input_file(path), buffer_size=READ_BUFFER_BYTES) as file:
                 while done < len(units):
                     run = _contiguous(units[done:])
                     for unit, table in zip(run, _tables(file, run), strict=True):
@@ -170,8 +197,8 @@ def _contiguous(units: Sequence[Unit]) -> list[Unit]:
 
 def _tables(file: pq.ParquetFile, run: list[Unit]) -> Iterator[pa.Table]:
     first_group, skip = _row_group_at(file.metadata, run[0].first_row)
-    groups = list(range(first_group, file.num_row_groups))
-    batches = file.iter_batches(batch_size=4096, row_groups=groups) if groups else iter(())
+    batch_rows = min(MAX_BATCH_ROWS, max(1, *(unit.num_rows for unit in run)))
+    batches = _batches(file, first_group, batch_rows)
     pending = file.schema_arrow.empty_table()
     for unit in run:
         while pending.num_rows < unit.num_rows + skip:
@@ -181,6 +208,12 @@ def _tables(file: pq.ParquetFile, run: list[Unit]) -> Iterator[pa.Table]:
             pending = pa.concat_tables([pending, pa.Table.from_batches([batch], schema=file.schema_arrow)])
         yield pending.slice(skip, unit.num_rows)
         pending, skip = pending.slice(skip + unit.num_rows), 0
+
+
+def _batches(file: pq.ParquetFile, first_group: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """The rows from a row group on. Group by group: Arrow cannot join nested dictionaries of two groups in a batch."""
+    for group in range(first_group, file.num_row_groups):
+        yield from file.iter_batches(batch_size=batch_rows, row_groups=[group])
 
 
 def _row_group_at(metadata: pq.FileMetaData, row: int) -> tuple[int, int]:
@@ -196,14 +229,36 @@ def _row_group_at(metadata: pq.FileMetaData, row: int) -> tuple[int, int]:
 def _units_of(file: InputFile, rows_per_unit: int) -> Iterator[Unit]:
     row_bytes = max((size / rows for rows, size in file.row_groups if rows), default=0.0)
     limit = max(1, min(rows_per_unit, int(MAX_UNIT_BYTES / row_bytes))) if row_bytes else rows_per_unit
+    group_starts = {0, *accumulate(rows for rows, _ in file.row_groups)}
+
+    def unit(first: int, num_rows: int) -> Unit:
+        return Unit(file.path, file.name, file.fingerprint, first, num_rows, first not in group_starts)
+
     first = pending = 0
     for part in (part for rows, _ in file.row_groups for part in _even(rows, limit)):
         if pending and pending + part > limit:
-            yield Unit(file.path, file.name, file.fingerprint, first, pending)
+            yield unit(first, pending)
             first, pending = first + pending, 0
         pending += part
     if pending or file.num_rows == 0:  # a file without rows has a unit too: its output has its schema
-        yield Unit(file.path, file.name, file.fingerprint, first, pending)
+        yield unit(first, pending)
+
+
+def read_tasks(units: Sequence[Unit], max_tasks: int) -> list[list[Unit]]:
+    """Split units, in order, into at most about `max_tasks` lists for a `UnitReader` each, none inside a row group."""
+    size = max(1, math.ceil(len(units) / max_tasks))
+    tasks: list[list[Unit]] = []
+    for unit in units:
+        if tasks and (len(tasks[-1]) < size or _follows(tasks[-1][-1], unit)):
+            tasks[-1].append(unit)
+        else:
+            tasks.append([unit])
+    return tasks
+
+
+def _follows(before: Unit, unit: Unit) -> bool:
+    """Whether `unit` goes on in the row group where `before` ends."""
+    return unit.splits_group and unit.path == before.path and unit.first_row == before.first_row + before.num_rows
 
 
 def _even(rows: int, limit: int) -> list[int]:
@@ -212,7 +267,7 @@ def _even(rows: int, limit: int) -> list[int]:
     return [rows * (part + 1) // parts - rows * part // parts for part in range(parts)]
 
 
-def _find(filesystem: fs.FileSystem, path: str, exclude: str | None) -> list[fs.FileInfo]:
+def _find(filesystem: fs.FileSystem, path: str, excluded: str | None) -> list[fs.FileInfo]:
     pattern = _pattern(path) if re.search(r"[*?]", path) else None
     base = _base(path)
     try:
@@ -226,14 +281,18 @@ def _find(filesystem: fs.FileSystem, path: str, exclude: str | None) -> list[fs.
         raise CorpusError(f"input {path} cannot be listed: {error}") from error
 
     def wanted(info: fs.FileInfo) -> bool:
-        if info.type != fs.FileType.File or (exclude and info.path.startswith(exclude.rstrip("/") + "/")):
+        place = os.path.realpath(info.path) if isinstance(filesystem, fs.LocalFileSystem) else info.path
+        if info.type != fs.FileType.File or (excluded and place.startswith(excluded)):
             return False
         if pattern:
             return pattern.fullmatch(info.path) is not None
         below = info.path[len(root.path) :].strip("/").split("/")
         return below[-1].lower().endswith(".parquet") and not any(part.startswith(("_", ".")) for part in below)
 
-    return sorted((info for info in infos if wanted(info)), key=lambda info: info.path)
+    found = sorted((info for info in infos if wanted(info)), key=lambda info: info.path)
+    if isinstance(filesystem, fs.LocalFileSystem):  # a link to a file that is found too, or a loop of links
+        found = list({os.path.realpath(info.path): info for info in reversed(found)}.values())[::-1]
+    return found
 
 
 def _base(path: str) -> str:

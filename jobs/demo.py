@@ -17,12 +17,14 @@ import pyarrow.parquet as pq
 import tyro
 from pydantic import BaseModel, ConfigDict
 
-from jobs.score import EXIT_STOPPED, ScoreConfig, run
+from jobs.command import run_command
+from jobs.errors import OutputError
+from jobs.ledger import Ledger
+from jobs.score import ScoreConfig, run
 from serve_app.reward_model import ranking
-from serve_app.reward_model.errors import RaywardError
 from serve_app.reward_model.tiny import NAME as TINY
 
-__all__ = ["SAMPLE", "DemoConfig", "main"]
+__all__ = ["SAMPLE", "DemoConfig", "demo", "main"]
 
 SAMPLE = Path(__file__).with_name("sample.parquet")
 WIDTH = 62
@@ -41,14 +43,14 @@ class DemoConfig(BaseModel):
 
 def main() -> int:
     """Run the command line; the exit status."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     config = tyro.cli(DemoConfig, description=__doc__, prog="python -m jobs.demo")
-    try:
-        _clear(config.output)
-        run(ScoreConfig(input=str(SAMPLE), output=str(config.output), model=config.model))
-    except RaywardError as error:
-        print(f"jobs.demo stopped: {error}", file=sys.stderr)
-        return EXIT_STOPPED
+    return run_command("jobs.demo", lambda: demo(config), log_level=logging.WARNING)
+
+
+def demo(config: DemoConfig) -> int:
+    """Score the sample and print it ranked; the exit status."""
+    _clear(config.output)
+    run(ScoreConfig(input=str(SAMPLE), output=str(config.output), model=config.model))
     rows = [row for part in sorted(config.output.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
     print(_table(rows))
     if config.model == TINY:
@@ -61,8 +63,12 @@ def main() -> int:
 
 def _clear(output: Path) -> None:
     """Take an earlier demo's folder away, and nothing that is not one."""
-    if (output / "_manifest.json").is_file():
-        shutil.rmtree(output)
+    manifest = Ledger(str(output)).read_manifest()
+    if manifest is None:
+        return
+    if manifest["identity"].get("input") != str(SAMPLE.resolve()):
+        raise OutputError(f"{output} holds the work of another job; choose another --output")
+    shutil.rmtree(output)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -71,12 +77,13 @@ def _table(rows: list[dict[str, Any]]) -> str:
     for _, group in groupby(rows, key=lambda row: row["prompt_id"]):
         candidates = list(group)
         lines.append("\n" + _short(candidates[0]["prompt"], WIDTH + 24))
-        scores = [row["score"] for row in candidates]
-        for rank, index in enumerate(ranking.order(scores)):
-            row = candidates[index]
+        scored = [row for row in candidates if row["error"] is None]
+        for rank, index in enumerate(ranking.order([row["score"] for row in scored])):
+            row = scored[index]
             mark = "*" if row["preferred"] else " "
             text = _short(row["response"], WIDTH)
             lines.append(f"{rank:>4}  {row['score']:>8.4f}  {row['num_tokens']:>6}  {mark} {text}")
+        lines += [f"   -  {row['error']}" for row in candidates if row["error"] is not None]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ RaywardError
 `- JobError
    |- CorpusError       the input cannot be planned or read
    |- OutputError       the output folder cannot be used, or holds the work of another run
+   |- ResourceError     the cluster has no room for the actors that were asked for
    |- ScorerError       the model cannot be loaded on the workers, or keeps dying
    `- TooManyErrorsError    more rows failed than --max-errors allows
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from serve_app.reward_model.errors import RaywardError
 
-__all__ = ["CorpusError", "JobError", "OutputError", "ScorerError", "TooManyErrorsError"]
+__all__ = ["CorpusError", "JobError", "OutputError", "ResourceError", "ScorerError", "TooManyErrorsError"]
 
 
 class JobError(RaywardError):
@@ -25,6 +26,10 @@ class CorpusError(JobError):
 
 class OutputError(JobError):
     """The output folder cannot be written, or it holds the work of a run with other settings."""
+
+
+class ResourceError(JobError):
+    """The cluster has no room for the scoring actors that were asked for."""
 
 
 class ScorerError(JobError):

@@ -1,18 +1,20 @@
 """The output folder: which units are committed, what the run is, and the commit itself.
 
-    part-<unit>.parquet   a finished unit; its footer carries its counts (`UnitStats`)
-    _manifest.json        what the run is and, in the end, what came of it
-    _tmp/                 parts being written; a part gets its final name by a rename, where the filesystem has one
-    _attempts/            which rows are being scored (`attempts.py`)
+    part-<unit>.parquet      a finished unit; its footer carries its counts (`UnitStats`)
+    _manifest.json           what the run is and, in the end, what came of it
+    _rayward_work/<run>/     parts being written, and notes of rows being scored (`attempts.py`)
 
-A part is there whole or not at all, and writing one twice gives the same rows, so a restart, or a worker that
-outlives its driver by a moment, changes nothing.
+A part is written in the working folder and gets its final name by a rename, where the filesystem has one: it is there
+whole or not at all. Writing one twice gives the same rows, so a restart, or a worker that outlives its driver by a
+moment, changes nothing. A job that begins takes the folder over: the working folder of the run before it goes, and
+with it, should that run still be alive, its means to commit.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,9 @@ from jobs.errors import CorpusError, OutputError
 
 __all__ = ["Ledger", "UnitStats"]
 
+logger = logging.getLogger(__name__)
+
+WORK = "_rayward_work"
 STATS_KEY = b"rayward.stats"
 # On these a write becomes visible as a whole when it ends, and a rename is a copy.
 OBJECT_STORES = ("s3", "gcs", "abfs")
@@ -49,59 +54,78 @@ class UnitStats:
 
 
 class Ledger:
-    """The output folder of one run. It travels to the workers that commit."""
+    """The output folder of one run, named by its id. It travels to the workers that commit."""
 
     def __init__(self, output: str) -> None:
         try:
             self.filesystem, self.folder = filesystem_of(output)
         except CorpusError as error:
             raise OutputError(f"--output {error}") from error
+        self.run = uuid.uuid4().hex
 
     @property
     def manifest_path(self) -> str:
         return f"{self.folder}/_manifest.json"
 
+    @property
+    def work_folder(self) -> str:
+        return f"{self.folder}/{WORK}/{self.run}"
+
     def path(self, unit: Unit) -> str:
         return f"{self.folder}/part-{unit.id}.parquet"
 
-    def begin(self, identity: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-        """Make the folder, or take up the work in it, and write the manifest.
+    def check(self, identity: Mapping[str, Any], units: Sequence[Unit]) -> dict[str, UnitStats]:
+        """The units that are done, by id. Nothing is written.
 
         Args:
             identity: what decides the output; it must be that of the run which began the folder.
-            manifest: what else the manifest says.
+            units: the units of today's input.
 
         Raises:
-            OutputError: the folder cannot be written, or holds parts of no run or of one with another identity.
+            OutputError: the folder holds parts of no run, of one with another identity, or of inputs that changed.
         """
         previous = self.read_manifest()
-        if previous is not None:
-            _refuse_other(previous.get("identity", {}), identity, self.folder)
-        try:
-            self.filesystem.create_dir(self.folder, recursive=True)
-            for name in ("_tmp", "_attempts"):
-                self.filesystem.delete_dir_contents(f"{self.folder}/{name}", missing_dir_ok=True)
-                self.filesystem.create_dir(f"{self.folder}/{name}")
-        except OSError as error:
-            raise OutputError(f"the output folder {self.folder} cannot be written: {error}") from error
         if previous is None and (strays := self._part_paths()):
             raise OutputError(f"{self.folder} holds {len(strays)} parts but no _manifest.json; choose another --output")
-        self.write_manifest({"identity": dict(identity), **manifest})
+        if previous is not None:
+            _refuse_other(previous["identity"], identity, self.folder)
+        return self.done(units)
+
+    def begin(self, manifest: Mapping[str, Any]) -> None:
+        """Make the folder, or take it over from the run before, and write the manifest.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        previous = self.read_manifest() or {}
+        try:
+            if stale := previous.get("run"):
+                self.filesystem.delete_dir_contents(f"{self.folder}/{WORK}/{stale}", missing_dir_ok=True)
+                self.filesystem.delete_dir(f"{self.folder}/{WORK}/{stale}")
+        except OSError:
+            pass  # it was not there, or cannot go; the next lines say so where that matters
+        try:
+            self.filesystem.create_dir(self.work_folder, recursive=True)
+        except OSError as error:
+            raise OutputError(f"the output folder {self.folder} cannot be written: {error}") from error
+        self.write_manifest(manifest)
 
     def read_manifest(self) -> dict[str, Any] | None:
         """The manifest of the run that began the folder, or None where there is none."""
         try:
             with self.filesystem.open_input_stream(self.manifest_path) as file:
-                manifest: dict[str, Any] = json.loads(file.read())
-                return manifest
+                manifest = json.loads(file.read())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise OutputError(f"{self.manifest_path} cannot be read: {error}") from error
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("identity"), dict):
+            raise OutputError(f"{self.manifest_path} is not a manifest of rayward; choose another --output")
+        return manifest
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        """Replace the manifest."""
-        self._write(self.manifest_path, json.dumps(manifest, indent=2).encode())
+        """Replace the manifest; it gets this run's id."""
+        self.write(self.manifest_path, json.dumps({"run": self.run, **manifest}, indent=2).encode())
 
     def done(self, units: Sequence[Unit]) -> dict[str, UnitStats]:
         """The units, by id, whose parts are there with as many rows as planned.
@@ -134,29 +158,49 @@ class Ledger:
         metadata[STATS_KEY] = json.dumps(dataclasses.asdict(stats)).encode()
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata(metadata), sink)
-        self._write(self.path(unit), sink.getvalue())
+        self.write(self.path(unit), sink.getvalue())
+
+    def stop(self, manifest: Mapping[str, Any]) -> None:
+        """Like `finish`, but after a failure, which stays the one that is told; another run's work is let be."""
+        try:
+            if (self.read_manifest() or {}).get("run") == self.run:
+                self.finish(manifest)
+        except OutputError as error:
+            logger.warning("the manifest does not say that the job stopped: %s", error)
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Write the closing manifest and take the working folders away."""
+        """Write the closing manifest and take the working folder away."""
         self.write_manifest(manifest)
-        for name in ("_tmp", "_attempts"):
-            self.filesystem.delete_dir(f"{self.folder}/{name}")
+        try:
+            self.filesystem.delete_dir(self.work_folder)
+            selector = fs.FileSelector(f"{self.folder}/{WORK}", allow_not_found=True)
+            if not self.filesystem.get_file_info(selector):
+                self.filesystem.delete_dir(f"{self.folder}/{WORK}")
+        except OSError as error:
+            logger.warning("the working folder %s stays: %s", self.work_folder, error)
 
-    def _write(self, path: str, content: bytes | pa.Buffer) -> None:
+    def write(self, path: str, content: bytes | pa.Buffer) -> None:
+        """Write a file of the output folder: whole under its name, or not at all.
+
+        Raises:
+            OutputError: it cannot be written, for example because another job has taken the folder over.
+        """
         direct = self.filesystem.type_name in OBJECT_STORES
-        target = path if direct else f"{self.folder}/_tmp/{uuid.uuid4().hex}"
+        target = path if direct else f"{self.work_folder}/{uuid.uuid4().hex}"
         try:
             with self.filesystem.open_output_stream(target) as file:
                 file.write(content)
             if not direct:
                 self.filesystem.move(target, path)
         except OSError as error:
+            if self.filesystem.get_file_info(self.work_folder).type == fs.FileType.NotFound and not direct:
+                raise OutputError(f"another job has taken over {self.folder}; this one stops") from error
             if not direct and self.filesystem.get_file_info(target).type == fs.FileType.File:
                 self.filesystem.delete_file(target)
             raise OutputError(f"{path} cannot be written: {error}") from error
 
     def _part_paths(self) -> list[str]:
-        infos = self.filesystem.get_file_info(fs.FileSelector(self.folder))
+        infos = self.filesystem.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))
         return sorted(
             info.path for info in infos if info.base_name.startswith("part-") and info.base_name.endswith(".parquet")
         )
@@ -165,7 +209,8 @@ class Ledger:
         try:
             with self.filesystem.open_input_file(path) as source:
                 footer = pq.read_metadata(source)
-            return UnitStats(**json.loads(footer.metadata[STATS_KEY]))
+            stats = UnitStats(**json.loads(footer.metadata[STATS_KEY]))
+            return stats if stats.rows == footer.num_rows else None
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
             return None  # not a part that `commit` wrote: it is written anew
 

@@ -20,25 +20,16 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from jobs.corpus import Unit, UnitReader
+from jobs.actors import IO_CPUS, ActorPool
+from jobs.corpus import Unit, UnitReader, read_tasks
 from jobs.errors import ScorerError
 from jobs.ledger import Ledger, UnitStats
 from jobs.scorer import UnitScorer
 from serve_app.reward_model.errors import RaywardError
 
-__all__ = ["ActorPool", "UnitReport", "run_units"]
+__all__ = ["UnitReport", "run_units"]
 
 MAX_READ_TASKS = 200
-IO_CPUS = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class ActorPool:
-    """Scoring actors: how many, and what each takes of the cluster."""
-
-    num_actors: int
-    cpus_per_actor: float
-    gpus_per_actor: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +56,16 @@ def run_units(
     import ray.data
 
     _set_quiet_context()
-    rows = [_describe(unit) for unit in units]
-    dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_READ_TASKS))
+    tasks = [
+        {"units": json.dumps([dataclasses.asdict(unit) for unit in task])} for task in read_tasks(units, MAX_READ_TASKS)
+    ]
+    dataset: ray.data.Dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     dataset = dataset.map_batches(
         partial(_read, filesystem=filesystem), batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS
     )
     dataset = dataset.map_batches(
         _ScoreStage,
-        fn_constructor_args=(make_scorer,),
+        fn_constructor_args=(make_scorer, pool.num_threads),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.num_actors, initial_size=pool.num_actors),
@@ -101,10 +94,6 @@ def _set_quiet_context() -> None:
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # one unit may take an hour on a slow machine
     context.target_max_block_size = 1
-
-
-def _describe(unit: Unit) -> dict[str, str]:
-    return {"unit": json.dumps(dataclasses.asdict(unit))}
 
 
 def _parcel(
@@ -147,7 +136,7 @@ def _failed(parcel: pa.Table) -> bool:
 
 
 def _read(batch: pa.Table, filesystem: fs.FileSystem) -> Iterator[pa.Table]:
-    units = [Unit(**json.loads(text)) for text in batch["unit"].to_pylist()]
+    units = [Unit(**described) for task in batch["units"].to_pylist() for described in json.loads(task)]
     for unit, table in UnitReader(filesystem).read(units):
         yield _parcel(unit, failure=table) if isinstance(table, Exception) else _parcel(unit, table=table)
 
@@ -155,7 +144,10 @@ def _read(batch: pa.Table, filesystem: fs.FileSystem) -> Iterator[pa.Table]:
 class _ScoreStage:
     """The Ray Data form of a `UnitScorer`: one parcel in, one out."""
 
-    def __init__(self, make_scorer: Callable[[], UnitScorer]) -> None:
+    def __init__(self, make_scorer: Callable[[], UnitScorer], num_threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(num_threads)
         self._scorer = make_scorer()
 
     def __call__(self, parcel: pa.Table) -> pa.Table:

@@ -5,7 +5,8 @@
 The input is a file, a folder, a glob or an s3://, gs:// or hdfs:// URI. Conversations are in a `messages` column (a
 list of {role, content}, or a JSON string of one), or in `prompt` and `response`. The output folder gets every input
 row with all its columns and four more: `score`, `num_tokens`, `truncated` and `error`. A job that was stopped is
-taken up by the same command. Exit status: 0 every row was scored, 3 some rows carry an error, 1 the job stopped.
+taken up by the same command. Exit status: 0 every row was scored, 3 some rows carry an error, 1 the job stopped, 2 an
+option is wrong, 130 or 143 it was interrupted.
 """
 
 from __future__ import annotations
@@ -14,27 +15,29 @@ import importlib.metadata
 import logging
 import sys
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import pyarrow as pa
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from cluster.connect import ClusterResources, connect
+from jobs.actors import ActorPool, plan_actors
 from jobs.columns import ConversationColumns
-from jobs.corpus import Corpus, Unit, auto_rows_per_unit, filesystem_of
-from jobs.errors import CorpusError, OutputError, TooManyErrorsError
+from jobs.command import run_command
+from jobs.corpus import Corpus, InputFile, Unit, auto_rows_per_unit, filesystem_of
+from jobs.errors import CorpusError, TooManyErrorsError
 from jobs.ledger import Ledger, UnitStats
-from jobs.pipeline import ActorPool, run_units
+from jobs.pipeline import run_units
 from jobs.progress import Progress, clock
 from jobs.scorer import ModelSource, UnitScorer
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.checkpoint import fingerprint, resolve
-from serve_app.reward_model.errors import RaywardError
 from serve_app.reward_model.model import resolve_device, resolve_dtype
 from serve_app.reward_model.tiny import NAME as TINY
 from serve_app.reward_model.tokenizer import Tokenizer, Truncation
@@ -42,8 +45,9 @@ from serve_app.reward_model.tokenizer import Tokenizer, Truncation
 __all__ = ["ScoreConfig", "main", "run"]
 
 logger = logging.getLogger(__name__)
+ColumnName = Annotated[str, Field(min_length=1)]
 OUTPUT_COLUMNS = ("score", "num_tokens", "truncated", "error")
-EXIT_STOPPED, EXIT_ROW_ERRORS, EXIT_INTERRUPTED = 1, 3, 130
+EXIT_ROW_ERRORS = 3
 
 
 class ScoreConfig(BaseModel):
@@ -69,20 +73,20 @@ class ScoreConfig(BaseModel):
     """A conversation over the limit: error marks its row, right keeps its start, left drops its oldest turns."""
     max_tokens: int | None = Field(default=None, ge=2)
     """A limit below the model's own."""
-    messages_column: str | None = None
+    messages_column: ColumnName | None = None
     """Column of messages: a list of {role, content}, or a JSON string of one."""
-    prompt_column: str | None = None
+    prompt_column: ColumnName | None = None
     """Column of the prompt: a string or messages. Goes with --response-column."""
-    response_column: str | None = None
+    response_column: ColumnName | None = None
     """Column of the response: a string."""
     output_prefix: str = ""
     """Put in front of the names of the four new columns."""
     num_actors: PositiveInt | None = None
     """Scoring actors: by default one a GPU, or one a node where there are none."""
     gpus_per_actor: PositiveFloat | None = None
-    """GPUs an actor takes: 1 on cuda by default, less to share one."""
+    """GPUs an actor takes on cuda: 1 by default, less to share one."""
     cpus_per_actor: PositiveInt | None = None
-    """CPUs an actor takes, and its torch threads on cpu: by default all but one of a node's, on cuda 1."""
+    """CPUs an actor takes, and its torch threads: by default a node's, shared by its actors; on cuda 1."""
     rows_per_unit: PositiveInt | None = None
     """Rows that are committed together: by default from the corpus's size, 256 to 16384."""
     max_errors: NonNegativeInt | None = None
@@ -97,7 +101,7 @@ class ScoreConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A job, ready to run: what is there, what is left, and the identity a restart must have."""
+    """A job, ready to run: what is there, what is left, and what a restart must have in common with it."""
 
     corpus: Corpus
     units: list[Unit]
@@ -105,7 +109,7 @@ class Plan:
     columns: ConversationColumns
     model: ModelSource
     pool: ActorPool
-    manifest: dict[str, Any]
+    identity: dict[str, Any]
 
     @property
     def left(self) -> list[Unit]:
@@ -114,18 +118,8 @@ class Plan:
 
 def main() -> int:
     """Run the command line; the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     config = tyro.cli(ScoreConfig, description=__doc__, prog="python -m jobs.score")
-    try:
-        total = run(config)
-    except RaywardError as error:
-        print(f"jobs.score stopped: {error}", file=sys.stderr)
-        return EXIT_STOPPED
-    except KeyboardInterrupt:
-        print("jobs.score interrupted; the same command takes it up again", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return EXIT_ROW_ERRORS if total.errors else 0
+    return run_command("jobs.score", lambda: EXIT_ROW_ERRORS if run(config).errors else 0)
 
 
 def run(config: ScoreConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> UnitStats:
@@ -138,32 +132,37 @@ def run(config: ScoreConfig, *, load: Callable[[ModelSource], RewardModel] = Mod
     Raises:
         RaywardError: the job cannot start, or stops; what is committed stays.
     """
-    started = time.monotonic()
     ledger = Ledger(config.output)
-    corpus = Corpus.open(config.input, exclude=ledger.folder)
+    corpus = Corpus.open(config.input, output=config.output)
     columns = _columns(corpus, config)
     with connect(config.address) as resources:
         plan = _plan(config, corpus, columns, ledger, resources)
         _announce(config, plan)
-        make_scorer = partial(
-            UnitScorer,
-            partial(load, plan.model),
-            ledger,
-            run=uuid.uuid4().hex,
-            columns=columns,
-            truncation=config.truncation,
-            max_tokens=config.max_tokens,
-            prefix=config.output_prefix,
-        )
-        total = _score(config, plan, ledger, make_scorer)
-    ledger.finish(
-        plan.manifest
-        | {"status": "complete", **asdict(total), "units": len(plan.units), "elapsed_s": time.monotonic() - started}
-    )
+        if not plan.left and (ledger.read_manifest() or {}).get("status") == "complete":
+            return _score(config, plan, ledger, load)
+        manifest = _manifest(config, plan)
+        ledger.begin(manifest)
+        started = time.monotonic()
+        try:
+            total = _score(config, plan, ledger, load)
+        except BaseException as error:
+            ledger.stop(manifest | {"status": "stopped", "reason": f"{type(error).__name__}: {error}"})
+            raise
+    elapsed = {"elapsed_s": round(time.monotonic() - started, 3)}
+    ledger.finish(manifest | {"status": "complete", "units": len(plan.units), **asdict(total), **elapsed})
     return total
 
 
-def _score(config: ScoreConfig, plan: Plan, ledger: Ledger, make_scorer: Callable[[], UnitScorer]) -> UnitStats:
+def _score(config: ScoreConfig, plan: Plan, ledger: Ledger, load: Callable[[ModelSource], RewardModel]) -> UnitStats:
+    make_scorer = partial(
+        UnitScorer,
+        partial(load, plan.model),
+        ledger,
+        columns=plan.columns,
+        truncation=config.truncation,
+        max_tokens=config.max_tokens,
+        prefix=config.output_prefix,
+    )
     done = sum(plan.done.values(), UnitStats())
     with Progress(num_rows=plan.corpus.num_rows, done=done) as progress:
         _check_errors(config, done)
@@ -187,19 +186,31 @@ def _check_errors(config: ScoreConfig, total: UnitStats) -> None:
 
 
 def _columns(corpus: Corpus, config: ScoreConfig) -> ConversationColumns:
-    """The conversation columns, which every file must have, and room for the new ones."""
-    columns = ConversationColumns()
+    """The conversation columns, the same in every file, with room for the new ones."""
+    found: dict[ConversationColumns, InputFile] = {}
     for file, schema in zip(corpus.files, corpus.schemas, strict=True):
         try:
-            columns = ConversationColumns.detect(schema, config.columns)
+            found.setdefault(ConversationColumns.detect(schema, config.columns), file)
         except CorpusError as error:
             raise CorpusError(f"{file.path}: {error}") from None
-        if taken := [name for name in OUTPUT_COLUMNS if config.output_prefix + name in schema.names]:
+        if len(found) > 1:
+            (first, one), (second, other) = found.items()
             raise CorpusError(
-                f"{file.path} already has the columns {[config.output_prefix + name for name in taken]}; "
-                "name the new ones apart with --output-prefix, such as --output-prefix second_"
+                f"{one.path} has its conversations in {first}, {other.path} in {second}; score them apart, or name "
+                "the columns that all files have with --messages-column, or --prompt-column and --response-column"
             )
-    return columns
+        _check_names(file, schema, config.output_prefix)
+    return next(iter(found))
+
+
+def _check_names(file: InputFile, schema: pa.Schema, prefix: str) -> None:
+    if repeated := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise CorpusError(f"{file.path} has several columns of the names {repeated}, which no output can keep")
+    if taken := [prefix + name for name in OUTPUT_COLUMNS if prefix + name in schema.names]:
+        raise CorpusError(
+            f"{file.path} already has the columns {taken}; name the new ones apart with --output-prefix, such as "
+            "--output-prefix second_"
+        )
 
 
 def _plan(
@@ -208,10 +219,11 @@ def _plan(
     model = _model_source(config, resources)
     previous = ledger.read_manifest() or {}
     rows_per_unit = config.rows_per_unit or previous.get("identity", {}).get("rows_per_unit")
-    rows_per_unit = rows_per_unit or auto_rows_per_unit(corpus.num_rows)
+    if not isinstance(rows_per_unit, int):
+        rows_per_unit = auto_rows_per_unit(corpus.num_rows)
     units = corpus.units(rows_per_unit)
     identity = {
-        "input": config.input if "://" in config.input else filesystem_of(config.input)[1],
+        "input": filesystem_of(config.input)[1] if _is_local(config.input) else config.input,
         "model_fingerprint": model.fingerprint,
         "device": model.device,
         "dtype": model.dtype,
@@ -221,52 +233,52 @@ def _plan(
         "output_prefix": config.output_prefix,
         "rows_per_unit": rows_per_unit,
     }
-    manifest = {
-        "identity": identity,
+    pool = plan_actors(
+        resources,
+        device=model.device,
+        num_actors=config.num_actors,
+        cpus_per_actor=config.cpus_per_actor,
+        gpus_per_actor=config.gpus_per_actor,
+    )
+    return Plan(corpus, units, ledger.check(identity, units), columns, model, pool, identity)
+
+
+def _is_local(location: str) -> bool:
+    return "://" not in location or location.startswith("file://")
+
+
+def _manifest(config: ScoreConfig, plan: Plan) -> dict[str, Any]:
+    return {
+        "identity": plan.identity,
         "status": "running",
         "arguments": config.model_dump(),
         "versions": {name: importlib.metadata.version(name) for name in ("rayward", "ray", "torch", "transformers")},
     }
-    ledger.begin(identity, manifest)
-    return Plan(corpus, units, ledger.done(units), columns, model, _pool(config, model, resources), manifest)
 
 
 def _model_source(config: ScoreConfig, resources: ClusterResources) -> ModelSource:
     """The model as the driver sees it: read here so that mistakes show before anything is started on a worker."""
     folder = resolve(config.model, config.revision)
     decoder = DecoderConfig.from_folder(folder)
-    Tokenizer.from_pretrained(folder, reward_token_id=decoder.reward_token_id, max_tokens=decoder.max_tokens)
+    Tokenizer.from_pretrained(folder, config=decoder)
     device = config.device if config.device != "auto" else "cuda" if resources.num_gpus else "cpu"
-    if device == "cuda" and not resources.num_gpus:
-        raise OutputError("--device cuda, but Ray sees no GPU")
     dtype = resolve_dtype(config.dtype, decoder, resolve_device(device))
+    is_folder = Path(config.model).expanduser().is_dir()
     return ModelSource(
-        model=config.model,
+        model=str(folder.resolve()) if is_folder else config.model,  # workers stand in another working folder
         revision=config.revision,
         fingerprint=fingerprint(folder),
         device=device,
         dtype=str(dtype).removeprefix("torch."),
         token_budget=config.token_budget,
-        num_threads=config.cpus_per_actor or max(1, resources.node_cpus - 1),
     )
-
-
-def _pool(config: ScoreConfig, model: ModelSource, resources: ClusterResources) -> ActorPool:
-    if model.device == "cuda":
-        gpus = config.gpus_per_actor or 1.0
-        return ActorPool(
-            num_actors=config.num_actors or max(1, int(resources.num_gpus / gpus)),
-            cpus_per_actor=config.cpus_per_actor or 1,
-            gpus_per_actor=gpus,
-        )
-    return ActorPool(config.num_actors or resources.num_nodes, model.num_threads, 0.0)
 
 
 def _announce(config: ScoreConfig, plan: Plan) -> None:
     if config.model == TINY:
         logger.warning("the model is tiny: random weights, its scores mean nothing; name a real one with --model")
     logger.info(
-        "%s rows in %d files, %d of %d units left; %s on %s in %s with %d actor(s)",
+        "%s rows, files: %d, units left: %d of %d; %s on %s in %s, actors: %d",
         f"{plan.corpus.num_rows:,}",
         len(plan.corpus.files),
         len(plan.left),
@@ -280,10 +292,11 @@ def _announce(config: ScoreConfig, plan: Plan) -> None:
 
 def _summary(config: ScoreConfig, progress: Progress) -> str:
     total, new = progress.total, progress.stats
-    resumed = f" ({total.rows - new.rows:,} were there)" if total.rows > new.rows else ""
+    before = f" ({total.rows - new.rows:,} of them before)" if total.rows > new.rows else ""
     return (
-        f"{total.rows:,} rows scored into {config.output}{resumed}: {total.errors:,} with errors, {total.tokens:,} "
-        f"tokens; {new.rows:,} rows in {clock(progress.seconds)}, {progress.tokens_per_s:,.0f} tokens/s"
+        f"{total.rows:,} rows in {config.output}{before}: {total.rows - total.errors:,} scored, {total.errors:,} with "
+        f"errors, {total.tokens:,} tokens; this run {new.rows:,} rows in {clock(progress.seconds)}, "
+        f"{progress.tokens_per_s:,.0f} tokens/s with start-up"
     )
 
 

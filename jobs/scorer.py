@@ -16,7 +16,6 @@ from jobs.errors import ScorerError
 from jobs.ledger import Ledger, UnitStats
 from serve_app.reward_model import RewardModel, Score, ScoringError
 from serve_app.reward_model.conversation import Conversation
-from serve_app.reward_model.errors import ConversationError
 from serve_app.reward_model.tokenizer import Truncation
 
 __all__ = ["DeadRowError", "ModelSource", "UnitScorer", "score_columns"]
@@ -36,7 +35,6 @@ class ModelSource:
     device: str
     dtype: str
     token_budget: int | None
-    num_threads: int
 
     def load(self) -> RewardModel:
         """Load the model on this worker.
@@ -44,9 +42,6 @@ class ModelSource:
         Raises:
             ScorerError: the worker's copy of the model is not the driver's.
         """
-        import torch
-
-        torch.set_num_threads(self.num_threads)
         model = RewardModel.from_pretrained(
             self.model,
             revision=self.revision,
@@ -54,6 +49,7 @@ class ModelSource:
             dtype=self.dtype,
             token_budget=self.token_budget or "auto",
         )
+        model.tokenizer  # noqa: B018  # read with the model, not with the first rows
         if model.fingerprint != self.fingerprint:
             raise ScorerError(
                 f"the files of {self.model} on worker {os.uname().nodename} are not those on the driver "
@@ -74,7 +70,6 @@ class UnitScorer:
         load: Callable[[], RewardModel],
         ledger: Ledger,
         *,
-        run: str,
         columns: ConversationColumns,
         truncation: Truncation,
         max_tokens: int | None,
@@ -83,7 +78,6 @@ class UnitScorer:
         self._load = load
         self._model: RewardModel | None = None
         self._ledger = ledger
-        self._run = run
         self._columns = columns
         self._truncation = truncation
         self._max_tokens = max_tokens
@@ -95,13 +89,12 @@ class UnitScorer:
         Raises:
             RaywardError: the model cannot be loaded, or scoring fails in a way that is no row's fault.
         """
-        log = AttemptLog(self._ledger.filesystem, f"{self._ledger.folder}/_attempts/{unit.id}.json", run=self._run)
+        log = AttemptLog(self._ledger, unit)
         noted = log.read()
         attempts = noted.after_death() if noted else Attempts.of(table.num_rows)
         model = self._loaded(log, attempts)
         started = time.perf_counter()
-        rows = conversations(table, self._columns)
-        outcomes = self._outcomes(model, rows, attempts, log)
+        outcomes = self._outcomes(model, table, attempts, log)
         seconds = time.perf_counter() - started
         log.remove()
         tokens = sum(outcome.num_tokens for outcome in outcomes if isinstance(outcome, Score))
@@ -117,34 +110,24 @@ class UnitScorer:
         return self._model
 
     def _outcomes(
-        self,
-        model: RewardModel,
-        rows: Sequence[Conversation | ConversationError],
-        attempts: Attempts,
-        log: AttemptLog,
+        self, model: RewardModel, table: pa.Table, attempts: Attempts, log: AttemptLog
     ) -> list[Score | ScoringError]:
-        """The outcome of each row, in row order. Rows with the same prompt are scored beside each other."""
-        outcomes: list[Score | ScoringError | None] = [row if isinstance(row, ScoringError) else None for row in rows]
-        order = _prompts_together(rows)
-        for position in attempts.given_up:
-            strikes = attempts.strikes[position]
-            outcomes[order[position]] = DeadRowError(f"the scoring process died {strikes} times on this row alone")
+        """The outcome of each row, in row order. What is about to be touched is noted before it is."""
+        outcomes: dict[int, Score | ScoringError] = {
+            row: DeadRowError(f"the scoring process died {attempts.strikes[row]} times on this row alone")
+            for row in attempts.given_up
+        }
         for index, (first, stop) in enumerate(attempts.ranges):
             attempts.current = index
             log.write(attempts)
-            ready = [(number, row) for number in order[first:stop] if isinstance(row := rows[number], Conversation)]
-            scored = model.outcomes([row for _, row in ready], truncation=self._truncation, max_tokens=self._max_tokens)
-            for (number, _), outcome in zip(ready, scored, strict=True):
-                outcomes[number] = outcome
-        return [outcome for outcome in outcomes if outcome is not None]
+            outcomes |= enumerate(self._score_rows(model, table.slice(first, stop - first)), start=first)
+        return [outcomes[row] for row in range(table.num_rows)]
 
-
-def _prompts_together(rows: Sequence[Conversation | ConversationError]) -> list[int]:
-    """Row numbers, those with equal prompts in a row, in order of first appearance."""
-    groups: dict[object, list[int]] = {}
-    for number, row in enumerate(rows):
-        groups.setdefault(row.prompt if isinstance(row, Conversation) else number, []).append(number)
-    return [number for group in groups.values() for number in group]
+    def _score_rows(self, model: RewardModel, table: pa.Table) -> list[Score | ScoringError]:
+        rows = conversations(table, self._columns)
+        ready = [row for row in rows if isinstance(row, Conversation)]
+        scored = iter(model.outcomes(ready, truncation=self._truncation, max_tokens=self._max_tokens))
+        return [next(scored) if isinstance(row, Conversation) else row for row in rows]
 
 
 def score_columns(table: pa.Table, outcomes: Sequence[Score | ScoringError], *, prefix: str) -> pa.Table:

@@ -17,10 +17,10 @@ import torch
 import tyro
 from pydantic import BaseModel, ConfigDict
 
+from jobs.command import run_command
 from serve_app.reward_model import RewardModel
-from serve_app.reward_model.errors import RaywardError
 
-__all__ = ["Check", "VerifyConfig", "checks", "main"]
+__all__ = ["Check", "VerifyConfig", "checks", "main", "verify"]
 
 QUESTION = {"role": "user", "content": "Hello! What's your name?"}
 CHATS = [
@@ -33,7 +33,7 @@ CHATS = [
 # "Demo Code, Basic Usage" of the model card of internlm/internlm2-1_8b-reward.
 CARD_SCORES = (0.767578125, -2.22265625)
 TOLERANCE_FP16_CUDA, TOLERANCE_OTHER = 0.02, 0.15
-EXIT_FAILED, EXIT_MISMATCH = 1, 2
+EXIT_MISMATCH = 2
 
 
 class VerifyConfig(BaseModel):
@@ -63,16 +63,16 @@ class Check:
 
 def main() -> int:
     """Run the command line; the exit status."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     config = tyro.cli(VerifyConfig, description=__doc__, prog="python -m jobs.verify")
-    try:
-        model = RewardModel.from_pretrained(
-            config.model, revision=config.revision, device=config.device, dtype=config.dtype
-        )
-        results = checks(model)
-    except RaywardError as error:
-        print(f"jobs.verify stopped: {error}", file=sys.stderr)
-        return EXIT_FAILED
+    return run_command("jobs.verify", lambda: verify(config), log_level=logging.WARNING)
+
+
+def verify(config: VerifyConfig) -> int:
+    """Print the table of checks; the exit status."""
+    model = RewardModel.from_pretrained(
+        config.model, revision=config.revision, device=config.device, dtype=config.dtype
+    )
+    results = checks(model)
     print(f"{config.model} in {str(model.dtype).removeprefix('torch.')} on {model.device}")
     print(f"{'check':<12}{'card':>14}{'rayward':>14}")
     for check in results:

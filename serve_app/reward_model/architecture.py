@@ -71,6 +71,11 @@ class DecoderConfig:
         return int(self.max_positions * self.rope.factor) if self.rope.kind == "dynamic" else self.max_positions
 
     @property
+    def longest_unstretched(self) -> int | None:
+        """Above so many tokens a sequence has rotary angles of its own (dynamic RoPE); None where none ever has."""
+        return self.max_positions if self.rope.kind == "dynamic" else None
+
+    @property
     def num_parameters(self) -> int:
         """Parameters without the embedding: those that a token is multiplied by."""
         attention = self.hidden_size * (self.query_size + 2 * self.kv_size) + self.query_size * self.hidden_size
@@ -95,34 +100,77 @@ class DecoderConfig:
             return cls.from_dict(config)
         except KeyError as error:
             raise CheckpointError(f"{path} lacks the field {error}") from None
+        except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+            raise CheckpointError(f"{path} has a field that makes no sense: {error}") from error
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> DecoderConfig:
         """The shape that a checkpoint's parsed config.json describes."""
         architecture = _architecture(config)
-        num_heads = config["num_attention_heads"]
         internlm2 = architecture == INTERNLM2
-        bias = bool(config.get("bias", False)) if internlm2 else bool(config.get("attention_bias", False))
+        hidden_size, num_heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
+        vocab_size = _whole(config, "vocab_size")
+        bias = bool(config.get("bias" if internlm2 else "attention_bias", False))
         qwen2 = architecture.startswith("Qwen2")
         return cls(
             architecture=architecture,
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            num_layers=config["num_hidden_layers"],
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            num_layers=_whole(config, "num_hidden_layers"),
             num_heads=num_heads,
-            num_kv_heads=config.get("num_key_value_heads") or num_heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // num_heads,
-            intermediate_size=config["intermediate_size"],
-            rms_eps=config["rms_norm_eps"],
-            max_positions=_max_positions(config),
+            num_kv_heads=_kv_heads(config, num_heads),
+            head_dim=_head_dim(config, hidden_size, num_heads),
+            intermediate_size=_whole(config, "intermediate_size"),
+            rms_eps=float(config["rms_norm_eps"]),
+            max_positions=_max_positions(config, architecture),
             rope=_rope(config),
-            reward_token_id=config["reward_token_id"] if internlm2 else None,
+            reward_token_id=_reward_token_id(config, vocab_size) if internlm2 else None,
             qkv_bias=bias or qwen2,
             output_bias=bias and not qwen2,
-            mlp_bias=bool(config.get("mlp_bias", False)),
+            mlp_bias=architecture.startswith("Llama") and bool(config.get("mlp_bias", False)),
             qk_norm=architecture.startswith("Qwen3"),
-            dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+            dtype=_dtype(config),
         )
+
+
+def _whole(config: Mapping[str, Any], field: str) -> int:
+    value = config[field]
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{field} is {value!r}, not a positive whole number")
+    return value
+
+
+def _kv_heads(config: Mapping[str, Any], num_heads: int) -> int:
+    num_kv_heads = _whole({"num_key_value_heads": num_heads} | _present(config), "num_key_value_heads")
+    if num_heads % num_kv_heads:
+        raise ValueError(f"num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}")
+    return num_kv_heads
+
+
+def _head_dim(config: Mapping[str, Any], hidden_size: int, num_heads: int) -> int:
+    head_dim = _whole({"head_dim": hidden_size // num_heads} | _present(config), "head_dim")
+    if head_dim % 2:
+        raise ValueError(f"head_dim is {head_dim}; rotary embedding pairs its halves, so it is even")
+    return head_dim
+
+
+def _reward_token_id(config: Mapping[str, Any], vocab_size: int) -> int:
+    token = config["reward_token_id"]
+    if type(token) is not int or not 0 <= token < vocab_size:
+        raise ValueError(f"reward_token_id is {token!r}, not a token of the vocabulary of {vocab_size}")
+    return token
+
+
+def _dtype(config: Mapping[str, Any]) -> str:
+    name = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    if name not in ("float16", "bfloat16", "float32"):
+        raise ValueError(f"the weights' dtype is {name!r}; float16, bfloat16 and float32 are supported")
+    return name
+
+
+def _present(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are not null."""
+    return {field: value for field, value in config.items() if value is not None}
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
@@ -145,12 +193,13 @@ def _num_labels(config: Mapping[str, Any]) -> int:
     return len(config.get("id2label") or {0: "", 1: ""})  # Transformers' default is two
 
 
-def _max_positions(config: Mapping[str, Any]) -> int:
+def _max_positions(config: Mapping[str, Any], architecture: str) -> int:
     """Positions the model attends over in full: a sliding window, where one is on, bounds them exactly."""
-    positions = int(config["max_position_embeddings"])
-    window = config.get("sliding_window")
-    in_use = window is not None and config.get("use_sliding_window", config.get("model_type") == "mistral")
-    return min(positions, int(window)) if in_use and window is not None else positions
+    positions = _whole(config, "max_position_embeddings")
+    in_use = config.get("use_sliding_window", architecture.startswith("Mistral"))
+    if not in_use or config.get("sliding_window") is None:
+        return positions
+    return min(positions, _whole(config, "sliding_window"))
 
 
 def _rope(config: Mapping[str, Any]) -> RopeConfig:
@@ -169,8 +218,8 @@ def _rope(config: Mapping[str, Any]) -> RopeConfig:
         theta=theta,
         kind=kind,
         factor=float(scaling["factor"]),
-        low_freq_factor=float(scaling.get("low_freq_factor", 1.0)),
-        high_freq_factor=float(scaling.get("high_freq_factor", 1.0)),
+        low_freq_factor=float(scaling["low_freq_factor"]) if kind == "llama3" else 1.0,
+        high_freq_factor=float(scaling["high_freq_factor"]) if kind == "llama3" else 1.0,
         original_max_positions=int(
             scaling.get("original_max_position_embeddings") or config["max_position_embeddings"]
         ),

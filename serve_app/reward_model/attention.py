@@ -13,7 +13,8 @@ their keys, and their results are dropped.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, cast
 
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from serve_app.reward_model.packing import PackedBatch
+from serve_app.reward_model.packing import PackedBatch, Span
 
 __all__ = ["BLOCK_ROWS", "Attention", "BlockAttention", "VarlenAttention", "attention_for"]
 
@@ -31,25 +32,34 @@ LAST_ROWS = 16
 
 
 class Attention(Protocol):
-    """Causal attention within each sequence of a packed batch.
+    """Causal attention within each sequence of a packed batch: a span's rows see its trunk and themselves.
 
-    Shape legend: T rows, Q query heads, K key/value heads, D head dimension, N sequences.
+    Shape legend: T rows, Q query heads, K key/value heads, D head dimension, N scored spans.
     """
 
     slack_rows: int
     """Finite rows that queries, keys and values must have after the last token."""
 
-    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, batch: PackedBatch, out_TQD: Tensor) -> None:
+    def begin(self, batch: PackedBatch) -> None:
+        """Prepare for the layers of one forward pass over `batch`."""
+        ...
+
+    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TQD: Tensor) -> None:
         """Write the attention output of every token to `out_TQD`."""
         ...
 
-    def attend_last(self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, batch: PackedBatch, out_NQD: Tensor) -> None:
-        """Write the attention output of each sequence's last token to `out_NQD`."""
+    def attend_last(self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_NQD: Tensor) -> None:
+        """Write the attention output of each scored span's last token to `out_NQD`."""
         ...
 
 
 class BlockAttention:
-    """`scaled_dot_product_attention` in canonical blocks, one call a block."""
+    """`scaled_dot_product_attention` in canonical blocks, one call a block.
+
+    The keys of a sequence without a trunk are read where they are. Those of a leaf are put behind its trunk's in a
+    scratch buffer, and its first block carries rows before the leaf as dummies, so that its calls are those of the
+    sequence laid out whole.
+    """
 
     slack_rows = BLOCK_ROWS - 1
 
@@ -57,6 +67,55 @@ class BlockAttention:
         hidden = torch.full((BLOCK_ROWS, BLOCK_ROWS), float("-inf"), dtype=dtype, device=device).triu(1)
         self._mask = hidden
         self._triangle = hidden
+        self._spans: list[Span] = []
+        self._scratch = torch.empty(0, dtype=dtype, device=device)
+
+    def begin(self, batch: PackedBatch) -> None:
+        self._spans = batch.spans
+
+    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TQD: Tensor) -> None:
+        for span, k_SKD, v_SKD in self._with_keys(k_TKD, v_TKD):
+            first_block = span.position - span.position % BLOCK_ROWS
+            for block in range(first_block, span.num_keys, BLOCK_ROWS):
+                end = block + BLOCK_ROWS
+                row = span.start + block - span.position  # before span.start where the block begins with dummies
+                result_QBD = _attention(
+                    q_TQD[row : row + BLOCK_ROWS], k_SKD[:end], v_SKD[:end], mask=self._block_mask(end)
+                )
+                first, stop = max(row, span.start), min(row + BLOCK_ROWS, span.stop)
+                out_TQD[first:stop] = result_QBD.transpose(0, 1)[first - row : stop - row]
+
+    def attend_last(self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_NQD: Tensor) -> None:
+        scored = (keys for keys in self._with_keys(k_TKD, v_TKD) if keys[0].is_scored)
+        for index, (span, k_SKD, v_SKD) in enumerate(scored):
+            q_RQD = q_NQD[index].expand(LAST_ROWS, -1, -1)
+            result_QRD = _attention(q_RQD, k_SKD[: span.num_keys], v_SKD[: span.num_keys], mask=None)
+            out_NQD[index] = result_QRD[:, 0]
+
+    def _with_keys(self, k_TKD: Tensor, v_TKD: Tensor) -> Iterator[tuple[Span, Tensor, Tensor]]:
+        """Each span with its keys and values from position 0 on, and finite rows behind them."""
+        scratch_k, scratch_v = self._scratch_for(k_TKD)
+        in_scratch: Span | None = None
+        for span in self._spans:
+            if span.trunk is None:
+                yield span, k_TKD[span.start :], v_TKD[span.start :]
+                continue
+            if in_scratch is not span.trunk:
+                in_scratch = span.trunk
+                scratch_k[: span.position] = k_TKD[in_scratch.start : in_scratch.stop]
+                scratch_v[: span.position] = v_TKD[in_scratch.start : in_scratch.stop]
+            scratch_k[span.position : span.num_keys] = k_TKD[span.start : span.stop]
+            scratch_v[span.position : span.num_keys] = v_TKD[span.start : span.stop]
+            yield span, scratch_k, scratch_v
+
+    def _scratch_for(self, k_TKD: Tensor) -> tuple[Tensor, Tensor]:
+        longest = max((span.num_keys for span in self._spans if span.trunk is not None), default=0)
+        num_heads, head_dim = k_TKD.shape[1:]
+        size = 2 * (longest + self.slack_rows) * num_heads * head_dim
+        if longest and self._scratch.numel() < size:
+            self._scratch = torch.zeros(size, dtype=k_TKD.dtype, device=k_TKD.device)
+        k, v = self._scratch[: size if longest else 0].chunk(2) if longest else (self._scratch, self._scratch)
+        return k.view(-1, num_heads, head_dim), v.view(-1, num_heads, head_dim)
 
     def _block_mask(self, num_keys: int) -> Tensor:
         """0 where a key may be seen and -inf where not: a view of [64, num_keys], its last 64 columns a triangle."""
@@ -66,23 +125,6 @@ class BlockAttention:
             self._mask = torch.cat([self._triangle.new_zeros(BLOCK_ROWS, columns - BLOCK_ROWS), self._triangle], dim=1)
         return self._mask[:, columns - num_keys :]
 
-    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, batch: PackedBatch, out_TQD: Tensor) -> None:
-        for start, length in zip(batch.starts, batch.lengths, strict=True):
-            for block in range(0, length, BLOCK_ROWS):
-                rows = slice(start + block, start + block + BLOCK_ROWS)
-                keys = slice(start, start + block + BLOCK_ROWS)
-                result_QBD = _attention(
-                    q_TQD[rows], k_TKD[keys], v_TKD[keys], mask=self._block_mask(block + BLOCK_ROWS)
-                )
-                valid = min(BLOCK_ROWS, length - block)
-                out_TQD[start + block : start + block + valid] = result_QBD.transpose(0, 1)[:valid]
-
-    def attend_last(self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, batch: PackedBatch, out_NQD: Tensor) -> None:
-        for index, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=True)):
-            keys = slice(start, start + length)
-            q_RQD = q_NQD[index].expand(LAST_ROWS, -1, -1)
-            out_NQD[index] = _attention(q_RQD, k_TKD[keys], v_TKD[keys], mask=None)[:, 0]
-
 
 def _attention(q_RQD: Tensor, k_SKD: Tensor, v_SKD: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of R query rows over S keys: [Q, R, D]."""
@@ -91,7 +133,7 @@ def _attention(q_RQD: Tensor, k_SKD: Tensor, v_SKD: Tensor, mask: Tensor | None)
 
 
 class VarlenAttention:
-    """FlashAttention over a packed batch on CUDA: one call for all sequences."""
+    """FlashAttention over a packed batch on CUDA: one call for all sequences. A leaf's keys are gathered first."""
 
     slack_rows = 0
 
@@ -106,18 +148,53 @@ class VarlenAttention:
         call = cast(Callable[..., Tensor], varlen_attn)
         self._varlen = partial(call, window_size=(-1, 0), **options)
 
-    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, batch: PackedBatch, out_TQD: Tensor) -> None:
-        tokens = batch.num_tokens
-        cu_seq = _cumulative(batch.lengths, q_TQD.device)
-        longest = max(batch.lengths)
-        out_TQD[:tokens] = self._varlen(
-            q_TQD[:tokens], k_TKD[:tokens], v_TKD[:tokens], cu_seq, cu_seq, longest, longest
-        )
+    def begin(self, batch: PackedBatch) -> None:
+        device = batch.token_ids_T.device
+        spans, scored = batch.spans, batch.scored
+        self._tokens = batch.num_tokens
+        self._all = _Lengths.of([span.num_rows for span in spans], [span.num_keys for span in spans], device)
+        self._last = _Lengths.of([1] * len(scored), [span.num_keys for span in scored], device)
+        shares = len(scored) < len(spans)
+        self._keys_of_all = _key_rows(spans, device) if shares else None
+        self._keys_of_last = _key_rows(scored, device) if shares else None
 
-    def attend_last(self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, batch: PackedBatch, out_NQD: Tensor) -> None:
-        count, tokens = len(batch.lengths), batch.num_tokens
-        cu_q, cu_k = _cumulative([1] * count, q_NQD.device), _cumulative(batch.lengths, q_NQD.device)
-        out_NQD[:count] = self._varlen(q_NQD[:count], k_TKD[:tokens], v_TKD[:tokens], cu_q, cu_k, 1, max(batch.lengths))
+    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TQD: Tensor) -> None:
+        tokens = self._tokens
+        k, v = (self._select(rows, self._keys_of_all) for rows in (k_TKD, v_TKD))
+        out_TQD[:tokens] = self._varlen(q_TQD[:tokens], k, v, *self._all.arguments)
+
+    def attend_last(self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_NQD: Tensor) -> None:
+        count = len(self._last.cu_seq_q) - 1
+        k, v = (self._select(rows, self._keys_of_last) for rows in (k_TKD, v_TKD))
+        out_NQD[:count] = self._varlen(q_NQD[:count], k, v, *self._last.arguments)
+
+    def _select(self, rows_TKD: Tensor, key_rows: Tensor | None) -> Tensor:
+        """The keys or values of each span in a row, its trunk's before its own."""
+        return rows_TKD[: self._tokens] if key_rows is None else rows_TKD[key_rows]
+
+
+@dataclass(frozen=True, slots=True)
+class _Lengths:
+    """Where queries and keys of each sequence begin, as `varlen_attn` wants it."""
+
+    cu_seq_q: Tensor
+    cu_seq_k: Tensor
+    max_q: int
+    max_k: int
+
+    @classmethod
+    def of(cls, num_queries: list[int], num_keys: list[int], device: torch.device) -> _Lengths:
+        return cls(_cumulative(num_queries, device), _cumulative(num_keys, device), max(num_queries), max(num_keys))
+
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, int, int]:
+        return self.cu_seq_q, self.cu_seq_k, self.max_q, self.max_k
+
+
+def _key_rows(spans: Sequence[Span], device: torch.device) -> Tensor:
+    """The rows of each span's keys: its trunk's, then its own: int64 on the device."""
+    ranges = [torch.arange(part.start, part.stop) for span in spans for part in (span.trunk, span) if part is not None]
+    return torch.cat(ranges).pin_memory().to(device, non_blocking=True)
 
 
 def _cumulative(lengths: list[int], device: torch.device) -> Tensor:
@@ -126,8 +203,9 @@ def _cumulative(lengths: list[int], device: torch.device) -> Tensor:
     return host.pin_memory().to(device, non_blocking=True)
 
 
-def attention_for(device: torch.device, dtype: torch.dtype) -> Attention:
-    """FlashAttention where it exists, canonical blocks elsewhere (float32 on CUDA included)."""
-    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+def attention_for(device: torch.device, dtype: torch.dtype, head_dim: int) -> Attention:
+    """FlashAttention where it runs: in half precision on Ampere GPUs or newer; canonical blocks elsewhere."""
+    half = dtype in (torch.float16, torch.bfloat16) and head_dim % 8 == 0 and head_dim <= 256
+    if device.type == "cuda" and half and torch.cuda.get_device_capability(device) >= (8, 0):
         return VarlenAttention()
     return BlockAttention(device=device, dtype=dtype)

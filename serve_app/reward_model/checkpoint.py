@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +28,7 @@ from serve_app.reward_model.weight_map import allocate, places_of
 __all__ = ["DOWNLOADED_FILES", "fingerprint", "load_decoder", "resolve"]
 
 DOWNLOADED_FILES = ("*.json", "*.safetensors", "*.bin", "tokenizer.model")
+HASHED_FILES = (*DOWNLOADED_FILES, "*.jinja", "*.txt")
 SAMPLE_BYTES = 1 << 16
 NUM_SAMPLES = 64
 
@@ -56,9 +58,11 @@ def resolve(model: str, revision: str | None) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of what decides a score: all of the small files, and 64 samples of 64 kB of each weight file."""
+    """A hash of what decides a score: configuration and tokenizer whole, and of each weight file its size and 64
+    samples of 64 kB. It tells one model or fine-tune from another; a change of a few weights may escape it.
+    """
     digest = hashlib.sha256()
-    files = [path for pattern in DOWNLOADED_FILES for path in folder.glob(pattern)]
+    files = [path for pattern in HASHED_FILES for path in folder.glob(pattern)]
     for path in sorted(files):
         digest.update(f"{path.name}:{path.stat().st_size}:".encode())
         with path.open("rb") as file:
@@ -106,9 +110,10 @@ def _shards(folder: Path) -> list[Path]:
         if index.is_file():
             try:
                 names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (KeyError, ValueError, AttributeError) as error:
+                absent = [name for name in names if not (folder / name).is_file()]
+            except (KeyError, ValueError, AttributeError, TypeError) as error:
                 raise CheckpointError(f"{index} is not a weight index: {error}") from error
-            if absent := [name for name in names if not (folder / name).is_file()]:
+            if absent:
                 raise CheckpointError(f"{index.name} names {len(names)} files; missing in {folder}: {absent}")
             return [folder / name for name in names]
         if (folder / single).is_file():
@@ -127,7 +132,7 @@ def _open_shard(path: Path) -> Iterator[_NamedTensors]:
             file = safe_open(path, framework="pt")
             keys = file.keys()
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            state = _load_bin(path)
             keys = state.keys()
     except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"weight file {path} cannot be read: {error}") from error
@@ -135,4 +140,13 @@ def _open_shard(path: Path) -> Iterator[_NamedTensors]:
         with file:
             yield ((key, tuple(file.get_slice(key).get_shape()), partial(file.get_tensor, key)) for key in keys)
     else:
-        yield ((key, tuple(state[key].shape), partial(state.get, key)) for key in keys)
+        yield ((key, tuple(state[key].shape), partial(state.__getitem__, key)) for key in keys)
+
+
+def _load_bin(path: Path) -> dict[str, Tensor]:
+    """A pickled state dict, without running code from it; files of PyTorch before 1.6 cannot be memory-mapped."""
+    mapped = zipfile.is_zipfile(path)
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise CheckpointError(f"weight file {path} holds no plain dictionary of tensors")
+    return state

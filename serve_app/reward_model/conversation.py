@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from serve_app.reward_model.errors import ConversationError
 
 __all__ = ["Conversation", "ConversationLike", "Message"]
@@ -50,7 +52,9 @@ class Conversation:
                 that is not a string of valid Unicode. The text names the message by its 0-based index.
         """
         if isinstance(source, Conversation):
-            return source
+            source = source.messages
+        if isinstance(source, np.ndarray):  # as pandas gives a column of messages
+            source = source.tolist()
         if not isinstance(source, Sequence) or isinstance(source, str | bytes):
             raise ConversationError(
                 f"a conversation is a list of messages, each with 'role' and 'content'; got {type(source).__name__}"

@@ -6,6 +6,7 @@ live in buffers that are kept between calls: fresh large tensors cost page fault
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.attention import Attention, attention_for
 from serve_app.reward_model.invariance import RowRule, silu_multiply
 from serve_app.reward_model.packing import PackedBatch
+from serve_app.reward_model.prefixes import Group
 from serve_app.reward_model.rotary import RotaryTable, rotate_
 
 __all__ = ["Decoder", "DecoderWeights", "LayerWeights"]
@@ -63,7 +65,7 @@ class Decoder:
         self.weights = weights
         self.device = weights.embedding.device
         self.dtype = weights.layers[0].qkv.dtype
-        self._attention: Attention = attention_for(self.device, self.dtype)
+        self._attention: Attention = attention_for(self.device, self.dtype, config.head_dim)
         self._rotary = RotaryTable(config, self.device)
         self._buffers: dict[str, Tensor] = {}
 
@@ -82,15 +84,20 @@ class Decoder:
         self._buffers.clear()
 
     @torch.inference_mode()
-    def score(self, sequences: list[list[int]]) -> Tensor:
-        """Score token-id sequences in one packed batch: float32 [len(sequences)] on the device, raw logits."""
-        num_rows = self.row_rule.padded(sum(map(len, sequences)))
-        batch = PackedBatch.build(sequences, num_rows=num_rows, device=self.device)
-        return self.forward(batch)[: len(sequences)]
+    def score(self, sequences: Sequence[Sequence[int]], groups: Sequence[Group]) -> Tensor:
+        """Score the groups' sequences in one packed batch.
+
+        Returns float32 raw logits on the device, one for each member of the groups, in their order.
+        """
+        lengths = [len(sequence) for sequence in sequences]
+        num_rows = self.row_rule.padded(sum(group.num_rows(lengths) for group in groups))
+        batch = PackedBatch.build(sequences, groups, num_rows=num_rows, device=self.device)
+        return self.forward(batch)[: len(batch.members)]
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """Scores of a packed batch, float32 [N]; those past the batch's sequences mean nothing."""
-        table_TD = self._rotary.for_lengths(batch.lengths)
+        """Scores of a packed batch's scored spans, float32 [N]; those past them mean nothing."""
+        table_TD = self._rotary.for_spans(batch.spans)
+        self._attention.begin(batch)
         hidden_TH = F.embedding(batch.token_ids_T, self.weights.embedding).float()
         for layer in self.weights.layers[:-1]:
             hidden_TH = self._layer(layer, hidden_TH, table_TD, batch)
@@ -109,7 +116,7 @@ class Decoder:
         self._position(k_TKD, layer.key_norm, table_TD)
         attended = self._buffer("attended", len(hidden_TH), config.query_size)
         attended[batch.num_tokens :] = 0
-        self._attention.attend(q_TQD, k_TKD, v_TKD, batch, self._heads(attended))
+        self._attention.attend(q_TQD, k_TKD, v_TKD, self._heads(attended))
         hidden_TH = hidden_TH.add_(self._linear("hidden", attended, layer.output, layer.output_bias))
         return hidden_TH.add_(self._mlp(layer, hidden_TH))
 
@@ -127,14 +134,14 @@ class Decoder:
         self._position(q_NQD, layer.query_norm, table_TD[rows_N])
         self._position(k_TKD, layer.key_norm, table_TD)
         attended = self._buffer("attended", len(rows_N), config.query_size)
-        self._attention.attend_last(q_NQD, k_TKD, v_TKD, batch, self._heads(attended))
+        self._attention.attend_last(q_NQD, k_TKD, v_TKD, self._heads(attended))
         hidden_NH = hidden_TH[rows_N]
         hidden_NH = hidden_NH.add_(self._linear("hidden", attended, layer.output, layer.output_bias))
         return hidden_NH.add_(self._mlp(layer, hidden_NH))
 
     def _score_rows(self, batch: PackedBatch) -> Tensor:
-        """The last row of each sequence, padded with the last one's: int64 [N]."""
-        rows = batch.last_rows
+        """The last row of each scored span, padded with the last one's: int64 [N]."""
+        rows = [span.stop - 1 for span in batch.scored]
         rows += rows[-1:] * (self.row_rule.padded(len(rows)) - len(rows))
         return torch.tensor(rows, device=self.device)
 

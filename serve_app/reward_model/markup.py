@@ -9,39 +9,70 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 
 from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as BackendTokenizer
 
 from serve_app.reward_model.errors import ConversationError
 
-__all__ = ["MARK", "MarkedTextEncoder", "mark", "special_pattern"]
+__all__ = ["MARK", "MarkedTextEncoder", "Markup", "escape"]
 
 # A Unicode noncharacter, reserved for internal use. In a marked text, MARK + "0" is a marker and MARK + "1" stands
 # for the character itself, so that a message which holds it comes through unchanged.
 MARK = "\ufdd0"
 
 
-def special_pattern(backend: BackendTokenizer) -> re.Pattern[str]:
-    """Matches any special token's text; longest first, so that no shorter one hides a longer."""
-    specials = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
-    texts = sorted((re.escape(text) for text in specials if text), key=len, reverse=True)
-    return re.compile("|".join(texts) or r"(?!)")
+def escape(text: str) -> str:
+    """`text` with its own MARK characters told from markers."""
+    return text.replace(MARK, MARK + "1")
 
 
-def mark(text: str, specials: re.Pattern[str] | None) -> str:
-    """`text` with a marker inside each special token it spells, and with its own MARK characters escaped."""
-    escaped = text.replace(MARK, MARK + "1")
-    return specials.sub(lambda match: match[0][:1] + MARK + "0" + match[0][1:], escaped) if specials else escaped
+@dataclass(frozen=True, slots=True)
+class Markup:
+    """A tokenizer's special tokens: their `ids`, a `pattern` of their texts, and one of texts that begin or end with
+    part of one, which the template around them could complete.
+    """
+
+    ids: frozenset[int]
+    pattern: re.Pattern[str]
+    edges: re.Pattern[str]
+
+    @classmethod
+    def of(cls, backend: BackendTokenizer) -> Markup:
+        specials = {key: token for key, token in backend.get_added_tokens_decoder().items() if token.special}
+        unknown = getattr(backend.model, "unk_token", None)
+        ids = {key for key, token in specials.items() if token.content != unknown}
+        texts = sorted({token.content for token in specials.values()} - {""}, key=len, reverse=True)
+        tails = {re.escape(text[cut:]) for text in texts for cut in range(1, len(text))}
+        heads = {re.escape(text[:cut]) for text in texts for cut in range(1, len(text))}
+        return cls(
+            ids=frozenset(ids),
+            pattern=re.compile("|".join(map(re.escape, texts)) or r"(?!)"),  # longest first
+            edges=re.compile(rf"\A(?:{'|'.join(tails)})|(?:{'|'.join(heads)})\Z" if texts else r"(?!)"),
+        )
+
+    def is_spelled(self, text: str) -> bool:
+        """Whether a message's text holds a special token, or could be made one with what stands beside it."""
+        return bool(self.pattern.search(text) or self.edges.search(text))
+
+    def mark_if_spelled(self, text: str) -> str:
+        """`mark`ed where that is needed, else only escaped."""
+        return self.mark(text) if self.is_spelled(text) else escape(text)
+
+    def mark(self, text: str) -> str:
+        """`text` with a marker inside each special token it spells, and at its ends, short of space to be trimmed."""
+        marked = self.pattern.sub(lambda match: match[0][:1] + MARK + "0" + match[0][1:], escape(text))
+        core = marked.strip()
+        return marked.replace(core, f"{MARK}0{core}{MARK}0", 1) if core else marked
 
 
 class MarkedTextEncoder:
     """Encodes marked texts: what is marked becomes ordinary tokens, the markup around it special ones."""
 
-    def __init__(self, backend: BackendTokenizer) -> None:
-        self._special_ids = {key for key, token in backend.get_added_tokens_decoder().items() if token.special}
-        self._specials = special_pattern(backend)
-        self._backend = BackendTokenizer.from_str(_without_special_merges(backend.to_str(), self._special_ids))
+    def __init__(self, backend: BackendTokenizer, markup: Markup) -> None:
+        self._markup = markup
+        self._backend = BackendTokenizer.from_str(_without_special_merges(backend.to_str(), markup.ids))
         unmark = [normalizers.Replace(MARK + "0", ""), normalizers.Replace(MARK + "1", MARK)]
         own = [self._backend.normalizer] if self._backend.normalizer is not None else []
         self._backend.normalizer = normalizers.Sequence([*unmark, *own])
@@ -61,12 +92,15 @@ class MarkedTextEncoder:
             ConversationError: the vocabulary makes a special token of typed text in a way that cannot be undone.
         """
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        if sum(token in self._special_ids for token in ids) != len(self._specials.findall(text)):
+        expected = [self._backend.token_to_id(match) for match in self._markup.pattern.findall(text)]
+        if [token for token in ids if token in self._markup.ids] != [
+            token for token in expected if token in self._markup.ids
+        ]:
             raise ConversationError("a message spells a special token that this model's vocabulary cannot keep as text")
         return ids
 
 
-def _without_special_merges(serialized: str, special_ids: set[int]) -> str:
+def _without_special_merges(serialized: str, special_ids: frozenset[int]) -> str:
     """A serialized tokenizer without the merges that make a special token of ordinary ones.
 
     InternLM2's BPE has them: a line that starts with `<s>` would become the BOS token even as plain text.

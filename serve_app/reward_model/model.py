@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +18,12 @@ from numpy.typing import NDArray
 from serve_app.reward_model import ranking
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.checkpoint import fingerprint, load_decoder, resolve
-from serve_app.reward_model.conversation import ConversationLike
+from serve_app.reward_model.conversation import Conversation, ConversationLike, Message
 from serve_app.reward_model.decoder import Decoder
-from serve_app.reward_model.errors import DeviceMemoryError, NonFiniteScoreError, ScoringError, TokenIdsError
-from serve_app.reward_model.invariance import find_variant_shape
-from serve_app.reward_model.packing import pack
+from serve_app.reward_model.errors import ConversationError, ScoringError
+from serve_app.reward_model.invariance import find_variance
+from serve_app.reward_model.prefixes import together
+from serve_app.reward_model.sequence_scorer import SequenceScorer
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
 
 __all__ = ["RewardModel", "Score", "resolve_device", "resolve_dtype"]
@@ -31,8 +31,6 @@ __all__ = ["RewardModel", "Score", "resolve_device", "resolve_dtype"]
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CPU_TOKEN_BUDGET = 2048
-CUDA_TOKEN_BUDGET = 16384
 ENCODED_AHEAD = 256
 """Conversations that are tokenised while those before them are scored."""
 DTYPES = {
@@ -58,17 +56,16 @@ class RewardModel:
     """A reward model on one device. Calls from several threads are safe and take turns.
 
     A conversation's score depends on the model, the dtype, the kind of device and the conversation alone: batch size,
-    neighbours, order and number of threads change no bit of it. Scores are raw logits in float32.
+    neighbours, order and number of threads change no bit of it. Scores are raw logits in float32. Tokens that several
+    sequences of a call begin with are computed once.
     """
 
-    def __init__(self, decoder: Decoder, folder: Path, *, token_budget: int) -> None:
+    def __init__(self, decoder: Decoder, folder: Path, *, token_budget: int | Literal["auto"] = "auto") -> None:
         self.config = decoder.config
         self.device = decoder.device
         self.dtype = decoder.dtype
         self.folder = folder
-        self.token_budget = token_budget
-        self._decoder = decoder
-        self._lock = threading.Lock()
+        self.scorer = SequenceScorer(decoder, token_budget=token_budget)
 
     @classmethod
     def from_pretrained(
@@ -98,30 +95,25 @@ class RewardModel:
         config = DecoderConfig.from_folder(folder)
         target = resolve_device(device)
         decoder = load_decoder(folder, config, device=target, dtype=resolve_dtype(dtype, config, target))
-        variant = find_variant_shape(decoder.row_rule, decoder.matrices())
-        if variant is not None:
-            logger.warning(
-                "on this machine a matrix product of shape %s changes its bits with the number of rows: scores may "
-                "differ in the last bits between batches",
-                variant,
-            )
-        if token_budget == "auto":
-            token_budget = CUDA_TOKEN_BUDGET if target.type == "cuda" else CPU_TOKEN_BUDGET
-        if token_budget < 1:
-            raise ValueError(f"token_budget is a positive number of tokens, not {token_budget}")
+        variance = find_variance(
+            decoder.row_rule,
+            decoder.matrices(),
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+        )
+        if variance is not None:
+            logger.warning("on this machine %s changes its last bits with the batch or the threads", variance)
         return cls(decoder, folder, token_budget=token_budget)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's chat template and vocabulary, read on first use: token ids can be scored without it."""
-        config = self.config
-        return Tokenizer.from_pretrained(
-            self.folder, reward_token_id=config.reward_token_id, max_tokens=config.max_tokens
-        )
+        return Tokenizer.from_pretrained(self.folder, config=self.config)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the checkpoint's files: models with equal fingerprints give equal scores."""
+        """A hash of the checkpoint's files: see `checkpoint.fingerprint`."""
         return fingerprint(self.folder)
 
     def get_score(self, conversation: ConversationLike) -> float:
@@ -188,21 +180,16 @@ class RewardModel:
         max_tokens: int | None = None,
     ) -> list[Score | ScoringError]:
         """Like `score`, but a conversation that cannot be scored yields its error and the others their scores."""
-        results: list[Score | ScoringError] = []
-        for encoded in self._encoded_ahead(conversations, truncation, max_tokens):
-            ready = [item for item in encoded if isinstance(item, EncodedConversation)]
-            values = iter(self._score_sequences([item.token_ids for item in ready]))
-            for item in encoded:
-                value = next(values) if isinstance(item, EncodedConversation) else item
-                if isinstance(item, EncodedConversation) and isinstance(value, float):
-                    results.append(Score(value, len(item.token_ids), item.truncated))
-                else:
-                    assert isinstance(value, ScoringError)
-                    results.append(value)
-        for index, result in enumerate(results):
-            if isinstance(result, ScoringError) and len(results) > 1:
-                result.index = index
-        return results
+        if isinstance(conversations, Conversation | str):
+            raise TypeError(f"a list of conversations is wanted, not one {type(conversations).__name__}")
+        parsed = [_parsed(conversation) for conversation in conversations]
+        # Those with one prompt are encoded and scored in one slice, so that the prompt is computed once.
+        order = together(len(parsed), lambda place: _prompt_of(parsed[place]) or place)
+        outcomes: dict[int, Score | ScoringError] = {}
+        places = iter(order)
+        for encoded in self._encoded_ahead([parsed[place] for place in order], truncation, max_tokens):
+            outcomes |= {next(places): outcome for outcome in self._score_encoded(encoded)}
+        return _with_index([outcomes[place] for place in range(len(parsed))])
 
     def score_token_ids(self, sequences: Sequence[Sequence[int] | NDArray[np.integer]]) -> NDArray[np.float32]:
         """Score sequences of token ids as they are, each at its last token: float32 [len(sequences)].
@@ -211,26 +198,10 @@ class RewardModel:
             TokenIdsError: one is empty, longer than the model's limit or holds an id outside the vocabulary.
         """
         lists = [sequence.tolist() if isinstance(sequence, np.ndarray) else list(sequence) for sequence in sequences]
-        for index, ids in enumerate(lists):
-            self._check_token_ids(ids, index)
-        return np.array(_all_or_raise(self._score_sequences(lists)), dtype=np.float32)
-
-    def _check_token_ids(self, ids: list[int], index: int) -> None:
-        reason = None
-        if not ids:
-            reason = "the sequence is empty"
-        elif len(ids) > self.config.max_tokens:
-            reason = f"the sequence has {len(ids)} tokens, the limit is {self.config.max_tokens}"
-        elif min(ids) < 0 or max(ids) >= self.config.vocab_size:
-            wrong = min(ids) if min(ids) < 0 else max(ids)
-            reason = f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}"
-        if reason is not None:
-            error = TokenIdsError(reason)
-            error.index = index
-            raise error
+        return np.array(_all_or_raise(_with_index(self.scorer.score(lists))), dtype=np.float32)
 
     def _encoded_ahead(
-        self, conversations: Sequence[ConversationLike], truncation: Truncation, max_tokens: int | None
+        self, conversations: Sequence[Conversation | ConversationError], truncation: Truncation, max_tokens: int | None
     ) -> Iterator[list[EncodedConversation | ScoringError]]:
         """Encoded conversations in slices; each slice is encoded on a thread while the one before it is scored."""
         slices = [conversations[at : at + ENCODED_AHEAD] for at in range(0, len(conversations), ENCODED_AHEAD)]
@@ -246,39 +217,33 @@ class RewardModel:
                 yield encoded
             yield pending.result()
 
-    def _score_sequences(self, sequences: list[list[int]]) -> list[float | ScoringError]:
-        values: list[float | ScoringError] = []
-        with self._lock:
-            for run in pack([len(sequence) for sequence in sequences], self.token_budget):
-                values += self._score_run(sequences[run.start : run.stop])
-        return values
+    def _score_encoded(self, encoded: list[EncodedConversation | ScoringError]) -> list[Score | ScoringError]:
+        """The score of each encoded conversation, in order; what could not be encoded keeps its error."""
+        values = iter(self.scorer.score([item.token_ids for item in encoded if isinstance(item, EncodedConversation)]))
+        return [item if isinstance(item, ScoringError) else _score_of(next(values), item) for item in encoded]
 
-    def _score_run(self, sequences: list[list[int]]) -> list[float | ScoringError]:
-        """One forward pass; on lack of memory two of half the size, and what is not finite once more alone."""
-        try:
-            values: list[float] = self._decoder.score(sequences).tolist()
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            reason = str(error)
-        else:
-            return [self._finite(value, ids, len(values)) for value, ids in zip(values, sequences, strict=True)]
-        self._decoder.release_buffers()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if len(sequences) == 1:
-            return [DeviceMemoryError(f"{len(sequences[0])} tokens do not fit the memory of {self.device}: {reason}")]
-        logger.warning("out of memory with %d sequences in a batch; halving it", len(sequences))
-        half = len(sequences) // 2
-        return self._score_run(sequences[:half]) + self._score_run(sequences[half:])
 
-    def _finite(self, value: float, ids: list[int], num_sequences: int) -> float | ScoringError:
-        """`value` if finite. Infinities of one sequence can reach its neighbour's attention, so ask again alone."""
-        if np.isfinite(value):
-            return value
-        if num_sequences > 1:
-            return self._score_run([ids])[0]
-        return NonFiniteScoreError(f"the score is {value} in {str(self.dtype).removeprefix('torch.')}")
+def _parsed(conversation: ConversationLike) -> Conversation | ConversationError:
+    try:
+        return Conversation.parse(conversation)
+    except ConversationError as error:
+        return error
+
+
+def _prompt_of(parsed: Conversation | ConversationError) -> tuple[Message, ...]:
+    return parsed.prompt if isinstance(parsed, Conversation) else ()
+
+
+def _score_of(value: float | ScoringError, encoded: EncodedConversation) -> Score | ScoringError:
+    return value if isinstance(value, ScoringError) else Score(value, len(encoded.token_ids), encoded.truncated)
+
+
+def _with_index(results: list[T | ScoringError]) -> list[T | ScoringError]:
+    """Tell each error of a list its place."""
+    for place, result in enumerate(results):
+        if isinstance(result, ScoringError) and len(results) > 1:
+            result.index = place
+    return results
 
 
 def _all_or_raise(results: list[T | ScoringError]) -> list[T]:
@@ -316,7 +281,3 @@ def _cpu_dtype() -> str:
     cpu_info = Path("/proc/cpuinfo")
     flags = cpu_info.read_text().split() if cpu_info.is_file() else []
     return "bfloat16" if {"avx512_bf16", "amx_bf16", "bf16"} & set(flags) else "float32"
-
-
-def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

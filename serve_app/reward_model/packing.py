@@ -1,61 +1,132 @@
-"""Token-id sequences -> packed batches: laid end to end under a token budget, no padding between them.
+"""Groups of token-id sequences -> packed batches: laid end to end under a token budget, without padding.
 
-Packing is arithmetic on lengths; `PackedBatch.build` then makes the tensors that `decoder.py` takes.
+A packed batch is a list of spans. A trunk holds the tokens that a group's members share, once; each member's leaf
+holds the rest, at its true positions. A sequence that shares nothing is a span of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-__all__ = ["PackedBatch", "pack"]
+from serve_app.reward_model.prefixes import Group
+
+__all__ = ["PackedBatch", "Span", "halves", "pack"]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows `start` to `start + num_rows - 1` of a packed batch: tokens of one sequence from `position` on.
+
+    They attend to `trunk` first, the span that holds the positions before `position`, and then to each other.
+    `is_scored` tells a sequence's last span from a trunk.
+    """
+
+    start: int
+    num_rows: int
+    position: int = 0
+    trunk: Span | None = None
+    is_scored: bool = True
+
+    @property
+    def num_keys(self) -> int:
+        """Tokens that the span's last row attends to."""
+        return self.position + self.num_rows
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.num_rows
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """Sequences end to end. Shape legend: T tokens of all sequences, padding rows at the end included; N sequences.
+    """Spans end to end. Shape legend: T rows, padding rows at the end included.
 
-    `token_ids_T` is int64 on the device; `starts[i]` and `lengths[i]` say where sequence i stands.
+    `token_ids_T` is int64 on the device. A trunk stands right before its leaves; `members` are the indices of the
+    sequences in the order of their scored spans.
     """
 
     token_ids_T: Tensor
-    starts: list[int]
-    lengths: list[int]
+    spans: list[Span]
+    members: list[int]
 
     @property
     def num_tokens(self) -> int:
-        """Tokens without the padding rows."""
-        return sum(self.lengths)
+        """Rows without the padding."""
+        return self.spans[-1].stop
 
     @property
-    def last_rows(self) -> list[int]:
-        """The row of each sequence's last token, where its score is read."""
-        return [start + length - 1 for start, length in zip(self.starts, self.lengths, strict=True)]
+    def scored(self) -> list[Span]:
+        return [span for span in self.spans if span.is_scored]
 
     @classmethod
-    def build(cls, sequences: Sequence[Sequence[int]], *, num_rows: int, device: torch.device) -> PackedBatch:
-        """Lay `sequences` end to end in `num_rows` rows; the rows left over hold token 0 and belong to nobody."""
-        lengths = [len(sequence) for sequence in sequences]
-        flat = [token for sequence in sequences for token in sequence]
-        flat += [0] * (num_rows - len(flat))
-        token_ids_T = torch.tensor(flat, dtype=torch.int64)
+    def build(
+        cls, sequences: Sequence[Sequence[int]], groups: Sequence[Group], *, num_rows: int, device: torch.device
+    ) -> PackedBatch:
+        """Lay the groups' sequences out in `num_rows` rows; those left over repeat the last token, for nobody."""
+        ids: list[int] = []
+        spans: list[Span] = []
+        for group in groups:
+            trunk = None
+            if group.num_shared:
+                trunk = Span(len(ids), group.num_shared, is_scored=False)
+                spans.append(trunk)
+                ids += sequences[group.members[0]][: group.num_shared]
+            for member in group.members:
+                own = sequences[member][group.num_shared :]
+                spans.append(Span(len(ids), len(own), group.num_shared, trunk))
+                ids += own
+        ids += ids[-1:] * (num_rows - len(ids))
+        token_ids_T = torch.tensor(ids, dtype=torch.int64)
         if device.type == "cuda":
             token_ids_T = token_ids_T.pin_memory()
-        starts = [0, *accumulate(lengths)][:-1]
-        return cls(token_ids_T.to(device, non_blocking=True), starts, lengths)
+        members = [member for group in groups for member in group.members]
+        return cls(token_ids_T.to(device, non_blocking=True), spans, members)
 
 
-def pack(lengths: Sequence[int], token_budget: int) -> Iterator[range]:
-    """Split sequences, in order, into runs of at most `token_budget` tokens; a longer one is a run of its own."""
-    first, tokens = 0, 0
-    for index, length in enumerate(lengths):
-        if tokens and tokens + length > token_budget:
-            yield range(first, index)
-            first, tokens = index, 0
-        tokens += length
-    if tokens:
-        yield range(first, len(lengths))
+def pack(groups: Sequence[Group], lengths: Sequence[int], token_budget: int) -> Iterator[list[Group]]:
+    """Split groups, in order, into batches of at most `token_budget` rows.
+
+    A group that is larger is split into several, which repeat its shared tokens only; a sequence that is longer than
+    the budget is in a batch of its own.
+    """
+    batch: list[Group] = []
+    num_rows = 0
+    for part in (part for group in groups for part in _split(group, lengths, token_budget)):
+        rows = part.num_rows(lengths)
+        if batch and num_rows + rows > token_budget:
+            yield batch
+            batch, num_rows = [], 0
+        batch.append(part)
+        num_rows += rows
+    if batch:
+        yield batch
+
+
+def halves(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
+    """The same sequences in two parts of about as many members each."""
+    middle = sum(len(group.members) for group in groups) // 2
+    first: list[Group] = []
+    second: list[Group] = []
+    for group in groups:
+        room = max(0, middle - sum(len(taken.members) for taken in first))
+        for part, members in ((first, group.members[:room]), (second, group.members[room:])):
+            if members:
+                part.append(Group(group.num_shared, members))
+    return first, second
+
+
+def _split(group: Group, lengths: Sequence[int], token_budget: int) -> Iterator[Group]:
+    members: list[int] = []
+    num_rows = group.num_shared
+    for member in group.members:
+        own = lengths[member] - group.num_shared
+        if members and num_rows + own > token_budget:
+            yield Group(group.num_shared, tuple(members))
+            members, num_rows = [], group.num_shared
+        members.append(member)
+        num_rows += own
+    yield Group(group.num_shared, tuple(members))

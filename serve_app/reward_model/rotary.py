@@ -7,12 +7,14 @@ however many threads and whatever device use them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from serve_app.reward_model.architecture import DecoderConfig, RopeConfig
+from serve_app.reward_model.packing import Span
 
 __all__ = ["RotaryTable", "rotate_"]
 
@@ -21,28 +23,33 @@ class RotaryTable:
     """Cosine and sine of every position, grown on demand. Shape legend: P positions, D head dimension."""
 
     def __init__(self, config: DecoderConfig, device: torch.device) -> None:
+        self._config = config
         self._rope = config.rope
-        self._head_dim = config.head_dim
-        self._max_positions = config.max_positions
         self._device = device
         self._table_PD = torch.empty(0, config.head_dim)
 
-    def stretched(self, length: int) -> bool:
-        """Whether a sequence of `length` tokens has angles of its own: dynamic RoPE beyond its maximum positions."""
-        return self._rope.kind == "dynamic" and length > self._max_positions
-
-    def for_lengths(self, lengths: list[int]) -> Tensor:
-        """Cosines then sines of positions 0 to length - 1 of each sequence, end to end: float32 [sum(lengths), D]."""
-        parts = [self._of_length(length) if self.stretched(length) else self._rows(length) for length in lengths]
+    def for_spans(self, spans: Sequence[Span]) -> Tensor:
+        """Cosines then sines of every row's position, float32 [rows, D]. A stretched sequence is one span alone."""
+        parts = [self._of_span(span) for span in spans]
         return torch.cat(parts).to(self._device, non_blocking=True)
+
+    def _of_span(self, span: Span) -> Tensor:
+        longest = self._config.longest_unstretched
+        if longest is not None and span.num_keys > longest:
+            return self._of_length(span.num_keys)
+        return self._rows(span.num_keys)[span.position :]
 
     def _rows(self, length: int) -> Tensor:
         if len(self._table_PD) < length:
-            self._table_PD = _table(_inverse_frequencies(self._rope, self._head_dim), max(256, 2 * length), self._scale)
+            self._table_PD = _table(
+                _inverse_frequencies(self._rope, self._config.head_dim), max(256, 2 * length), self._scale
+            )
         return self._table_PD[:length]
 
     def _of_length(self, length: int) -> Tensor:
-        return _table(_dynamic_frequencies(self._rope, self._head_dim, length, self._max_positions), length, 1.0)
+        return _table(
+            _dynamic_frequencies(self._rope, self._config.head_dim, length, self._config.max_positions), length, 1.0
+        )
 
     @property
     def _scale(self) -> float:

@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from torch import Tensor
 
+from serve_app.reward_model.errors import CheckpointError
+
 __all__ = ["NAME", "cached_folder", "write"]
 
 NAME = "tiny"
@@ -53,17 +55,24 @@ def cached_folder() -> Path:
     version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]  # a model made by other code is another
     folder = cache.expanduser() / f"{NAME}-{version}"
     if not (folder / "config.json").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f"{NAME}-", dir=folder.parent))
         try:
-            write(made)
-            made.replace(folder)
-        except OSError:
-            if not (folder / "config.json").is_file():
-                raise
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _make(folder)
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be made: {error}; {CACHE_VARIABLE} names another cache") from error
     return folder
+
+
+def _make(folder: Path) -> None:
+    made = Path(tempfile.mkdtemp(prefix=f"{NAME}-", dir=folder.parent))
+    try:
+        write(made)
+        made.replace(folder)
+    except OSError:
+        if not (folder / "config.json").is_file():  # else another process made it meanwhile
+            raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def write(folder: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 from tokenizers import Tokenizer as BackendTokenizer
 
+from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.conversation import Conversation, ConversationLike, Message
 from serve_app.reward_model.errors import (
     CheckpointError,
@@ -24,9 +25,12 @@ from serve_app.reward_model.errors import (
     ConversationTooLongError,
     ScoringError,
 )
-from serve_app.reward_model.markup import MARK, MarkedTextEncoder, mark, special_pattern
+from serve_app.reward_model.markup import MARK, MarkedTextEncoder, Markup, escape
 
 __all__ = ["EncodedConversation", "Tokenizer", "Truncation"]
+
+# What Llama 3's templates write where no date is given: with today's date a score would change by the day.
+DATE = "26 Jul 2024"
 
 Truncation: TypeAlias = Literal["error", "right", "left"]
 
@@ -51,13 +55,16 @@ class Tokenizer:
     def __init__(self, tokenizer: Any, *, reward_token_id: int | None, max_tokens: int) -> None:
         self._tokenizer = tokenizer
         self._backend: BackendTokenizer = tokenizer.backend_tokenizer
-        self._specials = special_pattern(self._backend)
+        # A saved tokenizer may carry a trainer's truncation and padding, which would change ids in silence.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._markup = Markup.of(self._backend)
         self.bos_token_id: int | None = tokenizer.bos_token_id
         self.reward_token_id = reward_token_id
         self.max_tokens = max_tokens
 
     @classmethod
-    def from_pretrained(cls, folder: Path, *, reward_token_id: int | None, max_tokens: int) -> Tokenizer:
+    def from_pretrained(cls, folder: Path, *, config: DecoderConfig) -> Tokenizer:
         """Read the tokenizer of the checkpoint in `folder`; code in the folder is never run.
 
         Raises:
@@ -73,12 +80,19 @@ class Tokenizer:
         if not getattr(tokenizer, "is_fast", False):
             raise CheckpointError(f"the tokenizer in {folder} has no fast (tokenizers) form, which rayward needs")
         if not tokenizer.chat_template:
-            raise CheckpointError(f"the tokenizer in {folder} has no chat template, so conversations have no text form")
-        return cls(tokenizer, reward_token_id=reward_token_id, max_tokens=max_tokens)
+            raise CheckpointError(
+                f"the tokenizer in {folder} has no chat template, so conversations have no text form; a "
+                "chat_template.jinja is not downloaded: if the model has one, put it into a local copy of the model"
+            )
+        if "strftime_now" in tokenizer.chat_template and "date_string" not in tokenizer.chat_template:
+            raise CheckpointError(
+                f"the chat template in {folder} writes today's date, so scores would change by the day"
+            )
+        return cls(tokenizer, reward_token_id=config.reward_token_id, max_tokens=config.max_tokens)
 
     @cached_property
     def _marked(self) -> MarkedTextEncoder:
-        return MarkedTextEncoder(self._backend)
+        return MarkedTextEncoder(self._backend, self._markup)
 
     @property
     def chat_template(self) -> str:
@@ -95,7 +109,7 @@ class Tokenizer:
 
     def encode_batch(
         self,
-        conversations: Sequence[ConversationLike],
+        conversations: Sequence[ConversationLike | ConversationError],
         *,
         truncation: Truncation = "error",
         max_tokens: int | None = None,
@@ -103,7 +117,7 @@ class Tokenizer:
         """Token ids of each conversation, in order, or the error that keeps it from being scored.
 
         Args:
-            conversations: what to encode.
+            conversations: what to encode; an error in place of one comes back as it is.
             truncation: what to do with a conversation over the limit. `"error"`: a `ConversationTooLongError`.
                 `"right"`: keep the start. `"left"`: drop the oldest whole turns, a user's message and what
                 follows it up to the next user's message, then the oldest tokens before the last response; a system
@@ -118,6 +132,8 @@ class Tokenizer:
         rendered: dict[int, str] = {}
         for index, source in enumerate(conversations):
             try:
+                if isinstance(source, ConversationError):
+                    raise source
                 parsed[index] = Conversation.parse(source)
                 rendered[index] = self._render(parsed[index].messages)
             except ScoringError as error:
@@ -139,15 +155,18 @@ class Tokenizer:
     def _render(self, messages: Sequence[Message]) -> str:
         """The template's text; MARK is in it only where a message spells a special token."""
         texts = [(message.role, message.content) for message in messages]
-        spelled = any(self._specials.search(text) for pair in texts for text in pair)
+        spelled = any(self._markup.is_spelled(text) for pair in texts for text in pair)
         if spelled:
-            texts = [(mark(role, self._specials), mark(content, self._specials)) for role, content in texts]
+            # Only what spells one: templates compare roles, and look into contents.
+            texts = [
+                (self._markup.mark_if_spelled(role), self._markup.mark_if_spelled(content)) for role, content in texts
+            ]
         chat = [{"role": role, "content": content} for role, content in texts]
         try:
-            text: str = self._tokenizer.apply_chat_template(chat, tokenize=False)
+            text: str = self._tokenizer.apply_chat_template(chat, tokenize=False, date_string=DATE)
         except Exception as error:  # a template may refuse roles or orders with any exception it likes
             raise ConversationError(f"the model's chat template refuses the conversation: {error}") from error
-        return text if spelled or MARK not in text else mark(text, None)
+        return text if spelled or MARK not in text else escape(text)
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Ids of rendered texts, each with exactly one BOS and the reward token at its end."""
@@ -186,10 +205,21 @@ class Tokenizer:
     def _drop_oldest(self, conversation: Conversation, ids: list[int], limit: int) -> list[int]:
         num_tokens = len(ids)
         messages: Sequence[Message] = conversation.messages
-        for shorter in _without_oldest_turns(messages):
-            messages, ids = shorter, self._encode_texts([self._render(shorter)])[0]
-            if len(ids) <= limit:
-                return ids
+        shorter = _without_oldest_turns(messages)
+        low, high = 0, len(shorter)  # more turns dropped, fewer tokens: the first that fits is found by halving
+        fitting = None
+        while low < high:
+            middle = (low + high) // 2
+            candidate = self._encode_texts([self._render(shorter[middle])])[0]
+            if len(candidate) <= limit:
+                high, fitting = middle, candidate
+            else:
+                low = middle + 1
+        if fitting is not None:
+            return fitting
+        if shorter:
+            messages = shorter[-1]
+            ids = self._encode_texts([self._render(messages)])[0]
         response_ids = ids[self._prompt_length(messages, ids) :]
         head = [] if self.bos_token_id is None else [self.bos_token_id]
         room = limit - len(head) - len(response_ids)
@@ -208,11 +238,11 @@ class Tokenizer:
         return next((place for place, (ours, full) in enumerate(pairs) if ours != full), len(prompt_ids))
 
 
-def _without_oldest_turns(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+def _without_oldest_turns(messages: Sequence[Message]) -> list[Sequence[Message]]:
     """Ever shorter conversations: the same system message, then from a later user's message on."""
     first = 1 if messages[0].role == "system" else 0
     starts = [place for place in range(first + 1, len(messages) - 1) if messages[place].role == "user"]
-    yield from ((*messages[:first], *messages[start:]) for start in starts)
+    return [(*messages[:first], *messages[start:]) for start in starts]
 
 
 @contextmanager

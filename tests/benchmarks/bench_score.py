@@ -3,7 +3,9 @@
     python -m tests.benchmarks.bench_score --model ../shared/models/tiny-internlm2-reward
 
 Tokenisation counts in both, start-up in neither: the job is timed from its first committed unit to its last, over the
-tokens in between. The two take turns. The last line is JSON.
+tokens in between, over several copies of the corpus, since Ray starts the processes that read and commit meanwhile. The
+engine gets the job's units one after the other, since prompts are shared within a call. The two take turns. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shutil
 import statistics
 import sys
 import tempfile
@@ -24,9 +27,9 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from cluster.connect import connect, local_cores
 from jobs.columns import ConversationColumns, conversations
-from jobs.corpus import Corpus, UnitReader
+from jobs.corpus import Corpus, UnitReader, auto_rows_per_unit
 from jobs.score import ScoreConfig, run
-from serve_app.reward_model import RewardModel, Score
+from serve_app.reward_model import Conversation, RewardModel
 from serve_app.reward_model.tiny import NAME as TINY
 
 
@@ -36,9 +39,11 @@ class BenchConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     input: str = "../shared/data/hh_harmless"
-    """A Parquet corpus, as for jobs.score."""
+    """A folder of Parquet files, as for jobs.score."""
     model: str = TINY
     """A folder, a Hugging Face id, or tiny."""
+    copies: PositiveInt = 3
+    """How often the job's corpus holds the input."""
     repeats: PositiveInt = 3
     """How often each of the two is timed."""
     results: Path = Path(__file__).parent / "results" / "bench_score.json"
@@ -50,12 +55,12 @@ def main() -> int:
     config = tyro.cli(BenchConfig, description=__doc__, prog="python -m tests.benchmarks.bench_score")
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     model = RewardModel.from_pretrained(config.model)
-    rows = _conversations(config.input)
-    model.score(rows[:256])
+    units = _conversations(config.input)
+    model.score(units[0])
     engine_rates, job_rates = [], []
     with connect():
         for _ in range(config.repeats):
-            engine_rates.append(_engine_rate(model, rows))
+            engine_rates.append(_engine_rate(model, units))
             job_rates.append(_job_rate(config))
             print(f"engine {engine_rates[-1]:,.0f} tokens/s, jobs.score {job_rates[-1]:,.0f} tokens/s", flush=True)
     ratios = [job / engine for job, engine in zip(job_rates, engine_rates, strict=True)]
@@ -64,7 +69,8 @@ def main() -> int:
         "model": Path(config.model).name,
         "dtype": str(model.dtype).removeprefix("torch."),
         "torch": torch.__version__,
-        "conversations": len(rows),
+        "conversations": sum(map(len, units)),
+        "units": len(units),
         "engine_tokens_per_s": round(statistics.median(engine_rates)),
         "job_tokens_per_s": round(statistics.median(job_rates)),
         "job_over_engine": round(statistics.median(ratios), 3),
@@ -75,23 +81,27 @@ def main() -> int:
     return 0
 
 
-def _conversations(source: str) -> list[list[dict[str, str]]]:
+def _conversations(source: str) -> list[list[Conversation]]:
+    """The conversations of each unit that the job cuts the corpus into."""
     corpus = Corpus.open(source)
     columns = ConversationColumns.detect(corpus.schemas[0])
-    tables = [table for _, table in UnitReader(corpus.filesystem).read(corpus.units(1024))]
-    parsed = [row for table in tables for row in conversations(table, columns)]
-    return [row.as_dicts() for row in parsed]  # type: ignore[union-attr]  # an error here ends the benchmark
+    units = corpus.units(auto_rows_per_unit(corpus.num_rows))
+    tables = [table for _, table in UnitReader(corpus.filesystem).read(units)]
+    return [[row for row in conversations(table, columns) if isinstance(row, Conversation)] for table in tables]
 
 
-def _engine_rate(model: RewardModel, rows: list[list[dict[str, str]]]) -> float:
+def _engine_rate(model: RewardModel, units: list[list[Conversation]]) -> float:
     started = time.perf_counter()
-    scores = model.score(rows)
-    return sum(score.num_tokens for score in scores if isinstance(score, Score)) / (time.perf_counter() - started)
+    tokens = sum(score.num_tokens for unit in units for score in model.score(unit))
+    return tokens / (time.perf_counter() - started)
 
 
 def _job_rate(config: BenchConfig) -> float:
-    with tempfile.TemporaryDirectory() as output:
-        run(ScoreConfig(input=config.input, output=output, model=config.model))
+    with tempfile.TemporaryDirectory() as folder:
+        corpus, output = Path(folder) / "in", str(Path(folder) / "out")
+        for copy in range(config.copies):
+            shutil.copytree(config.input, corpus / str(copy))
+        run(ScoreConfig(input=str(corpus), output=output, model=config.model))
         parts = sorted(Path(output).glob("part-*.parquet"), key=lambda part: part.stat().st_mtime_ns)
         first, last = (parts[place].stat().st_mtime_ns for place in (0, -1))
         tokens = sum(sum(pq.read_table(part, columns=["num_tokens"])["num_tokens"].to_pylist()) for part in parts[1:])

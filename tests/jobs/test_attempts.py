@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pyarrow import fs
 
 from jobs.attempts import MAX_LOAD_DEATHS, AttemptLog, Attempts
+from jobs.corpus import Unit
 from jobs.errors import ScorerError
+from jobs.ledger import Ledger
 
 
 def live(attempts: Attempts, poison: set[int]) -> bool:
@@ -58,16 +59,18 @@ def test_a_scorer_that_dies_on_everything_stops_the_job() -> None:
 
 
 def test_the_log_brings_attempts_back_in_the_same_run_only(tmp_path: Path) -> None:
-    path = str(tmp_path / "unit.json")
+    unit = Unit("a.parquet", "a.parquet", "1-2", 0, 8)
+    ledger, later = Ledger(str(tmp_path)), Ledger(str(tmp_path))
+    ledger.begin({"identity": {}})
     attempts = Attempts.of(8)
     attempts.current = 0
     attempts = attempts.after_death()
     attempts.strikes[3] = 1
-    log = AttemptLog(fs.LocalFileSystem(), path, run="one")
+    log = AttemptLog(ledger, unit)
     assert log.read() is None
     log.write(attempts)
     assert log.read() == attempts
-    assert AttemptLog(fs.LocalFileSystem(), path, run="two").read() is None
+    assert AttemptLog(later, unit).read() is None
     log.remove()
     log.remove()
     assert log.read() is None

@@ -29,9 +29,10 @@ def table(**columns: Any) -> pa.Table:
         table(messages=pa.array([json.dumps(TURNS)], pa.large_string())),
         table(prompt=["hi"], response=["yes"]),
         table(prompt=[TURNS[:1]], response=["yes"]),
+        table(messages=pa.array([TURNS], pa.list_view(pa.struct({"role": pa.string(), "content": pa.string()})))),
         table(id=[1], messages=[[turn | {"name": None} for turn in TURNS]]),
     ],
-    ids=["structs", "json", "dictionary", "large", "prompt text", "prompt messages", "null fields"],
+    ids=["structs", "json", "dictionary", "large", "prompt text", "prompt messages", "list view", "null fields"],
 )
 def test_every_layout_makes_the_same_conversation(data: pa.Table) -> None:
     assert conversations(data, ConversationColumns.detect(data.schema)) == [CONVERSATION]
@@ -54,6 +55,7 @@ def test_columns_of_other_names_are_chosen_by_flag() -> None:
         (table(messages=[1.5]), None, r"column 'messages' is double; --messages-column takes a list"),
         (table(messages=[["x"]]), None, "column 'messages' is list"),
         (table(prompt=["x"], response=[TURNS]), None, "column 'response' is list.*--response-column takes a string"),
+        (table(messages=[[{"role": "user", "content": ["x"]}]]), None, "column 'messages' is list"),
         (table(a=["x"]), ConversationColumns(messages="b"), "there is no column 'b' for --messages-column"),
         (table(a=["x"]), ConversationColumns(prompt="a"), "there is no column 'response'"),
         (table(a=["x"]), ConversationColumns(messages="a", prompt="a"), "excludes"),

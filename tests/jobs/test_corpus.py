@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from jobs.corpus import Corpus, Unit, UnitReader, auto_rows_per_unit, filesystem_of
+from jobs.corpus import Corpus, Unit, UnitReader, auto_rows_per_unit, filesystem_of, read_tasks
 from jobs.errors import CorpusError
 from tests.jobs.conftest import write
 
@@ -59,7 +59,11 @@ def test_paths_are_taken_from_where_the_user_stands(tmp_path: Path, monkeypatch:
 def test_the_jobs_own_output_is_no_input(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", rows(0, 3))
     write(tmp_path / "out" / "part-a.parquet", rows(0, 3))
-    assert Corpus.open(str(tmp_path), exclude=str(tmp_path / "out")).num_rows == 3
+    assert Corpus.open(str(tmp_path), output=str(tmp_path / "out")).num_rows == 3
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    assert Corpus.open(str(tmp_path), output=str(tmp_path / "link")).num_rows == 3
+    with pytest.raises(CorpusError, match="inside the output folder"):
+        Corpus.open(str(tmp_path / "out"), output=str(tmp_path))
 
 
 @pytest.mark.parametrize("row_group_size", [7, 50, 1000])
@@ -154,3 +158,61 @@ def test_unit_sizes_grow_with_the_corpus() -> None:
     assert auto_rows_per_unit(0) == auto_rows_per_unit(4_624) == 256
     assert auto_rows_per_unit(10_000_000) == 4096
     assert auto_rows_per_unit(10**9) == 16384
+
+
+def test_odd_names_are_found_as_paths_and_uris(tmp_path: Path) -> None:
+    write(tmp_path / "数 据" / "a b.parquet", rows(0, 3))
+    for source in (str(tmp_path / "数 据"), (tmp_path / "数 据").as_uri(), f"file://{tmp_path}/数 据"):
+        assert [file.name for file in Corpus.open(source).files] == ["a b.parquet"]
+
+
+def test_a_loop_of_links_repeats_no_row(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.parquet", rows(0, 3))
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    assert [file.name for file in Corpus.open(str(tmp_path / "in")).files] == ["a.parquet"]
+
+
+def test_files_in_folders_make_units_that_sort_like_the_files(tmp_path: Path) -> None:
+    for name in ("a-b", "a/b", "a/c"):
+        write(tmp_path / f"{name}.parquet", rows(0, 20), row_group_size=5)
+    ids = [unit.id for unit in Corpus.open(str(tmp_path)).units(5)]
+    stems = [identity.rsplit("-", 2)[0] for identity in ids]
+    assert sorted(set(stems)) == ["a--b", "a--c", "a-b"]
+
+
+def test_dictionaries_inside_lists_read_across_row_groups(tmp_path: Path) -> None:
+    words = pa.array(["user", "assistant"] * 5).dictionary_encode()
+    messages = pa.ListArray.from_arrays(
+        pa.array(range(0, 11, 2), pa.int32()),
+        pa.StructArray.from_arrays([words, words.cast(pa.string())], ["role", "content"]),
+    )
+    pq.write_table(pa.table({"messages": messages}), tmp_path / "a.parquet", row_group_size=2)
+    corpus = Corpus.open(str(tmp_path))
+    (table,) = read_all(corpus, corpus.units(100))
+    assert table["messages"].to_pylist() == messages.to_pylist()
+
+
+def test_fat_rows_are_not_read_by_the_thousand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.corpus.MAX_UNIT_BYTES", 5_000_000)
+    whole = pa.table({"messages": [os.urandom(50_000).hex() for _ in range(300)]})
+    pq.write_table(whole, tmp_path / "a.parquet", compression="none", use_dictionary=False, write_batch_size=8)
+    del whole
+    corpus = Corpus.open(str(tmp_path))
+    before, most = pa.total_allocated_bytes(), 0
+    for _, table in UnitReader(corpus.filesystem).read(corpus.units(1000)):
+        assert isinstance(table, pa.Table)
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 45_000_000  # 60 MB when read by 4,096 rows
+
+
+@pytest.mark.parametrize("max_tasks", [1, 3, 100])
+def test_read_tasks_never_begin_inside_a_row_group_that_another_reads(tmp_path: Path, max_tasks: int) -> None:
+    write(tmp_path / "a.parquet", rows(0, 100), row_group_size=20)
+    write(tmp_path / "b.parquet", rows(0, 64), row_group_size=64)
+    units = Corpus.open(str(tmp_path)).units(8)
+    tasks = read_tasks(units, max_tasks)
+    assert [unit for task in tasks for unit in task] == units
+    assert not any(task[0].splits_group for task in tasks)
+    assert len(tasks) <= max_tasks + 1
+    done_before = read_tasks(units[2:], max_tasks)
+    assert done_before[0][0] == units[2]

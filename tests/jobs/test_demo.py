@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from jobs import demo
+from jobs.errors import OutputError
+from jobs.ledger import Ledger
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -28,4 +30,8 @@ def test_the_demo_prints_every_prompt_with_its_responses_ranked(
 def test_the_demo_takes_no_folder_away_that_is_not_its_own(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("data")
     demo._clear(tmp_path)
+    ledger = Ledger(str(tmp_path))
+    ledger.begin({"identity": {"input": "/another/corpus"}})
+    with pytest.raises(OutputError, match="holds the work of another job"):
+        demo._clear(tmp_path)
     assert (tmp_path / "precious").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -48,8 +49,8 @@ def test_a_job_killed_three_times_gives_the_output_of_one_left_alone(
         kill_after(command, output, num_parts)
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert finished.returncode == 0, finished.stderr
-    assert "4,624 rows scored into" in finished.stdout
-    assert "were there" in finished.stdout
+    assert f"4,624 rows in {output} (" in finished.stdout
+    assert "4,624 scored, 0 with errors" in finished.stdout
 
     alone = ScoreConfig(
         input=str(shared / "data" / "hh_harmless"),
@@ -76,3 +77,18 @@ def read_input(shared: Path) -> pa.Table:
 
     files = sorted((shared / "data" / "hh_harmless").glob("*.parquet"))
     return pa.concat_tables(pq.read_table(file) for file in files)
+
+
+def test_a_job_that_is_asked_to_end_says_so_and_leaves_nothing_running(tmp_path: Path, command: list[str]) -> None:
+    output = tmp_path / "killed"
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + TIMEOUT_S
+    while not list(output.glob("part-*")):
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGTERM)
+    _, told = driver.communicate(timeout=60)
+    assert driver.returncode == 128 + signal.SIGTERM
+    assert told.splitlines()[-1] == "jobs.score interrupted; what is committed stays"
+    assert json.loads((output / "_manifest.json").read_text())["status"] == "stopped"

@@ -29,8 +29,14 @@ def units(tmp_path: Path) -> list[Unit]:
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    ledger = Ledger(str(tmp_path / "out"))
-    ledger.begin(IDENTITY, {"status": "running"})
+    return begin(tmp_path / "out")
+
+
+def begin(folder: Path) -> Ledger:
+    """A job's first steps in an output folder."""
+    ledger = Ledger(str(folder))
+    ledger.check(IDENTITY, [])
+    ledger.begin({"identity": IDENTITY, "status": "running"})
     return ledger
 
 
@@ -70,16 +76,38 @@ def test_a_table_with_rows_lost_is_not_committed(ledger: Ledger, units: list[Uni
 
 def test_a_restart_with_the_same_settings_goes_on(ledger: Ledger, units: list[Unit]) -> None:
     commit(ledger, units[0])
-    (Path(ledger.folder) / "_tmp" / "half").write_text("left by a killed run")
-    ledger.begin(IDENTITY, {"status": "running"})
-    assert list(ledger.done(units)) == [units[0].id]
-    assert list((Path(ledger.folder) / "_tmp").iterdir()) == []
+    (Path(ledger.work_folder) / "half").write_text("left by a killed run")
+    again = Ledger(ledger.folder)
+    assert list(again.check(IDENTITY, units)) == [units[0].id]
+    again.begin({"identity": IDENTITY})
+    assert [path.name for path in (Path(ledger.folder) / "_rayward_work").iterdir()] == [again.run]
 
 
-def test_a_restart_with_other_settings_is_refused_and_names_them(ledger: Ledger) -> None:
+def test_a_restart_with_other_settings_is_refused_and_names_them(ledger: Ledger, units: list[Unit]) -> None:
     with pytest.raises(OutputError, match=r"(?s)dtype: 'float32' there, 'bfloat16' now.*--output") as caught:
-        ledger.begin(IDENTITY | {"dtype": "bfloat16"}, {"status": "running"})
+        ledger.check(IDENTITY | {"dtype": "bfloat16"}, units)
     assert "truncation" not in str(caught.value)
+
+
+def test_a_job_whose_folder_was_taken_over_stops(ledger: Ledger, units: list[Unit], tmp_path: Path) -> None:
+    other = Ledger(ledger.folder)
+    other.begin({"identity": IDENTITY})
+    with pytest.raises(OutputError, match="another job has taken over"):
+        commit(ledger, units[0])
+    ledger.stop({"identity": IDENTITY, "status": "stopped"})
+    commit(other, units[0])
+    manifest = other.read_manifest()
+    assert manifest is not None
+    assert manifest["run"] == other.run
+
+
+def test_nothing_of_anybody_elses_is_touched(tmp_path: Path) -> None:
+    for name in ("_tmp", "_attempts", "_rayward_work"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        (tmp_path / "out" / name / "precious").write_text("mine")
+    ledger = begin(tmp_path / "out")
+    ledger.finish({"identity": IDENTITY})
+    assert len(list((tmp_path / "out").rglob("precious"))) == 3
 
 
 def test_parts_of_inputs_that_changed_are_refused(ledger: Ledger, units: list[Unit], tmp_path: Path) -> None:
@@ -98,13 +126,14 @@ def test_new_input_files_are_welcome(ledger: Ledger, units: list[Unit], tmp_path
 def test_parts_without_a_manifest_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "out" / "part-x.parquet", [{"id": 1}])
     with pytest.raises(OutputError, match="1 parts but no _manifest"):
-        Ledger(str(tmp_path / "out")).begin(IDENTITY, {})
+        Ledger(str(tmp_path / "out")).check(IDENTITY, [])
 
 
-def test_a_broken_manifest_is_an_error(ledger: Ledger) -> None:
-    Path(ledger.manifest_path).write_text("{")
-    with pytest.raises(OutputError, match=r"_manifest\.json cannot be read"):
-        ledger.begin(IDENTITY, {})
+@pytest.mark.parametrize("content", ["{", "[]", "null", '{"identity": null}', "3"])
+def test_a_broken_manifest_is_an_error(ledger: Ledger, content: str) -> None:
+    Path(ledger.manifest_path).write_text(content)
+    with pytest.raises(OutputError, match=r"_manifest\.json (cannot be read|is not a manifest)"):
+        ledger.check(IDENTITY, [])
 
 
 def test_huggingface_metadata_is_dropped_since_it_would_not_fit_the_columns(ledger: Ledger, units: list[Unit]) -> None:
@@ -129,23 +158,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_an_error_and_leaves_what_was_committed(small_disk: Path, units: list[Unit]) -> None:
-    ledger = Ledger(str(small_disk / "out"))
-    ledger.begin(IDENTITY, {})
+    ledger = begin(small_disk / "out")
     commit(ledger, units[0])
     big = pa.table({"id": [os.urandom(20_000).hex() for _ in range(10)]})
     with pytest.raises(OutputError, match="cannot be written.*No space left"):
         commit(ledger, units[1], big)
     assert list(ledger.done(units)) == [units[0].id]
-    assert list((small_disk / "out" / "_tmp").iterdir()) == []
+    assert list(Path(ledger.work_folder).iterdir()) == []
 
 
 def test_a_read_only_folder_is_an_error_before_anything_runs(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(OutputError, match="cannot be written.*Read-only"):
-        Ledger(str(small_disk / "out")).begin(IDENTITY, {})
+        begin(small_disk / "out")
 
 
 def test_an_output_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OutputError, match="cannot be"):
-        Ledger(str(tmp_path / "out")).begin(IDENTITY, {})
+        begin(tmp_path / "out")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.errors import CorpusError, OutputError, ScorerError, TooManyErrorsError
+from jobs.errors import CorpusError, OutputError, ResourceError, ScorerError, TooManyErrorsError
 from jobs.score import ScoreConfig, main, run
 from serve_app.reward_model import CheckpointError, RewardModel
 from tests.conftest import chat
@@ -93,6 +93,9 @@ def test_more_errors_than_allowed_stop_the_job(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.parquet", [row, *[row | {"response": None}] * 5])
     with pytest.raises(TooManyErrorsError, match=r"5 rows failed, --max-errors allows 4"):
         run(config(tmp_path, max_errors=4))
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
+    assert manifest["status"] == "stopped"
+    assert manifest["reason"].startswith("TooManyErrorsError: 5 rows failed")
     assert run(config(tmp_path, max_errors=5)).errors == 5
 
 
@@ -148,6 +151,38 @@ def test_score_columns_that_are_there_need_a_prefix(tmp_path: Path) -> None:
     assert read_parts(tmp_path / "out").schema.names[2:] == [
         "score", "new_score", "new_num_tokens", "new_truncated", "new_error"
     ]  # fmt: skip
+
+
+def test_files_with_their_conversations_in_different_columns_are_refused(tmp_path: Path) -> None:
+    corpus(tmp_path / "in", 4)
+    write(tmp_path / "in" / "c.parquet", [{"prompt": "hi", "response": "yes"}])
+    with pytest.raises(CorpusError, match=r"a\.parquet has its conversations in .*c\.parquet in"):
+        run(config(tmp_path))
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    table = pa.table([["hi"], ["yes"], [1], [2]], names=["prompt", "response", "id", "id"])
+    pq.write_table(table, tmp_path / "in" / "a.parquet")
+    with pytest.raises(CorpusError, match=r"several columns of the names \['id'\]"):
+        run(config(tmp_path))
+
+
+def test_actors_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    corpus(tmp_path / "in", 4)
+    with pytest.raises(ResourceError, match="--num-actors or --cpus-per-actor"):
+        run(config(tmp_path, cpus_per_actor=16))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_restart_leaves_the_manifest_as_it_was(tmp_path: Path) -> None:
+    corpus(tmp_path / "in", 4)
+    run(config(tmp_path))
+    before = (tmp_path / "out" / "_manifest.json").read_text()
+    with pytest.raises(OutputError):
+        run(config(tmp_path, truncation="left"))
+    run(config(tmp_path))
+    assert (tmp_path / "out" / "_manifest.json").read_text() == before
 
 
 def test_a_model_that_is_not_there_stops_the_job_at_once(tmp_path: Path) -> None:
@@ -216,8 +251,7 @@ def test_the_exit_status_says_whether_rows_failed(
     path = write(tmp_path / "a.parquet", rows)
     arguments = ["--input", str(path), "--output", str(tmp_path / "out"), "--cpus-per-actor", "2"]
     assert command(monkeypatch, *arguments) == 3
-    assert "2 rows scored into" in (printed := capsys.readouterr().out)
-    assert "1 with errors" in printed
+    assert f"2 rows in {tmp_path / 'out'}: 1 scored, 1 with errors" in capsys.readouterr().out
     assert command(monkeypatch, *arguments, "--truncation", "left") == 1
     assert "jobs.score stopped: " in capsys.readouterr().err
     assert command(monkeypatch, "--input", str(tmp_path / "no"), "--output", str(tmp_path / "o")) == 1

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from serve_app.reward_model import RewardModel
-from serve_app.reward_model.invariance import RowRule, find_variant_shape, silu_multiply
+from serve_app.reward_model.invariance import RowRule, find_variance, silu_multiply
 
 LENGTHS = (2, 3, 4, 5, 63, 64, 65, 191, 192, 193, 511, 512, 513, 767, 768, 769)
 
@@ -20,9 +20,9 @@ LENGTHS = (2, 3, 4, 5, 63, 64, 65, 191, 192, 193, 511, 512, 513, 767, 768, 769)
 def model(request: pytest.FixtureRequest) -> Iterator[RewardModel]:
     name = {"float32": "golden_fp32", "bfloat16": "golden_bf16"}[request.param]
     reward_model: RewardModel = request.getfixturevalue(name)
-    budget = reward_model.token_budget
+    budget = reward_model.scorer.token_budget
     yield reward_model
-    reward_model.token_budget = budget
+    reward_model.scorer.token_budget = budget
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_bits_are_those_of_the_sequence_alone(
     elif order == "shuffled":
         random.Random(budget).shuffle(places)
     torch.set_num_threads(num_threads)
-    model.token_budget = budget
+    model.scorer.token_budget = budget
     scores = model.score_token_ids([sequences[place] for place in places])
     assert np.array_equal(scores, alone[model.dtype][places])
 
@@ -81,7 +81,7 @@ def test_bits_do_not_depend_on_the_neighbours_length(
     model: RewardModel, sequences: list[list[int]], alone: dict[torch.dtype, Any], neighbour_length: int
 ) -> None:
     neighbour = [1, *range(100, 98 + neighbour_length), 92527]
-    model.token_budget = 10_000
+    model.scorer.token_budget = 10_000
     for place in range(len(sequences) - len(LENGTHS), len(sequences)):
         beside = model.score_token_ids([neighbour, sequences[place], neighbour])
         assert beside[1] == alone[model.dtype][place]
@@ -97,15 +97,27 @@ def test_every_call_gives_the_same_bits(model: RewardModel, goldens: list[dict[s
     assert model.score_token_ids([golden["input_ids"] for golden in goldens[:20]]).tolist() == together
 
 
-def test_the_probe_finds_no_variant_shape_here(golden_bf16: RewardModel) -> None:
-    decoder = golden_bf16._decoder
-    assert find_variant_shape(decoder.row_rule, decoder.matrices()) is None
+HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32}
 
 
-def test_the_probe_finds_a_rule_that_is_too_weak() -> None:
-    """In float32 a product of one row has other bits than one of four: the probe must see it."""
-    weights = [torch.randn(256, 512, generator=torch.Generator().manual_seed(1))]
-    assert find_variant_shape(RowRule(multiple=1), weights) == (256, 512)
+@pytest.mark.usefixtures("threads")
+def test_the_probe_finds_nothing_that_varies_here(golden_bf16: RewardModel, golden_fp32: RewardModel) -> None:
+    for model in (golden_bf16, golden_fp32):
+        decoder = model.scorer.decoder
+        before = torch.get_num_threads()
+        assert find_variance(decoder.row_rule, decoder.matrices(), **HEADS) is None
+        assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("rule", "shape"),
+    [(RowRule(multiple=1), (256, 512)), (RowRule(multiple=16), (40, 128))],
+    ids=["too few rows", "a width that is no multiple of 16"],
+)
+def test_the_probe_finds_what_varies(rule: RowRule, shape: tuple[int, int]) -> None:
+    """In float32: a product of one row has other bits than one of four, and an odd width depends on the threads."""
+    weights = [torch.randn(shape, generator=torch.Generator().manual_seed(1))]
+    assert find_variance(rule, weights, **HEADS) == f"a matrix product of shape {shape}"
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 4])
@@ -116,5 +128,5 @@ def test_silu_gives_a_row_the_same_bits_among_any_others(num_threads: int, width
     torch.set_num_threads(1)
     alone = torch.cat([silu_multiply(gate_up[row : row + 1], torch.empty(1, width)) for row in range(600)])
     torch.set_num_threads(num_threads)
-    for num_rows in (12, 48, 600):
+    for num_rows in (12, 16, 47, 48, 600):
         assert torch.equal(silu_multiply(gate_up[:num_rows], torch.empty(num_rows, width)), alone[:num_rows])

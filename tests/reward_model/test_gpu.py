@@ -36,7 +36,7 @@ def test_bits_are_those_of_the_sequence_alone(
 ) -> None:
     sequences = [golden["input_ids"] for golden in goldens]
     alone = np.concatenate([model.score_token_ids([ids]) for ids in sequences])
-    monkeypatch.setattr(model, "token_budget", budget)
+    monkeypatch.setattr(model.scorer, "token_budget", budget)
     places = list(range(len(sequences)))
     random.Random(budget).shuffle(places)
     scores = model.score_token_ids([sequences[place] for place in places])
@@ -45,6 +45,6 @@ def test_bits_are_those_of_the_sequence_alone(
 
 def test_half_precision_takes_flash_attention() -> None:
     cuda = torch.device("cuda")
-    assert isinstance(attention_for(cuda, torch.float16), VarlenAttention)
-    assert isinstance(attention_for(cuda, torch.bfloat16), VarlenAttention)
-    assert isinstance(attention_for(cuda, torch.float32), BlockAttention)
+    assert isinstance(attention_for(cuda, torch.float16, 64), VarlenAttention)
+    assert isinstance(attention_for(cuda, torch.bfloat16, 64), VarlenAttention)
+    assert isinstance(attention_for(cuda, torch.float32, 64), BlockAttention)

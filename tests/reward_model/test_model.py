@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from serve_app.reward_model import (
     TokenIdsError,
 )
 from serve_app.reward_model import errors as error_module
+from serve_app.reward_model.prefixes import Group
 from tests.conftest import chat
 
 CHATS = [
@@ -77,9 +80,18 @@ def test_long_lists_are_scored_in_order(tiny: RewardModel) -> None:
 
 @pytest.mark.parametrize(
     ("ids", "reason"),
-    [([], "empty"), ([1, 99999], "token id 99999 is outside"), ([-1], "-1"), ([1] * 32769, "32769 tokens")],
+    [
+        ([], "empty"),
+        ([1, 99999], "token id 99999 is outside"),
+        ([-1], "-1"),
+        ([1] * 32769, "32769 tokens"),
+        ([1.5, 2.0], "integers"),
+        ([True], "integers"),
+        ([[1, 2]], "integers"),
+        (np.array([0.5]), "integers"),
+    ],
 )
-def test_wrong_token_ids_are_refused(tiny: RewardModel, ids: list[int], reason: str) -> None:
+def test_wrong_token_ids_are_refused(tiny: RewardModel, ids: Any, reason: str) -> None:
     with pytest.raises(TokenIdsError, match=f"item 1: .*{reason}"):
         tiny.score_token_ids([[1, 3], ids])
 
@@ -87,6 +99,24 @@ def test_wrong_token_ids_are_refused(tiny: RewardModel, ids: list[int], reason: 
 def test_token_ids_come_as_lists_or_arrays(tiny: RewardModel) -> None:
     lists = [[1, 300, 3], [1, 3]]
     assert np.array_equal(tiny.score_token_ids(lists), tiny.score_token_ids([np.array(ids) for ids in lists]))
+
+
+def test_a_token_outside_the_vocabulary_fails_its_own_conversation(
+    tiny: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a tokenizer has more tokens than the model: the index error would end the whole batch."""
+    config = tiny.scorer.decoder.config
+    ids = tiny.tokenizer.encode(CHATS[0])
+    expected = tiny.get_score(CHATS[1])
+    monkeypatch.setattr(tiny.scorer.decoder, "config", replace(config, vocab_size=max(ids)))
+    bad, good = tiny.outcomes([CHATS[0], CHATS[1]])
+    assert isinstance(bad, TokenIdsError)
+    assert isinstance(good, TokenIdsError) or good == Score(expected, len(tiny.tokenizer.encode(CHATS[1])))
+
+
+def test_one_conversation_in_place_of_a_list_says_so(tiny: RewardModel) -> None:
+    with pytest.raises(TypeError, match="a list of conversations is wanted"):
+        tiny.get_scores("hello")  # type: ignore[arg-type]
 
 
 def test_threads_take_turns(tiny: RewardModel) -> None:
@@ -100,42 +130,51 @@ def test_threads_take_turns(tiny: RewardModel) -> None:
     assert results == [expected] * 8
 
 
-def test_lack_of_memory_halves_the_batch(tiny: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = tiny.get_scores(CHATS)
-    score, sizes = tiny._decoder.score, []
+def limit_memory(
+    monkeypatch: pytest.MonkeyPatch, model: RewardModel, refused: Callable[[list[list[int]]], bool], error: Exception
+) -> list[int]:
+    """Make forward passes over what is `refused` fail; the list that is returned gets the size of each pass."""
+    score, sizes = model.scorer.decoder.score, []
+    monkeypatch.setattr(model.scorer, "token_budget", model.scorer.token_budget)  # lowered in the test, put back after
 
-    def two_at_most(sequences: list[list[int]]) -> torch.Tensor:
-        sizes.append(len(sequences))
-        if len(sequences) > 2:
-            raise torch.OutOfMemoryError("too much")
-        return score(sequences)
+    def limited(sequences: list[list[int]], groups: list[Group]) -> torch.Tensor:
+        members = [sequences[member] for group in groups for member in group.members]
+        sizes.append(len(members))
+        if refused(members):
+            raise error
+        return score(sequences, groups)
 
-    monkeypatch.setattr(tiny._decoder, "score", two_at_most)
-    assert tiny.get_scores(CHATS) == expected
+    monkeypatch.setattr(model.scorer.decoder, "score", limited)
+    return sizes
+
+
+@pytest.mark.parametrize("prompts", ["shared", "apart"])
+def test_lack_of_memory_halves_the_batch_and_lowers_the_budget(
+    tiny: RewardModel, monkeypatch: pytest.MonkeyPatch, prompts: str
+) -> None:
+    chats = CHATS if prompts == "shared" else [chat(f"{place}?", "Yes.") for place in "abcd"]
+    expected = tiny.get_scores(chats)
+    sizes = limit_memory(monkeypatch, tiny, lambda members: len(members) > 2, torch.OutOfMemoryError("too much"))
+    released: list[None] = []
+    monkeypatch.setattr(tiny.scorer.decoder, "release_buffers", lambda: released.append(None))
+    assert tiny.get_scores(chats) == expected
     assert sizes == [4, 2, 2]
+    assert released == [None]
+    assert tiny.scorer.token_budget == sum(len(tiny.tokenizer.encode(chat)) for chat in chats) // 2
 
 
 def test_a_conversation_that_does_not_fit_alone_fails_alone(tiny: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    longest = max(len(tiny.tokenizer.encode(conversation)) for conversation in CHATS)
-    score = tiny._decoder.score
-
-    def short_only(sequences: list[list[int]]) -> torch.Tensor:
-        if max(map(len, sequences)) == longest:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return score(sequences)
-
     expected = tiny.get_scores(CHATS)
-    monkeypatch.setattr(tiny._decoder, "score", short_only)
+    longest = max(len(tiny.tokenizer.encode(conversation)) for conversation in CHATS)
+    error = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    limit_memory(monkeypatch, tiny, lambda members: max(map(len, members)) == longest, error)
     outcomes = tiny.outcomes(CHATS)
     assert isinstance(outcomes[2], DeviceMemoryError)
     assert [outcome.value for outcome in outcomes if isinstance(outcome, Score)] == [*expected[:2], expected[3]]
 
 
 def test_other_errors_of_the_forward_are_not_swallowed(tiny: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(sequences: list[list[int]]) -> torch.Tensor:
-        raise RuntimeError("an illegal memory access")
-
-    monkeypatch.setattr(tiny._decoder, "score", broken)
+    limit_memory(monkeypatch, tiny, lambda members: True, RuntimeError("an illegal memory access"))
     with pytest.raises(RuntimeError, match="illegal"):
         tiny.get_scores(CHATS)
 
@@ -146,11 +185,11 @@ def test_a_score_that_is_not_finite_is_an_error_of_its_own_conversation(golden_f
     poison = 5000
     clean = [[1, 40, 41, 92527], [1, *range(50, 150), 92527]]
     expected = golden_fp32.score_token_ids(clean)
-    embedding = golden_fp32._decoder.weights.embedding
+    embedding = golden_fp32.scorer.decoder.weights.embedding
     kept = embedding[poison].clone()
     embedding[poison] = value
     try:
-        outcomes = golden_fp32._score_sequences([clean[0], [1, poison, 92527], clean[1]])
+        outcomes = golden_fp32.scorer.score([clean[0], [1, poison, 92527], clean[1]])
     finally:
         embedding[poison] = kept
     assert isinstance(outcomes[1], NonFiniteScoreError)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,14 @@ from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as BackendTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from serve_app.reward_model import CheckpointError, ConversationError, ConversationTooLongError, RewardModel
+from serve_app.reward_model import (
+    CheckpointError,
+    ConversationError,
+    ConversationTooLongError,
+    RewardModel,
+    tiny,
+)
+from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.markup import MARK
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer
 from tests.conftest import chat
@@ -125,7 +136,8 @@ class TestTruncation:
         assert (caught.value.num_tokens, caught.value.max_tokens) == (num_tokens, 50)
 
     def test_the_models_own_limit_holds(self, golden_folder: Path) -> None:
-        short = Tokenizer.from_pretrained(golden_folder, reward_token_id=REWARD, max_tokens=20)
+        config = replace(DecoderConfig.from_folder(golden_folder), max_positions=20)
+        short = Tokenizer.from_pretrained(golden_folder, config=config)
         with pytest.raises(ConversationTooLongError, match="the limit is 20"):
             short.encode(self.LONG, max_tokens=50)
 
@@ -151,6 +163,13 @@ class TestTruncation:
         with pytest.raises(ConversationTooLongError, match="does not cut it"):
             tokenizer.encode(self.LONG, truncation="left", max_tokens=20)
 
+    def test_left_is_quick_with_many_turns(self, tokenizer: Tokenizer) -> None:
+        turns = chat(*["a word or two"] * 2001)
+        started = time.perf_counter()
+        ids = tokenizer.encode(turns, truncation="left", max_tokens=300)
+        assert time.perf_counter() - started < 2.0
+        assert 280 < len(ids) <= 300
+
     def test_truncation_is_told(self, tokenizer: Tokenizer) -> None:
         cut, whole = tokenizer.encode_batch([self.LONG, chat("a")], truncation="left", max_tokens=60)
         assert isinstance(cut, EncodedConversation)
@@ -162,7 +181,79 @@ class TestTruncation:
             tokenizer.encode(self.LONG, truncation="middle")  # type: ignore[arg-type]
 
 
-def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path, golden_folder: Path) -> None:
+    shutil.copy(golden_folder / "config.json", tmp_path)
     with pytest.raises(CheckpointError, match="no tokenizer could be read"):
-        Tokenizer.from_pretrained(tmp_path, reward_token_id=None, max_tokens=8)
+        Tokenizer.from_pretrained(tmp_path, config=DecoderConfig.from_folder(tmp_path))
+
+
+def test_a_template_that_writes_todays_date_is_refused(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"chat_template": "{{ strftime_now('%Y') }}"}))
+    with pytest.raises(CheckpointError, match="today's date"):
+        Tokenizer.from_pretrained(tmp_path, config=DecoderConfig.from_folder(tmp_path))
+
+
+def test_a_template_that_takes_a_date_gets_the_same_one_every_day() -> None:
+    template = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%Y') %}{% endif %}{{ date_string }}"
+    )
+    own = letters(template=template)
+    assert own._backend.decode(own.encode(chat("x"))).replace(" ", "") == "26Jul2024"
+
+
+def letters(*, template: str, specials: tuple[str, ...] = ("<s>", "<end>"), bos: str | None = None) -> Tokenizer:
+    """A tokenizer of single ASCII characters, with a template of its own and `<end>` for the reward token."""
+    backend = BackendTokenizer(models.BPE({chr(code): code - 32 for code in range(32, 127)}, []))
+    backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in specials])
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos)
+    fast.chat_template = template
+    return Tokenizer(fast, reward_token_id=backend.token_to_id("<end>"), max_tokens=64)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0]['content'] }}",
+        "{{ bos_token }}{{ messages[0]['content'] }}",
+        "{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}<end>",
+        "{{ messages[0]['content'] }}<end><end>",
+    ],
+)
+def test_a_template_without_or_with_too_many_gets_one_bos_and_one_reward_token(template: str) -> None:
+    tokenizer = letters(template=template, bos="<s>")
+    first, *middle, last = tokenizer.encode(chat("hi"))
+    assert (first, last) == (tokenizer.bos_token_id, tokenizer.reward_token_id)
+    assert tokenizer._backend.decode(middle).replace(" ", "") == "hi"
+
+
+def test_special_tokens_do_not_arise_where_pieces_meet() -> None:
+    tokenizer = letters(template="{{ messages[0]['role'] }}{{ messages[0]['content'] }}|<end>")
+    ids = tokenizer.encode([{"role": "a<e", "content": "nd>b"}])
+    end = tokenizer.reward_token_id
+    assert [token == end for token in ids] == [False] * (len(ids) - 1) + [True]
+
+
+def test_marks_do_not_hide_a_role_from_the_template() -> None:
+    template = "{% for m in messages %}{{ 'U' if m['role'] == 'user' else '?' }}{{ m['content'] }}{% endfor %}<end>"
+    ids = letters(template=template).encode(chat("<s>"))
+    assert ids[0] == ord("U") - 32
+
+
+def test_marks_do_not_keep_a_template_from_trimming() -> None:
+    tokenizer = letters(template="{{ messages[0]['content'] | trim }}<end>")
+    plain, spelled = tokenizer.encode(chat("  hi  ")), tokenizer.encode(chat("  <s>  "))
+    assert len(plain) == len("hi") + 1
+    assert len(spelled) == len("<s>") + 1
+
+
+def test_truncation_and_padding_saved_with_a_tokenizer_do_nothing() -> None:
+    backend = BackendTokenizer(models.BPE({chr(code): code - 32 for code in range(32, 127)}, []))
+    backend.enable_truncation(20)
+    backend.enable_padding(length=30)
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend)
+    fast.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer = Tokenizer(fast, reward_token_id=None, max_tokens=64)
+    assert [len(tokenizer.encode(chat("x" * length))) for length in (1, 50)] == [1, 50]

@@ -1,0 +1,70 @@
+"""How many scoring actors there are and what each takes of the cluster: plain arithmetic, checked before they start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.connect import ClusterResources
+from jobs.errors import ResourceError
+
+__all__ = ["IO_CPUS", "ActorPool", "plan_actors"]
+
+# What a reading or committing task takes; a node must have as much beside its actors, or nothing is ever read.
+IO_CPUS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ActorPool:
+    """Scoring actors: how many, and what each takes of the cluster."""
+
+    num_actors: int
+    cpus_per_actor: float
+    gpus_per_actor: float
+
+    @property
+    def num_threads(self) -> int:
+        """Torch threads of one actor."""
+        return max(1, int(self.cpus_per_actor))
+
+
+def plan_actors(
+    resources: ClusterResources,
+    *,
+    device: str,
+    num_actors: int | None = None,
+    cpus_per_actor: int | None = None,
+    gpus_per_actor: float | None = None,
+) -> ActorPool:
+    """One actor a GPU on cuda; on cpu one a node, with the node's CPUs but one. What is asked for goes before that.
+
+    Raises:
+        ResourceError: the cluster has no GPU, or no room for the actors.
+    """
+    if device == "cuda":
+        return _on_gpus(resources, num_actors, cpus_per_actor or 1, gpus_per_actor or 1.0)
+    if gpus_per_actor is not None:
+        raise ResourceError("--gpus-per-actor is given, but actors score on cpu; leave it out, or say --device cuda")
+    wanted = num_actors or resources.num_nodes
+    actors_per_node = -(-wanted // resources.num_nodes)
+    share = max(resources.node_cpus - 1, IO_CPUS) / actors_per_node
+    cpus = cpus_per_actor or (int(share) if share >= 1 else share)
+    if cpus * actors_per_node > resources.node_cpus - IO_CPUS:
+        raise ResourceError(
+            f"{wanted} actors of {cpus:g} CPUs do not fit: nodes {resources.num_nodes}, CPUs of each "
+            f"{resources.node_cpus}, of which reading and writing need {IO_CPUS:g}; lower --num-actors or "
+            "--cpus-per-actor"
+        )
+    return ActorPool(wanted, cpus, 0.0)
+
+
+def _on_gpus(resources: ClusterResources, num_actors: int | None, cpus: int, gpus: float) -> ActorPool:
+    if not resources.num_gpus:
+        raise ResourceError("--device cuda, but Ray sees no GPU in the cluster")
+    most = int(resources.num_gpus / gpus)
+    wanted = num_actors or most
+    if not most or wanted > most:
+        raise ResourceError(
+            f"{max(wanted, 1)} actors of {gpus:g} GPUs do not fit {resources.num_gpus} GPUs; lower --num-actors or "
+            "--gpus-per-actor"
+        )
+    return ActorPool(wanted, cpus, gpus)

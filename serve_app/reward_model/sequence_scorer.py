@@ -1,0 +1,119 @@
+"""Token-id sequences -> scores: grouped by prefix, packed and run; out of memory and not finite are met here."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from serve_app.reward_model.decoder import Decoder
+from serve_app.reward_model.errors import DeviceMemoryError, NonFiniteScoreError, ScoringError, TokenIdsError
+from serve_app.reward_model.packing import halves, pack
+from serve_app.reward_model.prefixes import Group, group_by_prefix
+
+__all__ = ["SequenceScorer"]
+
+logger = logging.getLogger(__name__)
+
+CPU_TOKEN_BUDGET = 4096
+CUDA_TOKEN_BUDGET = 16384
+
+
+class SequenceScorer:
+    """Runs a decoder over any number of sequences. Calls from several threads take turns.
+
+    `token_budget` is how many tokens one forward pass reads at most, shared ones once; a longer sequence runs alone.
+    `share_prompts` may be turned off for measurements: the scores keep their bits.
+    """
+
+    def __init__(self, decoder: Decoder, *, token_budget: int | Literal["auto"]) -> None:
+        if token_budget == "auto":
+            token_budget = CUDA_TOKEN_BUDGET if decoder.device.type == "cuda" else CPU_TOKEN_BUDGET
+        if not isinstance(token_budget, int) or token_budget < 1:
+            raise ValueError(f"token_budget is 'auto' or a positive whole number of tokens, not {token_budget!r}")
+        self.token_budget = token_budget
+        self.share_prompts = True
+        self.decoder = decoder
+        self._lock = threading.Lock()
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[float | ScoringError]:
+        """The score of each sequence, in order, or the error that it alone has."""
+        checked = [self._check(sequence) for sequence in sequences]
+        values: dict[int, float | ScoringError] = {
+            index: error for index, error in enumerate(checked) if error is not None
+        }
+        able = [index for index, error in enumerate(checked) if error is None]
+        lengths = [len(sequence) for sequence in sequences]
+        groups = self._groups(sequences, able)
+        with self._lock:
+            for batch in pack(groups, lengths, self.token_budget):
+                values |= self._score_batch(sequences, batch)
+        return [values[index] for index in range(len(sequences))]
+
+    def _check(self, sequence: Sequence[int]) -> TokenIdsError | None:
+        """What keeps a sequence from being scored: an id outside the vocabulary would end a whole CUDA process."""
+        config = self.decoder.config
+        if not sequence:
+            return TokenIdsError("the sequence is empty")
+        if len(sequence) > config.max_tokens:
+            return TokenIdsError(f"the sequence has {len(sequence)} tokens, the limit is {config.max_tokens}")
+        if not all(type(token) is int for token in sequence):
+            return TokenIdsError("token ids are integers, in one list per sequence")
+        wrong = min(sequence) if min(sequence) < 0 else max(sequence)
+        if not 0 <= wrong < config.vocab_size:
+            return TokenIdsError(f"token id {wrong} is outside the vocabulary of {config.vocab_size}")
+        return None
+
+    def _groups(self, sequences: Sequence[Sequence[int]], able: list[int]) -> list[Group]:
+        """The sequences numbered in `able`, grouped by prefix."""
+        if not self.share_prompts:
+            return [Group(0, (index,)) for index in able]
+        longest = self.decoder.config.longest_unstretched
+        found = group_by_prefix([sequences[index] for index in able], longest=longest)
+        return [Group(group.num_shared, tuple(able[member] for member in group.members)) for group in found]
+
+    def _score_batch(self, sequences: Sequence[Sequence[int]], groups: list[Group]) -> dict[int, float | ScoringError]:
+        """One forward pass over the groups' members; on lack of memory, two of half the size."""
+        members = [member for group in groups for member in group.members]
+        try:
+            values: list[float] = self.decoder.score(sequences, groups).tolist()
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = str(error)
+        else:
+            pairs = zip(members, values, strict=True)
+            return {member: self._finite(value, sequences, groups, member) for member, value in pairs}
+        self._release_memory()
+        num_tokens = sum(len(sequences[member]) for member in members)
+        if len(members) == 1:
+            return {members[0]: DeviceMemoryError(f"{num_tokens} tokens do not fit in memory: {reason}")}
+        self.token_budget = max(1, min(self.token_budget, num_tokens) // 2)
+        logger.warning("out of memory with %d tokens; the token budget is now %d", num_tokens, self.token_budget)
+        first, second = halves(groups)
+        return self._score_batch(sequences, first) | self._score_batch(sequences, second)
+
+    def _finite(
+        self, value: float, sequences: Sequence[Sequence[int]], groups: list[Group], member: int
+    ) -> float | ScoringError:
+        """`value`, if finite; else ask again alone: one sequence's infinities can reach its neighbour's attention."""
+        alone = [Group(0, (member,))]
+        if np.isfinite(value):
+            return value
+        if groups != alone:
+            return self._score_batch(sequences, alone)[member]
+        dtype = str(self.decoder.dtype).removeprefix("torch.")
+        return NonFiniteScoreError(f"the score is {value}: the model's numbers leave the range of {dtype}")
+
+    def _release_memory(self) -> None:
+        self.decoder.release_buffers()
+        if self.decoder.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
