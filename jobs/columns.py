@@ -9,11 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.corpus import Corpus, InputFile
 from jobs.errors import CorpusError
 from serve_app.reward_model.conversation import Conversation
 from serve_app.reward_model.errors import ConversationError
 
-__all__ = ["ConversationColumns", "conversations"]
+__all__ = ["SCORE_COLUMNS", "ConversationColumns", "columns_of", "conversations"]
+
+SCORE_COLUMNS = ("score", "num_tokens", "truncated", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,38 @@ def _is_messages(kind: pa.DataType) -> bool:
 
 def _describe(schema: pa.Schema) -> str:
     return "Columns found: " + ", ".join(f"{field.name} ({field.type})" for field in schema)
+
+
+def columns_of(corpus: Corpus, chosen: ConversationColumns, *, output_prefix: str) -> ConversationColumns:
+    """The conversation columns, the same in every file, where there is room for the score columns too.
+
+    Raises:
+        CorpusError: a file has none, others than the file before it, or columns that the output cannot keep.
+    """
+    found: dict[ConversationColumns, InputFile] = {}
+    for file, schema in zip(corpus.files, corpus.schemas, strict=True):
+        try:
+            found.setdefault(ConversationColumns.detect(schema, chosen), file)
+        except CorpusError as error:
+            raise CorpusError(f"{file.path}: {error}") from None
+        if len(found) > 1:
+            (first, one), (second, other) = found.items()
+            raise CorpusError(
+                f"{one.path} has its conversations in {first}, {other.path} in {second}; score them apart, or name "
+                "the columns that all files have with --messages-column, or --prompt-column and --response-column"
+            )
+        _check_names(file, schema, output_prefix)
+    return next(iter(found))
+
+
+def _check_names(file: InputFile, schema: pa.Schema, prefix: str) -> None:
+    if repeated := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise CorpusError(f"{file.path} has several columns of the names {repeated}, which no output can keep")
+    if taken := [prefix + name for name in SCORE_COLUMNS if prefix + name in schema.names]:
+        raise CorpusError(
+            f"{file.path} already has the columns {taken}; name the new ones apart with --output-prefix, such as "
+            "--output-prefix second_"
+        )
 
 
 def conversations(table: pa.Table, columns: ConversationColumns) -> list[Conversation | ConversationError]:

@@ -1,7 +1,7 @@
 """Parquet inputs: which files there are, and how they are cut into units. Footers are read, never the data.
 
 A unit is a range of rows of one file. It ends at the end of a row group where it can, and inside one where row groups
-are large: `UnitReader` streams a file's units one after the other, so that cutting costs no second read.
+are large: `unit_reader.py` streams a file's units one after the other, so that cutting costs no second read.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -22,11 +22,9 @@ from pyarrow import fs
 
 from jobs.errors import CorpusError
 
-__all__ = ["Corpus", "InputFile", "Unit", "UnitReader", "auto_rows_per_unit", "filesystem_of", "read_tasks"]
+__all__ = ["Corpus", "InputFile", "Unit", "auto_rows_per_unit", "filesystem_of"]
 
 FOOTER_THREADS = 16
-MAX_BATCH_ROWS = 4096
-READ_BUFFER_BYTES = 1 << 20
 MAX_UNIT_BYTES = 64 << 20
 MIN_UNIT_ROWS, MAX_UNIT_ROWS, TARGET_UNITS = 256, 16384, 4096
 
@@ -154,78 +152,6 @@ def auto_rows_per_unit(num_rows: int) -> int:
     return min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, 1 << (wanted - 1).bit_length()))
 
 
-class UnitReader:
-    """Reads units as tables; units of one file in row order are one pass over it."""
-
-    def __init__(self, filesystem: fs.FileSystem) -> None:
-        self._filesystem = filesystem
-
-    def read(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, pa.Table | CorpusError]]:
-        """Each unit with its table, in the order given, or with the reason why it cannot be read."""
-        for _, group in groupby(units, key=lambda unit: unit.path):
-            yield from self._read_file(list(group))
-
-    def _read_file(self, units: list[Unit]) -> Iterator[tuple[Unit, pa.Table | CorpusError]]:
-        path = units[0].path
-        done = 0
-        try:
-            info = self._filesystem.get_file_info(path)
-            if _fingerprint(info) != units[0].fingerprint:
-                raise CorpusError(f"{path} changed while the job was running; start again with a new --output")
-            with pq.ParquetFile(self._filesystem.open_input_file(path), buffer_size=READ_BUFFER_BYTES) as file:
-                while done < len(units):
-                    run = _contiguous(units[done:])
-                    for unit, table in zip(run, _tables(file, run), strict=True):
-                        yield unit, table
-                        done += 1
-        except CorpusError as error:
-            yield from ((unit, error) for unit in units[done:])
-        except (pa.ArrowException, OSError) as error:
-            reason = f"{path} cannot be read from row {units[done].first_row} on: {error}"
-            yield from ((unit, CorpusError(reason)) for unit in units[done:])
-
-
-def _contiguous(units: Sequence[Unit]) -> list[Unit]:
-    """The leading units in which each starts where the one before it ends."""
-    run = [units[0]]
-    for unit in units[1:]:
-        if unit.first_row != run[-1].first_row + run[-1].num_rows:
-            break
-        run.append(unit)
-    return run
-
-
-def _tables(file: pq.ParquetFile, run: list[Unit]) -> Iterator[pa.Table]:
-    first_group, skip = _row_group_at(file.metadata, run[0].first_row)
-    batch_rows = min(MAX_BATCH_ROWS, max(1, *(unit.num_rows for unit in run)))
-    batches = _batches(file, first_group, batch_rows)
-    pending = file.schema_arrow.empty_table()
-    for unit in run:
-        while pending.num_rows < unit.num_rows + skip:
-            batch = next(batches, None)
-            if batch is None:
-                raise pa.ArrowInvalid("the file has fewer rows than its footer says")
-            pending = pa.concat_tables([pending, pa.Table.from_batches([batch], schema=file.schema_arrow)])
-        yield pending.slice(skip, unit.num_rows)
-        pending, skip = pending.slice(skip + unit.num_rows), 0
-
-
-def _batches(file: pq.ParquetFile, first_group: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """The rows from a row group on. Group by group: Arrow cannot join nested dictionaries of two groups in a batch."""
-    for group in range(first_group, file.num_row_groups):
-        yield from file.iter_batches(batch_size=batch_rows, row_groups=[group])
-
-
-def _row_group_at(metadata: pq.FileMetaData, row: int) -> tuple[int, int]:
-    """The row group that holds `row`, and how many of its rows stand before it."""
-    for index in range(metadata.num_row_groups):
-        rows = metadata.row_group(index).num_rows
-        if row < rows:
-            return index, row
-        row -= rows
-    return metadata.num_row_groups, 0
-
-
 def _units_of(file: InputFile, rows_per_unit: int) -> Iterator[Unit]:
     row_bytes = max((size / rows for rows, size in file.row_groups if rows), default=0.0)
     limit = max(1, min(rows_per_unit, int(MAX_UNIT_BYTES / row_bytes))) if row_bytes else rows_per_unit
@@ -242,23 +168,6 @@ def _units_of(file: InputFile, rows_per_unit: int) -> Iterator[Unit]:
         pending += part
     if pending or file.num_rows == 0:  # a file without rows has a unit too: its output has its schema
         yield unit(first, pending)
-
-
-def read_tasks(units: Sequence[Unit], max_tasks: int) -> list[list[Unit]]:
-    """Split units, in order, into at most about `max_tasks` lists for a `UnitReader` each, none inside a row group."""
-    size = max(1, math.ceil(len(units) / max_tasks))
-    tasks: list[list[Unit]] = []
-    for unit in units:
-        if tasks and (len(tasks[-1]) < size or _follows(tasks[-1][-1], unit)):
-            tasks[-1].append(unit)
-        else:
-            tasks.append([unit])
-    return tasks
-
-
-def _follows(before: Unit, unit: Unit) -> bool:
-    """Whether `unit` goes on in the row group where `before` ends."""
-    return unit.splits_group and unit.path == before.path and unit.first_row == before.first_row + before.num_rows
 
 
 def _even(rows: int, limit: int) -> list[int]:
@@ -321,10 +230,11 @@ def _input_file(info: fs.FileInfo, footer: pq.FileMetaData, base: str) -> InputF
     return InputFile(
         path=info.path,
         name=name,
-        fingerprint=_fingerprint(info),
+        fingerprint=file_fingerprint(info),
         row_groups=tuple((group.num_rows, group.total_byte_size) for group in groups),
     )
 
 
-def _fingerprint(info: fs.FileInfo) -> str:
+def file_fingerprint(info: fs.FileInfo) -> str:
+    """What changes when a file does: its size and time of change."""
     return f"{info.size}-{info.mtime_ns}"

@@ -21,10 +21,11 @@ import pyarrow as pa
 from pyarrow import fs
 
 from jobs.actors import IO_CPUS, ActorPool
-from jobs.corpus import Unit, UnitReader, read_tasks
+from jobs.corpus import Unit
 from jobs.errors import ScorerError
 from jobs.ledger import Ledger, UnitStats
 from jobs.scorer import UnitScorer
+from jobs.unit_reader import UnitReader, read_tasks
 from serve_app.reward_model.errors import RaywardError
 
 __all__ = ["UnitReport", "run_units"]

@@ -21,16 +21,15 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pyarrow as pa
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from cluster.connect import ClusterResources, connect
 from jobs.actors import ActorPool, plan_actors
-from jobs.columns import ConversationColumns
+from jobs.columns import ConversationColumns, columns_of
 from jobs.command import run_command
-from jobs.corpus import Corpus, InputFile, Unit, auto_rows_per_unit, filesystem_of
-from jobs.errors import CorpusError, TooManyErrorsError
+from jobs.corpus import Corpus, Unit, auto_rows_per_unit, filesystem_of
+from jobs.errors import TooManyErrorsError
 from jobs.ledger import Ledger, UnitStats
 from jobs.pipeline import run_units
 from jobs.progress import Progress, clock
@@ -46,7 +45,6 @@ __all__ = ["ScoreConfig", "main", "run"]
 
 logger = logging.getLogger(__name__)
 ColumnName = Annotated[str, Field(min_length=1)]
-OUTPUT_COLUMNS = ("score", "num_tokens", "truncated", "error")
 EXIT_ROW_ERRORS = 3
 
 
@@ -134,7 +132,7 @@ def run(config: ScoreConfig, *, load: Callable[[ModelSource], RewardModel] = Mod
     """
     ledger = Ledger(config.output)
     corpus = Corpus.open(config.input, output=config.output)
-    columns = _columns(corpus, config)
+    columns = columns_of(corpus, config.columns, output_prefix=config.output_prefix)
     with connect(config.address) as resources:
         plan = _plan(config, corpus, columns, ledger, resources)
         _announce(config, plan)
@@ -182,34 +180,6 @@ def _check_errors(config: ScoreConfig, total: UnitStats) -> None:
         raise TooManyErrorsError(
             f"{total.errors} rows failed, --max-errors allows {config.max_errors}; their reasons are in the column "
             f"{config.output_prefix}error of {config.output}"
-        )
-
-
-def _columns(corpus: Corpus, config: ScoreConfig) -> ConversationColumns:
-    """The conversation columns, the same in every file, with room for the new ones."""
-    found: dict[ConversationColumns, InputFile] = {}
-    for file, schema in zip(corpus.files, corpus.schemas, strict=True):
-        try:
-            found.setdefault(ConversationColumns.detect(schema, config.columns), file)
-        except CorpusError as error:
-            raise CorpusError(f"{file.path}: {error}") from None
-        if len(found) > 1:
-            (first, one), (second, other) = found.items()
-            raise CorpusError(
-                f"{one.path} has its conversations in {first}, {other.path} in {second}; score them apart, or name "
-                "the columns that all files have with --messages-column, or --prompt-column and --response-column"
-            )
-        _check_names(file, schema, config.output_prefix)
-    return next(iter(found))
-
-
-def _check_names(file: InputFile, schema: pa.Schema, prefix: str) -> None:
-    if repeated := sorted({name for name in schema.names if schema.names.count(name) > 1}):
-        raise CorpusError(f"{file.path} has several columns of the names {repeated}, which no output can keep")
-    if taken := [prefix + name for name in OUTPUT_COLUMNS if prefix + name in schema.names]:
-        raise CorpusError(
-            f"{file.path} already has the columns {taken}; name the new ones apart with --output-prefix, such as "
-            "--output-prefix second_"
         )
 
 

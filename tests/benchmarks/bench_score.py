@@ -27,8 +27,9 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from cluster.connect import connect, local_cores
 from jobs.columns import ConversationColumns, conversations
-from jobs.corpus import Corpus, UnitReader, auto_rows_per_unit
+from jobs.corpus import Corpus, auto_rows_per_unit
 from jobs.score import ScoreConfig, run
+from jobs.unit_reader import UnitReader
 from serve_app.reward_model import Conversation, RewardModel
 from serve_app.reward_model.tiny import NAME as TINY
 

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from jobs.corpus import Corpus, Unit, UnitReader, auto_rows_per_unit, filesystem_of, read_tasks
+from jobs.corpus import Corpus, Unit, auto_rows_per_unit, filesystem_of
 from jobs.errors import CorpusError
+from jobs.unit_reader import UnitReader, read_tasks
 from tests.jobs.conftest import write
 
 
