@@ -39,10 +39,6 @@ class Conversation:
     def response(self) -> Message:
         return self.messages[-1]
 
-    def as_dicts(self) -> list[dict[str, str]]:
-        """The form chat templates take: a list of `{"role", "content"}`."""
-        return [{"role": message.role, "content": message.content} for message in self.messages]
-
     @classmethod
     def parse(cls, source: ConversationLike) -> Conversation:
         """Check `source` and make it a conversation.

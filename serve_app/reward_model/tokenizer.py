@@ -94,10 +94,6 @@ class Tokenizer:
     def _marked(self) -> MarkedTextEncoder:
         return MarkedTextEncoder(self._backend, self._markup)
 
-    @property
-    def chat_template(self) -> str:
-        return str(self._tokenizer.chat_template)
-
     def encode(
         self, conversation: ConversationLike, *, truncation: Truncation = "error", max_tokens: int | None = None
     ) -> list[int]:
