@@ -21,11 +21,11 @@ from torch import Tensor
 
 from serve_app.reward_model import tiny
 from serve_app.reward_model.architecture import DecoderConfig
-from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.errors import CheckpointError, WeightError
-from serve_app.reward_model.weight_map import allocate, places_of
+from serve_app.reward_model.weight_map import places_of
+from serve_app.reward_model.weights import DecoderWeights, allocate
 
-__all__ = ["DOWNLOADED_FILES", "fingerprint", "load_decoder", "resolve"]
+__all__ = ["DOWNLOADED_FILES", "fingerprint", "load_weights", "resolve"]
 
 DOWNLOADED_FILES = ("*.json", "*.safetensors", "*.bin", "tokenizer.model")
 HASHED_FILES = (*DOWNLOADED_FILES, "*.jinja", "*.txt")
@@ -76,7 +76,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_decoder(folder: Path, config: DecoderConfig, *, device: torch.device, dtype: torch.dtype) -> Decoder:
+def load_weights(folder: Path, config: DecoderConfig, *, device: torch.device, dtype: torch.dtype) -> DecoderWeights:
     """Load the weights in `folder` onto `device` as `dtype`; the head is kept in float32.
 
     Raises:
@@ -100,7 +100,7 @@ def load_decoder(folder: Path, config: DecoderConfig, *, device: torch.device, d
     if missing := sorted(places.keys() - loaded):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise WeightError(f"missing weights in {folder}: {', '.join(missing[:3])}{more}")
-    return Decoder(config, weights)
+    return weights
 
 
 def _shards(folder: Path) -> list[Path]:

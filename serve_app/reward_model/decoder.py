@@ -1,7 +1,8 @@
 """PackedBatch -> one score per sequence: the forward pass of every supported architecture.
 
-The last layer computes queries, output projection and MLP only where a score is read. Large intermediate results
-live in buffers that are kept between calls: fresh large tensors cost page faults, up to a tenth of the time on CPU.
+The last layer computes queries, output projection and MLP only where a score is read. What is done row by row runs in
+chunks of rows, so that intermediate results stay in a CPU's cache; queries, keys, values and what attention makes of
+them live in buffers that are kept between calls, since fresh large tensors cost page faults.
 """
 
 from __future__ import annotations
@@ -15,69 +16,96 @@ from torch import Tensor
 
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.attention import Attention, attention_for
-from serve_app.reward_model.invariance import RowRule, silu_multiply
-from serve_app.reward_model.packing import PackedBatch
+from serve_app.reward_model.invariance import RowRule
+from serve_app.reward_model.linear import Linear, Quantization, linear_for
+from serve_app.reward_model.packing import PackedBatch, on_device
 from serve_app.reward_model.prefixes import Group
-from serve_app.reward_model.rotary import RotaryTable, rotate_
+from serve_app.reward_model.rotary import RotaryTable, rotate
+from serve_app.reward_model.weights import DecoderWeights, LayerWeights
 
-__all__ = ["Decoder", "DecoderWeights", "LayerWeights"]
+__all__ = ["Decoder"]
 
 
 @dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """One layer. `qkv` stacks the rows of all query, then all key, then all value heads; `gate_up` gate over up."""
+class _Layer:
+    """One layer, ready to run. `key_value` gives all key, then all value heads."""
 
     attention_norm: Tensor
-    qkv: Tensor
-    output: Tensor
+    query: Linear
+    key_value: Linear
+    output: Linear
     mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
-    qkv_bias: Tensor | None = None
-    output_bias: Tensor | None = None
-    gate_up_bias: Tensor | None = None
-    down_bias: Tensor | None = None
-    query_norm: Tensor | None = None
-    key_norm: Tensor | None = None
+    gate: Linear
+    up: Linear
+    down: Linear
+    query_norm: Tensor | None
+    key_norm: Tensor | None
 
+    @classmethod
+    def of(cls, config: DecoderConfig, layer: LayerWeights, quantization: Quantization, *, invariant: bool) -> _Layer:
+        def linears(weight: Tensor, bias: Tensor | None, sizes: Sequence[int]) -> list[Linear]:
+            biases = [None] * len(sizes) if bias is None else bias.split(list(sizes))
+            return [
+                linear_for(part, part_bias, quantization=quantization, invariant=invariant)
+                for part, part_bias in zip(weight.split(list(sizes)), biases, strict=True)
+            ]
 
-@dataclass(frozen=True, slots=True)
-class DecoderWeights:
-    """All weights on one device. Matrices and biases are in the model's dtype; norms and `head` [hidden] are float32.
+        query, key_value = linears(layer.qkv, layer.qkv_bias, [config.query_size, 2 * config.kv_size])
+        gate, up = linears(layer.gate_up, layer.gate_up_bias, [config.intermediate_size] * 2)
+        (output,) = linears(layer.output, layer.output_bias, [config.hidden_size])
+        (down,) = linears(layer.down, layer.down_bias, [config.hidden_size])
+        return cls(
+            attention_norm=layer.attention_norm,
+            query=query,
+            key_value=key_value,
+            output=output,
+            mlp_norm=layer.mlp_norm,
+            gate=gate,
+            up=up,
+            down=down,
+            query_norm=layer.query_norm,
+            key_norm=layer.key_norm,
+        )
 
-    `embedding` keeps the checkpoint's dtype: it is only read, so rounding it would cost accuracy and gain nothing.
-    """
-
-    embedding: Tensor
-    layers: list[LayerWeights]
-    norm: Tensor
-    head: Tensor
+    @property
+    def linears(self) -> list[Linear]:
+        return [self.query, self.key_value, self.output, self.gate, self.up, self.down]
 
 
 class Decoder:
     """A decoder with a scalar head; not thread-safe, since calls share buffers.
 
+    It takes the layers out of `weights` as it lays them out for the device, so that no two copies are in memory.
+    `quantization` "fp8" and `invariant` False trade the contract of the scores for speed on CUDA.
+
     Shape legend: T padded rows, H hidden, Q query heads, K key/value heads, D head dimension, N padded sequences.
     """
 
-    def __init__(self, config: DecoderConfig, weights: DecoderWeights) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: DecoderWeights,
+        *,
+        quantization: Quantization = "none",
+        invariant: bool = True,
+    ) -> None:
         self.config = config
-        self.weights = weights
+        self.embedding = weights.embedding
         self.device = weights.embedding.device
         self.dtype = weights.layers[0].qkv.dtype
-        self._attention: Attention = attention_for(self.device, self.dtype, config.head_dim)
+        self.row_rule = RowRule.for_device(self.device)
+        self._norm_weight = weights.norm
+        self._head = weights.head
+        layers = weights.layers
+        self._layers = [_Layer.of(config, layers.pop(0), quantization, invariant=invariant) for _ in range(len(layers))]
+        self._attention: Attention = attention_for(self.device, self.dtype, config.head_dim, invariant=invariant)
         self._rotary = RotaryTable(config, self.device)
         self._buffers: dict[str, Tensor] = {}
 
     @property
-    def row_rule(self) -> RowRule:
-        return RowRule.for_device(self.device)
-
-    def matrices(self) -> list[Tensor]:
-        """The matrices that tokens are multiplied by, each shape at least once."""
-        layer = self.weights.layers[-1]
-        query, key_value = layer.qkv.split([self.config.query_size, 2 * self.config.kv_size])
-        return [layer.qkv, query, key_value, layer.output, layer.gate_up, layer.down]
+    def linears(self) -> list[Linear]:
+        """One layer's matrix products."""
+        return self._layers[0].linears
 
     def release_buffers(self) -> None:
         """Give the memory of the buffers back, as after an out-of-memory error."""
@@ -96,66 +124,74 @@ class Decoder:
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Scores of a packed batch's scored spans, float32 [N]; those past them mean nothing."""
-        table_TD = self._rotary.for_spans(batch.spans)
+        table_TD = self._rotary.for_spans(batch.spans, len(batch.token_ids_T))
         self._attention.begin(batch)
-        hidden_TH = F.embedding(batch.token_ids_T, self.weights.embedding).float()
-        for layer in self.weights.layers[:-1]:
-            hidden_TH = self._layer(layer, hidden_TH, table_TD, batch)
-        hidden_NH = self._last_layer(self.weights.layers[-1], hidden_TH, table_TD, batch)
-        normed_NH = self._norm(hidden_NH, self.weights.norm)
-        scores_N: Tensor = (normed_NH.float() * self.weights.head).sum(dim=-1)
+        hidden_TH = F.embedding(batch.token_ids_T, self.embedding).float()
+        for layer in self._layers[:-1]:
+            self._layer(layer, hidden_TH, table_TD, batch.num_tokens)
+        hidden_NH = self._last_layer(self._layers[-1], hidden_TH, table_TD, batch)
+        normed_NH = self._norm(hidden_NH, self._norm_weight)
+        scores_N: Tensor = (normed_NH.float() * self._head).sum(dim=-1)
         return scores_N
 
-    def _layer(self, layer: LayerWeights, hidden_TH: Tensor, table_TD: Tensor, batch: PackedBatch) -> Tensor:
-        config = self.config
-        normed_TH = self._norm(hidden_TH, layer.attention_norm)
-        qkv = self._linear("qkv", normed_TH, layer.qkv, layer.qkv_bias, slack_rows=self._attention.slack_rows)
-        q, k, v = qkv.split([config.query_size, config.kv_size, config.kv_size], dim=1)
-        q_TQD, k_TKD, v_TKD = (self._heads(rows) for rows in (q, k, v))
-        self._position(q_TQD, layer.query_norm, table_TD)
-        self._position(k_TKD, layer.key_norm, table_TD)
-        attended = self._buffer("attended", len(hidden_TH), config.query_size)
-        attended[batch.num_tokens :] = 0
-        self._attention.attend(q_TQD, k_TKD, v_TKD, self._heads(attended))
-        hidden_TH = hidden_TH.add_(self._linear("hidden", attended, layer.output, layer.output_bias))
-        return hidden_TH.add_(self._mlp(layer, hidden_TH))
+    def _layer(self, layer: _Layer, hidden_TH: Tensor, table_TD: Tensor, num_tokens: int) -> None:
+        """Run a layer on the residual stream, in place."""
+        config, num_rows = self.config, len(hidden_TH)
+        slack = self._attention.slack_rows
+        q = self._buffer("q", num_rows + slack, config.query_size)
+        k, v = (self._buffer(name, num_rows + slack, config.kv_size) for name in "kv")
+        for rows in self.row_rule.chunks(num_rows):
+            normed = self._norm(hidden_TH[rows], layer.attention_norm)
+            self._position(layer.query(normed), layer.query_norm, table_TD[rows], q[rows])
+            self._keys_values(layer, normed, table_TD[rows], k[rows], v[rows])
+        for buffer in (q, k, v):
+            buffer[num_rows:] = 0
+        attended = self._buffer("attended", num_rows, config.query_size)
+        attended[num_tokens:] = 0
+        self._attention.attend(self._heads(q), self._heads(k), self._heads(v), self._heads(attended))
+        for rows in self.row_rule.chunks(num_rows):
+            self._finish(layer, hidden_TH[rows], attended[rows])
 
-    def _last_layer(self, layer: LayerWeights, hidden_TH: Tensor, table_TD: Tensor, batch: PackedBatch) -> Tensor:
-        config = self.config
+    def _last_layer(self, layer: _Layer, hidden_TH: Tensor, table_TD: Tensor, batch: PackedBatch) -> Tensor:
+        """The residual stream after the last layer, where scores are read: [N, H]."""
+        config, num_rows = self.config, len(hidden_TH)
+        k, v = (self._buffer(name, num_rows, config.kv_size) for name in "kv")
+        for rows in self.row_rule.chunks(num_rows):
+            normed = self._norm(hidden_TH[rows], layer.attention_norm)
+            self._keys_values(layer, normed, table_TD[rows], k[rows], v[rows])
         rows_N = self._score_rows(batch)
-        normed_TH = self._norm(hidden_TH, layer.attention_norm)
-        query_weight, kv_weight = layer.qkv.split([config.query_size, 2 * config.kv_size])
-        query_bias, kv_bias = (
-            (None, None) if layer.qkv_bias is None else layer.qkv_bias.split([config.query_size, 2 * config.kv_size])
-        )
-        kv = self._linear("qkv", normed_TH, kv_weight, kv_bias)
-        k_TKD, v_TKD = (self._heads(rows) for rows in kv.chunk(2, dim=1))
-        q_NQD = self._heads(self._linear("last_query", normed_TH[rows_N], query_weight, query_bias))
-        self._position(q_NQD, layer.query_norm, table_TD[rows_N])
-        self._position(k_TKD, layer.key_norm, table_TD)
-        attended = self._buffer("attended", len(rows_N), config.query_size)
-        self._attention.attend_last(q_NQD, k_TKD, v_TKD, self._heads(attended))
         hidden_NH = hidden_TH[rows_N]
-        hidden_NH = hidden_NH.add_(self._linear("hidden", attended, layer.output, layer.output_bias))
-        return hidden_NH.add_(self._mlp(layer, hidden_NH))
+        q, attended = (self._buffer(name, len(rows_N), config.query_size) for name in ("q", "attended"))
+        query = layer.query(self._norm(hidden_NH, layer.attention_norm))
+        self._position(query, layer.query_norm, table_TD[rows_N], q)
+        self._attention.attend_last(self._heads(q), self._heads(k), self._heads(v), self._heads(attended))
+        for rows in self.row_rule.chunks(len(rows_N)):
+            self._finish(layer, hidden_NH[rows], attended[rows])
+        return hidden_NH
 
     def _score_rows(self, batch: PackedBatch) -> Tensor:
         """The last row of each scored span, padded with the last one's: int64 [N]."""
         rows = [span.stop - 1 for span in batch.scored]
         rows += rows[-1:] * (self.row_rule.padded(len(rows)) - len(rows))
-        return torch.tensor(rows, device=self.device)
+        return on_device(torch.tensor(rows), self.device)
 
-    def _mlp(self, layer: LayerWeights, hidden_TH: Tensor) -> Tensor:
-        normed_TH = self._norm(hidden_TH, layer.mlp_norm)
-        gate_up = self._linear("gate_up", normed_TH, layer.gate_up, layer.gate_up_bias)
-        gated = silu_multiply(gate_up, self._buffer("gated", len(hidden_TH), self.config.intermediate_size))
-        return self._linear("hidden", gated, layer.down, layer.down_bias)
+    def _keys_values(self, layer: _Layer, normed: Tensor, table_TD: Tensor, k: Tensor, v: Tensor) -> None:
+        keys, values = layer.key_value(normed).chunk(2, dim=1)
+        self._position(keys, layer.key_norm, table_TD, k)
+        v.copy_(values)
 
-    def _position(self, heads_TAD: Tensor, norm_weight: Tensor | None, table_TD: Tensor) -> None:
-        """Normalise each head where the architecture does (Qwen3), then rotate it, in place."""
+    def _finish(self, layer: _Layer, hidden_TH: Tensor, attended: Tensor) -> None:
+        """Add the output projection of what was attended to, then the MLP, to rows of the residual stream."""
+        hidden_TH += layer.output(attended)
+        normed = self._norm(hidden_TH, layer.mlp_norm)
+        hidden_TH += layer.down(layer.up.times(normed, layer.gate.silu(normed)))
+
+    def _position(self, rows: Tensor, norm_weight: Tensor | None, table_TD: Tensor, out: Tensor) -> None:
+        """Normalise each head where the architecture does (Qwen3), then rotate it, into `out`."""
+        heads_TAD = self._heads(rows)
         if norm_weight is not None:
-            heads_TAD.copy_(self._norm(heads_TAD, norm_weight))
-        rotate_(heads_TAD[: len(table_TD)], table_TD)
+            heads_TAD = self._norm(heads_TAD, norm_weight)
+        rotate(heads_TAD, table_TD, self._heads(out))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm over the last dimension, in float32 and rounded once."""
@@ -165,14 +201,6 @@ class Decoder:
 
     def _heads(self, rows: Tensor) -> Tensor:
         return rows.view(len(rows), -1, self.config.head_dim)
-
-    def _linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, *, slack_rows: int = 0) -> Tensor:
-        """Matrix product into the buffer `name`; with `slack_rows`, that many zero rows follow the result."""
-        num_rows = len(x)
-        out = self._buffer(name, num_rows + slack_rows, len(weight))
-        out[num_rows:] = 0
-        self.row_rule.matmul(x, weight, bias, out[:num_rows])
-        return out
 
     def _buffer(self, name: str, num_rows: int, width: int) -> Tensor:
         """A [num_rows, width] tensor that stays in memory between calls; its content is whatever was there."""

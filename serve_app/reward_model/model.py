@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from serve_app.reward_model import ranking
 from serve_app.reward_model.architecture import DecoderConfig
-from serve_app.reward_model.checkpoint import fingerprint, load_decoder, resolve
+from serve_app.reward_model.checkpoint import fingerprint, load_weights, resolve
 from serve_app.reward_model.conversation import Conversation, ConversationLike, Message
 from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.errors import ConversationError, ScoringError
 from serve_app.reward_model.invariance import find_variance
+from serve_app.reward_model.linear import Quantization
 from serve_app.reward_model.prefixes import together
 from serve_app.reward_model.sequence_scorer import SequenceScorer
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
@@ -76,6 +77,8 @@ class RewardModel:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         token_budget: int | Literal["auto"] = "auto",
+        quantization: Quantization = "none",
+        invariant: bool = True,
     ) -> RewardModel:
         """Load a reward model. No code from a model's repository is ever run.
 
@@ -84,7 +87,12 @@ class RewardModel:
             revision: branch, tag or commit of a Hugging Face id.
             device: `"auto"` is CUDA where there is one, else the CPU.
             dtype: `"auto"` is the checkpoint's on CUDA; on CPU bfloat16 where the processor has it, else float32.
-            token_budget: tokens in one forward pass; a longer sequence runs alone.
+            token_budget: tokens in one forward pass; a longer sequence runs alone. `"auto"` is 4096 on CPU; on CUDA
+                what the free memory holds, as a trial pass measures it.
+            quantization: `"fp8"` multiplies 8-bit floats, for NVIDIA GPUs of the Hopper generation or newer. Scores
+                then drift: the README says how far.
+            invariant: False lets CUDA choose kernels by batch size: scores may then change in their last bits with
+                the batch. CPUs lose nothing by the contract and ignore it.
 
         Raises:
             CheckpointError: files are missing or broken.
@@ -94,14 +102,9 @@ class RewardModel:
         folder = resolve(model, revision)
         config = DecoderConfig.from_folder(folder)
         target = resolve_device(device)
-        decoder = load_decoder(folder, config, device=target, dtype=resolve_dtype(dtype, config, target))
-        variance = find_variance(
-            decoder.row_rule,
-            decoder.matrices(),
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-        )
+        weights = load_weights(folder, config, device=target, dtype=resolve_dtype(dtype, config, target))
+        decoder = Decoder(config, weights, quantization=quantization, invariant=invariant)
+        variance = _variance(decoder) if invariant else None
         if variance is not None:
             logger.warning("on this machine %s changes its last bits with the batch or the threads", variance)
         return cls(decoder, folder, token_budget=token_budget)
@@ -221,6 +224,18 @@ class RewardModel:
         """The score of each encoded conversation, in order; what could not be encoded keeps its error."""
         values = iter(self.scorer.score([item.token_ids for item in encoded if isinstance(item, EncodedConversation)]))
         return [item if isinstance(item, ScoringError) else _score_of(next(values), item) for item in encoded]
+
+
+def _variance(decoder: Decoder) -> str | None:
+    config = decoder.config
+    return find_variance(
+        decoder.row_rule,
+        decoder.linears,
+        torch.empty(0, dtype=decoder.dtype, device=decoder.device),
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+    )
 
 
 def _parsed(conversation: ConversationLike) -> Conversation | ConversationError:

@@ -6,7 +6,7 @@ holds the rest, at its true positions. A sequence that shares nothing is a span 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from serve_app.reward_model.prefixes import Group
 
-__all__ = ["PackedBatch", "Span", "halves", "pack"]
+__all__ = ["PackedBatch", "Span", "halves", "on_device", "pack"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +80,31 @@ class PackedBatch:
                 spans.append(Span(len(ids), len(own), group.num_shared, trunk))
                 ids += own
         ids += ids[-1:] * (num_rows - len(ids))
-        token_ids_T = torch.tensor(ids, dtype=torch.int64)
-        if device.type == "cuda":
-            token_ids_T = token_ids_T.pin_memory()
         members = [member for group in groups for member in group.members]
-        return cls(token_ids_T.to(device, non_blocking=True), spans, members)
+        return cls(on_device(torch.tensor(ids, dtype=torch.int64), device), spans, members)
 
 
-def pack(groups: Sequence[Group], lengths: Sequence[int], token_budget: int) -> Iterator[list[Group]]:
-    """Split groups, in order, into batches of at most `token_budget` rows.
+def on_device(host: Tensor, device: torch.device) -> Tensor:
+    """`host` on the device; to CUDA by way of pinned memory, so that nothing waits for the copy."""
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
+def pack(groups: Sequence[Group], lengths: Sequence[int], token_budget: Callable[[], int]) -> Iterator[list[Group]]:
+    """Split groups, in order, into batches of at most `token_budget()` rows, asked for anew for each group.
 
     A group that is larger is split into several, which repeat its shared tokens only; a sequence that is longer than
     the budget is in a batch of its own.
     """
     batch: list[Group] = []
     num_rows = 0
-    for part in (part for group in groups for part in _split(group, lengths, token_budget)):
-        rows = part.num_rows(lengths)
-        if batch and num_rows + rows > token_budget:
-            yield batch
-            batch, num_rows = [], 0
-        batch.append(part)
-        num_rows += rows
+    for group in groups:
+        for part in _split(group, lengths, token_budget()):
+            rows = part.num_rows(lengths)
+            if batch and num_rows + rows > token_budget():
+                yield batch
+                batch, num_rows = [], 0
+            batch.append(part)
+            num_rows += rows
     if batch:
         yield batch
 

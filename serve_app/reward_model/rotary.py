@@ -16,7 +16,7 @@ from torch import Tensor
 from serve_app.reward_model.architecture import DecoderConfig, RopeConfig
 from serve_app.reward_model.packing import Span
 
-__all__ = ["RotaryTable", "rotate_"]
+__all__ = ["RotaryTable", "rotate"]
 
 
 class RotaryTable:
@@ -28,22 +28,24 @@ class RotaryTable:
         self._device = device
         self._table_PD = torch.empty(0, config.head_dim)
 
-    def for_spans(self, spans: Sequence[Span]) -> Tensor:
-        """Cosines then sines of every row's position, float32 [rows, D]. A stretched sequence is one span alone."""
+    def for_spans(self, spans: Sequence[Span], num_rows: int) -> Tensor:
+        """Cosines then sines of every row's position, float32 [num_rows, D], zeros in the rows past the spans.
+
+        A sequence stretched by dynamic scaling is one span alone.
+        """
         parts = [self._of_span(span) for span in spans]
-        return torch.cat(parts).to(self._device, non_blocking=True)
+        return torch.cat([*parts, parts[0].new_zeros(num_rows - spans[-1].stop, self._config.head_dim)])
 
     def _of_span(self, span: Span) -> Tensor:
         longest = self._config.longest_unstretched
         if longest is not None and span.num_keys > longest:
-            return self._of_length(span.num_keys)
+            return self._of_length(span.num_keys).to(self._device)
         return self._rows(span.num_keys)[span.position :]
 
     def _rows(self, length: int) -> Tensor:
         if len(self._table_PD) < length:
-            self._table_PD = _table(
-                _inverse_frequencies(self._rope, self._config.head_dim), max(256, 2 * length), self._scale
-            )
+            frequencies_h = _inverse_frequencies(self._rope, self._config.head_dim)
+            self._table_PD = _table(frequencies_h, max(256, 2 * length), self._scale).to(self._device)
         return self._table_PD[:length]
 
     def _of_length(self, length: int) -> Tensor:
@@ -56,14 +58,13 @@ class RotaryTable:
         return self._rope.factor if self._rope.kind == "linear" else 1.0
 
 
-def rotate_(heads_THD: Tensor, table_TD: Tensor) -> None:
-    """Rotate queries or keys in place: the first half of the head pairs with the second. Products are float32."""
+def rotate(heads_THD: Tensor, table_TD: Tensor, out_THD: Tensor) -> None:
+    """Write the rotated queries or keys: the first half of the head pairs with the second. Products are float32."""
     half = heads_THD.shape[-1] // 2
     cos_T1H, sin_T1H = table_TD[:, None, :half], table_TD[:, None, half:]
-    first, second = heads_THD[..., :half], heads_THD[..., half:]
-    rotated = first * cos_T1H - second * sin_T1H
-    second.copy_(second * cos_T1H + first * sin_T1H)
-    first.copy_(rotated)
+    first, second = heads_THD.float().split(half, dim=-1)
+    out_THD[..., :half] = (first * cos_T1H).sub_(second * sin_T1H)
+    out_THD[..., half:] = (second * cos_T1H).add_(first * sin_T1H)
 
 
 def _table(frequencies_h: Tensor, num_positions: int, scale: float) -> Tensor:

@@ -5,22 +5,28 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.errors import DeviceMemoryError, NonFiniteScoreError, ScoringError, TokenIdsError
 from serve_app.reward_model.packing import halves, pack
 from serve_app.reward_model.prefixes import Group, group_by_prefix
 
-__all__ = ["SequenceScorer"]
+__all__ = ["SequenceScorer", "budget_for"]
 
 logger = logging.getLogger(__name__)
 
 CPU_TOKEN_BUDGET = 4096
-CUDA_TOKEN_BUDGET = 16384
+# A trial pass of this many tokens tells how much memory a token takes on CUDA; the budget then leaves a part of the
+# free memory alone, for what fragments it and for others, and stops where more tokens bring no more speed.
+TRIAL_TOKENS = 4096
+USED_SHARE = 0.7
+CUDA_MAX_TOKEN_BUDGET = 65536
 
 
 class SequenceScorer:
@@ -32,7 +38,7 @@ class SequenceScorer:
 
     def __init__(self, decoder: Decoder, *, token_budget: int | Literal["auto"]) -> None:
         if token_budget == "auto":
-            token_budget = CUDA_TOKEN_BUDGET if decoder.device.type == "cuda" else CPU_TOKEN_BUDGET
+            token_budget = _measured_budget(decoder) if decoder.device.type == "cuda" else CPU_TOKEN_BUDGET
         if not isinstance(token_budget, int) or token_budget < 1:
             raise ValueError(f"token_budget is 'auto' or a positive whole number of tokens, not {token_budget!r}")
         self.token_budget = token_budget
@@ -50,8 +56,12 @@ class SequenceScorer:
         lengths = [len(sequence) for sequence in sequences]
         groups = self._groups(sequences, able)
         with self._lock:
-            for batch in pack(groups, lengths, self.token_budget):
-                values |= self._score_batch(sequences, batch)
+            started: _Started | None = None
+            for batch in pack(groups, lengths, lambda: self.token_budget):
+                following = self._start(batch, sequences)
+                values |= self._finish(started, sequences)
+                started = following
+            values |= self._finish(started, sequences)
         return [values[index] for index in range(len(sequences))]
 
     def _check(self, sequence: Sequence[int]) -> TokenIdsError | None:
@@ -76,26 +86,35 @@ class SequenceScorer:
         found = group_by_prefix([sequences[index] for index in able], longest=longest)
         return [Group(group.num_shared, tuple(able[member] for member in group.members)) for group in found]
 
-    def _score_batch(self, sequences: Sequence[Sequence[int]], groups: list[Group]) -> dict[int, float | ScoringError]:
-        """One forward pass over the groups' members; on lack of memory, two of half the size."""
-        members = [member for group in groups for member in group.members]
+    def _start(self, groups: list[Group], sequences: Sequence[Sequence[int]]) -> _Started:
+        """Launch one forward pass. On CUDA the next one is prepared while this one runs."""
         try:
-            values: list[float] = self.decoder.score(sequences, groups).tolist()
+            return _Started(groups, _HostCopy.of(self.decoder.score(sequences, groups)))
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            reason = str(error)
-        else:
-            pairs = zip(members, values, strict=True)
+            return _Started(groups, str(error))
+
+    def _finish(self, started: _Started | None, sequences: Sequence[Sequence[int]]) -> dict[int, float | ScoringError]:
+        """The scores of a pass that was started; where memory lacked, of two of half the size."""
+        if started is None:
+            return {}
+        groups = started.groups
+        members = [member for group in groups for member in group.members]
+        if isinstance(started.scores, _HostCopy):
+            pairs = zip(members, started.scores.wait(), strict=True)
             return {member: self._finite(value, sequences, groups, member) for member, value in pairs}
         self._release_memory()
         num_tokens = sum(len(sequences[member]) for member in members)
         if len(members) == 1:
-            return {members[0]: DeviceMemoryError(f"{num_tokens} tokens do not fit in memory: {reason}")}
+            return {members[0]: DeviceMemoryError(f"{num_tokens} tokens do not fit in memory: {started.scores}")}
         self.token_budget = max(1, min(self.token_budget, num_tokens) // 2)
         logger.warning("out of memory with %d tokens; the token budget is now %d", num_tokens, self.token_budget)
         first, second = halves(groups)
         return self._score_batch(sequences, first) | self._score_batch(sequences, second)
+
+    def _score_batch(self, sequences: Sequence[Sequence[int]], groups: list[Group]) -> dict[int, float | ScoringError]:
+        return self._finish(self._start(groups, sequences), sequences)
 
     def _finite(
         self, value: float, sequences: Sequence[Sequence[int]], groups: list[Group], member: int
@@ -113,6 +132,59 @@ class SequenceScorer:
         self.decoder.release_buffers()
         if self.decoder.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True, slots=True)
+class _HostCopy:
+    """Scores on their way from the device. Reading a tensor would wait for all that was launched after it, too."""
+
+    host: Tensor
+    arrived: torch.cuda.Event | None = None
+
+    @classmethod
+    def of(cls, scores: Tensor) -> _HostCopy:
+        if scores.device.type != "cuda":
+            return cls(scores)
+        host = torch.empty(scores.shape, dtype=scores.dtype, pin_memory=True)
+        host.copy_(scores, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return cls(host, arrived)
+
+    def wait(self) -> list[float]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        values: list[float] = self.host.tolist()
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A forward pass that was launched: its scores, or why there was no memory for it."""
+
+    groups: list[Group]
+    scores: _HostCopy | str
+
+
+def _measured_budget(decoder: Decoder) -> int:
+    """The token budget for a CUDA device, from the memory that a trial pass takes and that is free now."""
+    num_tokens = min(TRIAL_TOKENS, decoder.config.max_tokens)
+    decoder.release_buffers()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(decoder.device)
+    before = torch.cuda.memory_allocated(decoder.device)
+    decoder.score([[0] * num_tokens], [Group(0, (0,))]).tolist()
+    taken = torch.cuda.max_memory_allocated(decoder.device) - before
+    decoder.release_buffers()
+    torch.cuda.empty_cache()
+    free, _total = torch.cuda.mem_get_info(decoder.device)
+    return budget_for(free, taken / num_tokens)
+
+
+def budget_for(free_bytes: int, bytes_per_token: float) -> int:
+    """Tokens of one forward pass that fit a share of the free memory: a multiple of `TRIAL_TOKENS`, or less than it."""
+    fits = min(int(USED_SHARE * free_bytes / bytes_per_token), CUDA_MAX_TOKEN_BUDGET)
+    return max(1, fits - fits % TRIAL_TOKENS if fits >= TRIAL_TOKENS else fits)
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:

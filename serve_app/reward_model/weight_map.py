@@ -1,18 +1,17 @@
-"""Which checkpoint tensor goes where in the fused weights: allocation, and one table of names per architecture."""
+"""Which checkpoint tensor goes where in the fused weights: one table of names per architecture."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from serve_app.reward_model.architecture import INTERNLM2, DecoderConfig
-from serve_app.reward_model.decoder import DecoderWeights, LayerWeights
 from serve_app.reward_model.errors import WeightError
+from serve_app.reward_model.weights import DecoderWeights, LayerWeights
 
-__all__ = ["Place", "allocate", "places_of"]
+__all__ = ["Place", "places_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,41 +29,6 @@ class Place:
     def copy(self, tensor: Tensor) -> None:
         for target, part in zip(self.targets, self.split(tensor), strict=True):
             target.copy_(part)
-
-
-def allocate(config: DecoderConfig, *, device: torch.device, dtype: torch.dtype) -> DecoderWeights:
-    """Weights of the configuration's shapes on the device, their content yet unset."""
-
-    def matrix(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
-    def vector(size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.float32, device=device)
-
-    def layer() -> LayerWeights:
-        qkv_size, hidden = config.query_size + 2 * config.kv_size, config.hidden_size
-        return LayerWeights(
-            attention_norm=vector(hidden),
-            qkv=matrix(qkv_size, hidden),
-            output=matrix(hidden, config.query_size),
-            mlp_norm=vector(hidden),
-            gate_up=matrix(2 * config.intermediate_size, hidden),
-            down=matrix(hidden, config.intermediate_size),
-            qkv_bias=matrix(qkv_size) if config.qkv_bias else None,
-            output_bias=matrix(hidden) if config.output_bias else None,
-            gate_up_bias=matrix(2 * config.intermediate_size) if config.mlp_bias else None,
-            down_bias=matrix(hidden) if config.mlp_bias else None,
-            query_norm=vector(config.head_dim) if config.qk_norm else None,
-            key_norm=vector(config.head_dim) if config.qk_norm else None,
-        )
-
-    embedding_dtype = getattr(torch, config.dtype)
-    return DecoderWeights(
-        embedding=torch.empty(config.vocab_size, config.hidden_size, dtype=embedding_dtype, device=device),
-        layers=[layer() for _ in range(config.num_layers)],
-        norm=vector(config.hidden_size),
-        head=vector(config.hidden_size),
-    )
 
 
 def places_of(config: DecoderConfig, weights: DecoderWeights) -> Iterator[tuple[str, Place]]:

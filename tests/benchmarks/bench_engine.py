@@ -5,30 +5,31 @@
 Weights are random and made on the device. Everything compared takes turns in one run; figures are medians. Useful
 tokens are those of the conversations, without padding, a shared prompt counted once for every answer to it. The
 ceiling fraction is the useful tokens' matrix products over the time, as a share of the rate of bare matrix products of
-the model's shapes. The last line is JSON.
+the model's shapes, the fastest of several ways to call them. Peers take minutes for what the engine does in seconds:
+they run some of their batches, spread evenly over all, and their time per useful token counts. The last line is JSON.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
-import tyro
 
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.architecture import INTERNLM2, DecoderConfig, RopeConfig
 from serve_app.reward_model.decoder import Decoder
+from serve_app.reward_model.linear import linear_for
 from serve_app.reward_model.model import resolve_device, resolve_dtype
-from serve_app.reward_model.weight_map import allocate
+from serve_app.reward_model.weights import DecoderWeights, allocate
 from tests.benchmarks.peers import PaddedPeer
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,85 +45,100 @@ WORKLOADS = ("mixed", "best-of-16", "uniform-short", "long")
 
 
 @dataclass(frozen=True, slots=True)
-class BenchConfig:
-    """Measure the engine on four workloads."""
+class Contenders:
+    """The engine, and padded batches with the same weights."""
 
-    preset: Literal["tiny", "mid", "1.8b", "7b", "20b"] = "mid"
-    """The model's shape."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    dtype: str = "auto"
-    """auto: bfloat16 or float32 on cpu, float16 on cuda."""
-    workloads: tuple[Literal["mixed", "best-of-16", "uniform-short", "long"], ...] = (
-        "mixed",
-        "best-of-16",
-        "uniform-short",
-        "long",
-    )
-    """Which workloads to run."""
-    repeats: int = 3
-    """How often each thing is timed."""
-    token_budget: int | None = None
-    """Tokens in one forward pass; by default the engine's own choice."""
-    peers: bool = True
-    """Also time Transformers' padded batches."""
-    json: bool = False
-    """Print the JSON line alone."""
-    save: bool = False
-    """Write the JSON to tests/benchmarks/results."""
+    model: RewardModel
+    peers: dict[str, PaddedPeer]
+    matrices: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Contenders:
+        config, weights = random_weights(args.preset, device=args.device, dtype=args.dtype)
+        layer = weights.layers[0]
+        matrices = [layer.qkv, layer.output, layer.gate_up, layer.down]
+        peers = {
+            "card": PaddedPeer.of(config, weights, batch_size=8, sort=False, attention="eager"),
+            "sorted_sdpa": PaddedPeer.of(config, weights, batch_size=16, sort=True, attention="sdpa"),
+        }
+        # The decoder takes the layers out of the list that it is given, and may lay them out anew.
+        own = replace(weights, layers=list(weights.layers))
+        decoder = Decoder(config, own, quantization=args.quantization, invariant=not args.any_kernel)
+        model = RewardModel(decoder, Path(), token_budget=args.token_budget or "auto")
+        return cls(model, peers if args.peer_batches else {}, matrices)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    summary, _, _ = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bench_engine", description=summary)
+    parser.add_argument("--preset", choices=SHAPES, default="mid", help="the model's shape")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--dtype", default="auto", help="auto: bfloat16 or float32 on cpu, float16 on cuda")
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS, help="which to run")
+    parser.add_argument("--repeats", type=int, default=3, help="how often each thing is timed")
+    parser.add_argument("--peer-batches", type=int, default=3, help="batches each peer runs a repeat; 0: no peers")
+    parser.add_argument("--token-budget", type=int, help="tokens in one forward pass; by default the engine's choice")
+    parser.add_argument("--quantization", choices=("none", "fp8"), default="none", help="the engine's weights")
+    parser.add_argument("--any-kernel", action="store_true", help="let CUDA choose kernels by batch size")
+    parser.add_argument("--json", action="store_true", help="print the JSON line alone")
+    parser.add_argument("--save", action="store_true", help="write the JSON to tests/benchmarks/results")
+    return parser.parse_args(argv)
 
 
 def main() -> int:
     """Run the benchmark; the exit status."""
-    config = tyro.cli(BenchConfig, description=__doc__, prog="python -m tests.benchmarks.bench_engine")
-    say: Callable[[str], None] = (lambda text: None) if config.json else (lambda text: print(text, flush=True))
-    model = random_model(config.preset, device=config.device, dtype=config.dtype, token_budget=config.token_budget)
+    args = parse_args()
+    say: Callable[[str], None] = (lambda text: None) if args.json else (lambda text: print(text, flush=True))
+    contenders = Contenders.of(args)
+    model = contenders.model
     result = {
         "hardware": hardware(model.device),
-        "preset": config.preset,
+        "preset": args.preset,
         "dtype": str(model.dtype).removeprefix("torch."),
         "torch": torch.__version__,
+        "quantization": args.quantization,
+        "invariant": not args.any_kernel,
         "token_budget": model.scorer.token_budget,
-        "workloads": {name: measure(model, name, config, say) for name in config.workloads},
+        "repeats": args.repeats,
+        "workloads": {name: measure(contenders, name, args, say) for name in args.workloads},
     }
-    if config.save:
+    if args.save:
         RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"bench_engine_{config.preset}_{model.device.type}.json"
+        path = RESULTS / f"bench_engine_{args.preset}_{model.device.type}.json"
         path.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
     return 0
 
 
-def measure(model: RewardModel, workload: str, config: BenchConfig, say: Callable[[str], None]) -> dict[str, float]:
-    """The figures of one workload: everything is timed in turn, `repeats` times."""
-    sequences = workload_sequences(workload)
-    decoder = model.scorer.decoder
-    contenders: dict[str, Callable[[], object]] = {
-        "engine": lambda: model.score_token_ids(sequences),
-        "unshared": lambda: unshared(model, sequences),
+def measure(
+    contenders: Contenders, workload: str, args: argparse.Namespace, say: Callable[[str], None]
+) -> dict[str, float]:
+    """The figures of one workload. All ways take turns; ratios are medians over the turns of seconds per token."""
+    model, sequences = contenders.model, workload_sequences(workload)
+    tokens = num_tokens(sequences)
+    ways: dict[str, Callable[[], float]] = {
+        "engine": lambda: timed(lambda: model.score_token_ids(sequences), model.device) / tokens,
+        "unshared": lambda: timed(lambda: unshared(model, sequences), model.device) / tokens,
     }
-    if config.peers:
-        card = PaddedPeer.of(decoder, batch_size=8, sort=False, attention="eager")
-        sdpa = PaddedPeer.of(decoder, batch_size=16, sort=True, attention="sdpa")
-        contenders |= {"card": lambda: card.score(sequences), "sorted_sdpa": lambda: sdpa.score(sequences)}
+    for name, peer in contenders.peers.items():
+        ways[name] = peer_seconds(peer, sample(peer.batches(sequences), args.peer_batches), model.device)
     model.score_token_ids(sequences[:8])
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     rates = []
-    for _ in range(config.repeats):
-        rates.append(matmul_rate(decoder))
-        for name, contender in contenders.items():
-            seconds[name].append(timed(contender, model.device))
-    tokens = sum(map(len, sequences))
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    for _ in range(args.repeats):
+        rates.append(matmul_rate(contenders.matrices))
+        for name, way in ways.items():
+            seconds[name].append(way())
+    ours = statistics.median(seconds["engine"])
     rate = statistics.median(rates)
     figures = {
-        "tokens_per_s": tokens / medians["engine"],
-        "conversations_per_s": len(sequences) / medians["engine"],
+        "tokens_per_s": 1 / ours,
+        "conversations_per_s": len(sequences) / (tokens * ours),
         "peak_bytes": peak_bytes(model.device),
-        "ceiling_fraction": tokens * 2 * decoder.config.num_parameters / medians["engine"] / rate,
+        "ceiling_fraction": 2 * model.config.num_parameters / ours / rate,
         "matmul_flops_per_s": rate,
     }
-    for name in medians.keys() - {"engine"}:
+    for name in list(ways)[1:]:
         pairs = zip(seconds[name], seconds["engine"], strict=True)
         figures[f"vs_{name}"] = statistics.median(theirs / ours for theirs, ours in pairs)
     ratios = ", ".join(f"{key} {value:.2f}" for key, value in sorted(figures.items()) if key.startswith("vs_"))
@@ -131,6 +147,21 @@ def measure(model: RewardModel, workload: str, config: BenchConfig, say: Callabl
         f"ceiling {figures['ceiling_fraction']:.2f} of {rate / 1e9:,.0f} GFLOP/s; {ratios}"
     )
     return {name: round(value, 3) for name, value in figures.items()}
+
+
+def peer_seconds(peer: PaddedPeer, batches: Sequence[list[list[int]]], device: torch.device) -> Callable[[], float]:
+    """A run of the peer over `batches`, in seconds per useful token."""
+    return lambda: timed(lambda: [peer.score(batch) for batch in batches], device) / sum(map(num_tokens, batches))
+
+
+def sample(batches: list[list[list[int]]], count: int) -> list[list[list[int]]]:
+    """At most `count` batches, spread evenly over all."""
+    step = max(1.0, len(batches) / count)
+    return [batches[int((place + 0.5) * step)] for place in range(min(count, len(batches)))]
+
+
+def num_tokens(sequences: Sequence[Sequence[int]]) -> int:
+    return sum(map(len, sequences))
 
 
 def unshared(model: RewardModel, sequences: list[list[int]]) -> None:
@@ -160,10 +191,10 @@ def workload_sequences(workload: str) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def random_model(preset: str, *, device: str, dtype: str, token_budget: int | None = None) -> RewardModel:
-    """A reward model of a preset's shape with random weights, made on the device."""
+def random_weights(preset: str, *, device: str, dtype: str) -> tuple[DecoderConfig, DecoderWeights]:
+    """A preset's shape, and random weights of it, made on the device."""
     hidden, layers, heads, kv_heads, intermediate = SHAPES[preset]
-    shape = DecoderConfig(
+    config = DecoderConfig(
         architecture=INTERNLM2,
         vocab_size=VOCAB_SIZE,
         hidden_size=hidden,
@@ -179,7 +210,7 @@ def random_model(preset: str, *, device: str, dtype: str, token_budget: int | No
         dtype="float16",
     )
     target = resolve_device(device)
-    weights = allocate(shape, device=target, dtype=resolve_dtype(dtype, shape, target))
+    weights = allocate(config, device=target, dtype=resolve_dtype(dtype, config, target))
     torch.manual_seed(0)
     weights.embedding.normal_()
     weights.norm.fill_(1.0)
@@ -189,24 +220,31 @@ def random_model(preset: str, *, device: str, dtype: str, token_budget: int | No
         layer.mlp_norm.fill_(1.0)
         for matrix in (layer.qkv, layer.output, layer.gate_up, layer.down):
             matrix.normal_(std=matrix.shape[1] ** -0.5)
-    return RewardModel(Decoder(shape, weights), Path(), token_budget=token_budget or "auto")
+    return config, weights
 
 
 @torch.inference_mode()
-def matmul_rate(decoder: Decoder, num_rows: int = 2048) -> float:
-    """FLOP/s of one layer's four matrix products on `num_rows` rows, into memory that is there already."""
-    layer = decoder.weights.layers[0]
-    matrices = (layer.qkv, layer.output, layer.gate_up, layer.down)
-    inputs = [torch.randn(num_rows, matrix.shape[1], device=decoder.device).to(matrix.dtype) for matrix in matrices]
+def matmul_rate(matrices: Sequence[torch.Tensor]) -> float:
+    """FLOP/s of one layer's products: the best of plain calls and the engine's own, on 512, 2048 and 8192 rows."""
+    return max(_rate(matrices, num_rows, own=own) for num_rows in (512, 2048, 8192) for own in (False, True))
+
+
+def _rate(matrices: Sequence[torch.Tensor], num_rows: int, *, own: bool) -> float:
+    inputs = [torch.randn(num_rows, matrix.shape[1]).to(matrix) for matrix in matrices]
     outputs = [x.new_empty(num_rows, matrix.shape[0]) for x, matrix in zip(inputs, matrices, strict=True)]
+    linears = [linear_for(matrix, None) for matrix in matrices] if own else []
 
     def products() -> None:
-        for x, matrix, out in zip(inputs, matrices, outputs, strict=True):
-            torch.mm(x, matrix.t(), out=out)
+        for place, x in enumerate(inputs):
+            if own:
+                linears[place](x)
+            else:
+                torch.mm(x, matrices[place].t(), out=outputs[place])
 
     products()
-    times = [timed(products, decoder.device) for _ in range(5)]
-    return 2 * num_rows * sum(matrix.numel() for matrix in matrices) / statistics.median(times)
+    times = [timed(products, matrices[0].device) for _ in range(3)]
+    flops = 2 * num_rows * sum(matrix.numel() for matrix in matrices)
+    return flops / statistics.median(times)
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:

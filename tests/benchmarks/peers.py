@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
-from serve_app.reward_model.decoder import Decoder
+from serve_app.reward_model.architecture import DecoderConfig
+from serve_app.reward_model.weights import DecoderWeights
 
 __all__ = ["PaddedPeer"]
 
@@ -27,9 +28,11 @@ class PaddedPeer:
     sort: bool
 
     @classmethod
-    def of(cls, decoder: Decoder, *, batch_size: int, sort: bool, attention: str) -> PaddedPeer:
-        """A peer that shares the decoder's weights, without a copy of the matrices."""
-        config, weights = decoder.config, decoder.weights
+    def of(
+        cls, config: DecoderConfig, weights: DecoderWeights, *, batch_size: int, sort: bool, attention: str
+    ) -> PaddedPeer:
+        """A peer with these weights, without a copy of the matrices."""
+        dtype, device = weights.layers[0].qkv.dtype, weights.head.device
         llama_config = LlamaConfig(  # type: ignore[call-arg]  # options of its base class
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -47,7 +50,7 @@ class PaddedPeer:
         with torch.device("meta"):
             model = LlamaModel(llama_config).requires_grad_(False)
         sizes = [config.query_size, config.kv_size, config.kv_size]
-        state = {"embed_tokens.weight": weights.embedding.to(decoder.dtype), "norm.weight": weights.norm}
+        state = {"embed_tokens.weight": weights.embedding.to(dtype), "norm.weight": weights.norm}
         for index, layer in enumerate(weights.layers):
             query, key, value = layer.qkv.split(sizes)
             gate, up = layer.gate_up.chunk(2)
@@ -62,27 +65,21 @@ class PaddedPeer:
                 "mlp.up_proj": up,
                 "mlp.down_proj": layer.down,
             }
-            state |= {f"layers.{index}.{name}.weight": tensor.to(decoder.dtype) for name, tensor in parts.items()}
-        state["norm.weight"] = weights.norm.to(decoder.dtype)
+            state |= {f"layers.{index}.{name}.weight": tensor.to(dtype) for name, tensor in parts.items()}
+        state["norm.weight"] = weights.norm.to(dtype)
         model.load_state_dict(state, assign=True, strict=True)
-        with torch.device(decoder.device):
+        with torch.device(device):
             model.rotary_emb = type(model.rotary_emb)(llama_config)
         return cls(model.eval(), weights.head, batch_size, sort)
 
+    def batches(self, sequences: Sequence[list[int]]) -> list[list[list[int]]]:
+        """The batches this way of working makes of the sequences."""
+        ordered = sorted(sequences, key=len) if self.sort else sequences
+        return [list(ordered[at : at + self.batch_size]) for at in range(0, len(ordered), self.batch_size)]
+
     @torch.inference_mode()
     def score(self, sequences: Sequence[list[int]]) -> list[float]:
-        """Scores in input order."""
-        order = list(range(len(sequences)))
-        if self.sort:
-            order.sort(key=lambda index: len(sequences[index]))
-        scores = [0.0] * len(sequences)
-        for first in range(0, len(order), self.batch_size):
-            places = order[first : first + self.batch_size]
-            for place, score in zip(places, self._batch([sequences[place] for place in places]), strict=True):
-                scores[place] = score
-        return scores
-
-    def _batch(self, sequences: list[list[int]]) -> list[float]:
+        """The scores of one batch, in order."""
         device = self.head.device
         lengths = torch.tensor([len(ids) for ids in sequences], device=device)
         longest = int(lengths.max())

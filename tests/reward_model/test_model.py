@@ -187,7 +187,7 @@ def test_a_score_that_is_not_finite_is_an_error_of_its_own_conversation(golden_f
     poison = 5000
     clean = [[1, 40, 41, 92527], [1, *range(50, 150), 92527]]
     expected = golden_fp32.score_token_ids(clean)
-    embedding = golden_fp32.scorer.decoder.weights.embedding
+    embedding = golden_fp32.scorer.decoder.embedding
     kept = embedding[poison].clone()
     embedding[poison] = value
     try:

@@ -33,23 +33,23 @@ def test_batches_cover_every_sequence_in_order_and_keep_the_budget() -> None:
     chooser = random.Random(0)
     for _ in range(200):
         groups, lengths = random_groups(chooser)
-        batches = list(pack(groups, lengths, 64))
+        batches = list(pack(groups, lengths, lambda: 64))
         assert [member for batch in batches for member in members(batch)] == list(range(len(lengths)))
         for batch in batches:
             assert sum(group.num_rows(lengths) for group in batch) <= 64 or len(members(batch)) == 1
 
 
 def test_a_sequence_over_the_budget_runs_alone() -> None:
-    assert [members(batch) for batch in pack(lone(4), [3, 100, 3, 3], 10)] == [[0], [1], [2, 3]]
+    assert [members(batch) for batch in pack(lone(4), [3, 100, 3, 3], lambda: 10)] == [[0], [1], [2, 3]]
 
 
 def test_a_group_over_the_budget_repeats_only_its_shared_tokens() -> None:
-    batches = list(pack([Group(20, (0, 1, 2, 3))], [30] * 4, 45))
+    batches = list(pack([Group(20, (0, 1, 2, 3))], [30] * 4, lambda: 45))
     assert batches == [[Group(20, (0, 1))], [Group(20, (2, 3))]]
 
 
 def test_a_group_that_fits_a_batch_of_its_own_is_not_split() -> None:
-    batches = list(pack([*lone(1), Group(20, (1, 2))], [30, 30, 30], 45))
+    batches = list(pack([*lone(1), Group(20, (1, 2))], [30, 30, 30], lambda: 45))
     assert batches == [[Group(0, (0,))], [Group(20, (1, 2))]]
 
 

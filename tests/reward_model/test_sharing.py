@@ -103,7 +103,7 @@ def test_a_trunk_that_is_not_finite_fails_its_leaves_and_no_other(golden_fp32: R
     prompt = [1, *range(100, 130)]
     clean = [[1, *range(300, 340), last] for last in (7, 8)]
     expected = golden_fp32.score_token_ids(clean)
-    embedding = golden_fp32.scorer.decoder.weights.embedding
+    embedding = golden_fp32.scorer.decoder.embedding
     kept = embedding[poison].clone()
     embedding[poison] = float("inf")
     try:

@@ -1,0 +1,212 @@
+"""The model's matrix products, each row of a result with the same bits whatever rows are beside it.
+
+Matrix libraries choose kernels by row count, so each class keeps to counts at which the bits of a row hold still:
+
+`OneDnnLinear` is for CPUs: the weight is laid out once as the kernels want it, and SiLU and multiplication happen on
+the float32 sums before they are rounded. A row has the same bits for any count from 16 up and any number of threads,
+where the weight's rows are a multiple of 16 too, as in every real model.
+
+`DenseLinear` is for CUDA, and for CPUs without oneDNN. On CUDA the kernel, and with it the bits, may change at any
+count, so products run in tiles of one fixed size.
+
+`Fp8Linear` is for CUDA GPUs that multiply 8-bit floats: half the bytes, about twice the rate, and other scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["CUDA_TILE_ROWS", "DenseLinear", "Fp8Linear", "Linear", "OneDnnLinear", "Quantization", "linear_for"]
+
+CUDA_TILE_ROWS = 1024
+FP8 = torch.float8_e4m3fn
+# PyTorch runs an element-wise operation of up to this many elements on one thread (ATen's GRAIN_SIZE).
+SERIAL_ELEMENTS = 32768
+
+Quantization = Literal["none", "fp8"]
+
+
+class Linear(Protocol):
+    """`x @ weight.T + bias`. Shape legend: T rows, I and O features."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I)"""
+        ...
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        """The product: [T, O]."""
+        ...
+
+    def silu(self, x_TI: Tensor) -> Tensor:
+        """SiLU of the product: [T, O]."""
+        ...
+
+    def times(self, x_TI: Tensor, factor_TO: Tensor) -> Tensor:
+        """The product, multiplied element by element with `factor`: [T, O]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OneDnnLinear:
+    """A product by oneDNN; `weight` is in its own layout, `[O, I]` still its shape."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, weight_OI: Tensor, bias_O: Tensor | None) -> OneDnnLinear:
+        return cls(torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous()), bias_O)
+
+    @staticmethod
+    def supports(weight: Tensor) -> bool:
+        """Whether this build of PyTorch and this processor have it for the weight's device and dtype."""
+        if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+            return False
+        if weight.dtype == torch.bfloat16:
+            return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return weight.dtype == torch.float32
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape[0], self.weight.shape[1]
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, self.weight, self.bias, "none", [], "")
+        return out
+
+    def silu(self, x_TI: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, self.weight, self.bias, "swish", [], "")
+        return out
+
+    def times(self, x_TI: Tensor, factor_TO: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x_TI, factor_TO, self.weight, self.bias, "mul")
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class DenseLinear:
+    """A product by the device's matrix library, in calls of `tile_rows` rows where that is set."""
+
+    weight: Tensor
+    bias: Tensor | None
+    tile_rows: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape[0], self.weight.shape[1]
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        out_TO = x_TI.new_empty(len(x_TI), len(self.weight))
+        for rows in _tiles(len(x_TI), self.tile_rows):
+            if self.bias is None:
+                torch.mm(x_TI[rows], self.weight.t(), out=out_TO[rows])
+            else:
+                torch.addmm(self.bias, x_TI[rows], self.weight.t(), out=out_TO[rows])
+        return out_TO
+
+    def silu(self, x_TI: Tensor) -> Tensor:
+        return silu_(self(x_TI))
+
+    def times(self, x_TI: Tensor, factor_TO: Tensor) -> Tensor:
+        return self(x_TI).mul_(factor_TO)
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Linear:
+    """A product of 8-bit floats: one scale for each row of the weight, and one for each token, found as it comes.
+
+    Scales bring the largest magnitude of a row to the format's largest number. `weight` is [O, I] in float8_e4m3fn,
+    `weight_scale` [1, O] in float32. Results are bfloat16, as `torch._scaled_mm` wants it with scales for each row.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+    tile_rows: int | None
+
+    @classmethod
+    def of(cls, weight_OI: Tensor, bias_O: Tensor | None, *, tile_rows: int | None) -> Fp8Linear:
+        device = weight_OI.device
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
+            raise ValueError(
+                f"fp8 needs a GPU of the Hopper generation or newer, not {torch.cuda.get_device_name(device)}"
+            )
+        quantized, scale_O1 = _quantized(weight_OI)
+        bias = None if bias_O is None else bias_O.to(torch.bfloat16)
+        return cls(quantized, scale_O1.t().contiguous(), bias, tile_rows)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape[0], self.weight.shape[1]
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        x8_TI, scale_T1 = _quantized(x_TI)
+        products = [
+            torch._scaled_mm(
+                x8_TI[rows],
+                self.weight.t(),
+                scale_a=scale_T1[rows],
+                scale_b=self.weight_scale,
+                bias=self.bias,
+                out_dtype=torch.bfloat16,
+            )
+            for rows in _tiles(len(x_TI), self.tile_rows)
+        ]
+        return torch.cat(products)
+
+    def silu(self, x_TI: Tensor) -> Tensor:
+        return silu_(self(x_TI))
+
+    def times(self, x_TI: Tensor, factor_TO: Tensor) -> Tensor:
+        return self(x_TI).mul_(factor_TO)
+
+
+def linear_for(
+    weight_OI: Tensor, bias_O: Tensor | None, *, quantization: Quantization = "none", invariant: bool = True
+) -> Linear:
+    """The product that suits the weight's device and dtype. `invariant` costs something on CUDA only."""
+    tile_rows = CUDA_TILE_ROWS if weight_OI.device.type == "cuda" and invariant else None
+    if quantization == "fp8":
+        return Fp8Linear.of(weight_OI, bias_O, tile_rows=tile_rows)
+    if OneDnnLinear.supports(weight_OI):
+        return OneDnnLinear.of(weight_OI, bias_O)
+    return DenseLinear(weight_OI, bias_O, tile_rows)
+
+
+def silu_(x_TO: Tensor) -> Tensor:
+    """SiLU in place, each row with the same bits among any others.
+
+    On CPU PyTorch computes the last few elements of each thread's share with scalar code, whose exponential may differ
+    from the vector code's in the last bit. So the shares must be whole rows of a multiple of 32 elements, as every real
+    model has: as many rows as the threads divide evenly are shared among them, the rest run in pieces that one thread
+    takes whole.
+    """
+    if x_TO.device.type != "cpu":
+        return F.silu(x_TO, inplace=True)
+    num_rows, width = x_TO.shape
+    threads = torch.get_num_threads()
+    even_rows = num_rows - num_rows % threads
+    # With fewer elements PyTorch would use fewer threads, and cut the rows elsewhere.
+    shared_rows = even_rows if even_rows * width > (threads - 1) * SERIAL_ELEMENTS else 0
+    pieces = [slice(0, shared_rows), *_tiles(num_rows, max(1, SERIAL_ELEMENTS // width), first=shared_rows)]
+    for rows in pieces:
+        F.silu(x_TO[rows], inplace=True)
+    return x_TO
+
+
+def _tiles(num_rows: int, tile_rows: int | None, *, first: int = 0) -> Sequence[slice]:
+    step = tile_rows or max(1, num_rows)
+    return [slice(start, min(start + step, num_rows)) for start in range(first, num_rows, step)]
+
+
+def _quantized(x_TI: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows as 8-bit floats, and the scale [T, 1] that each was divided by."""
+    scale_T1 = x_TI.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12) / torch.finfo(FP8).max
+    return (x_TI.float() / scale_T1).to(FP8), scale_T1
