@@ -1,7 +1,7 @@
 """The engine: conversations in, scores out. It imports torch, Transformers and numpy, and no Ray.
 
 A conversation's path: `conversation.py` checks it, `tokenizer.py` makes token ids of it, `packing.py` lays it beside
-others, `decoder.py` runs the model (`attention.py`, `rotary.py`, `invariance.py`), and `model.py` is the front door.
+others, `decoder.py` runs the model (`linear.py`, `attention.py`, `rotary.py`), and `model.py` is the front door.
 `checkpoint.py` and `architecture.py` load a model; `tiny.py` is the embedded one; `ranking.py` orders scores.
 """
 

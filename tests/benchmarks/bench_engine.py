@@ -6,7 +6,8 @@ Weights are random and made on the device. Everything compared takes turns in on
 tokens are those of the conversations, without padding, a shared prompt counted once for every answer to it. The
 ceiling fraction is the useful tokens' matrix products over the time, as a share of the rate of bare matrix products of
 the model's shapes, the fastest of several ways to call them. Peers take minutes for what the engine does in seconds:
-they run some of their batches, spread evenly over all, and their time per useful token counts. The last line is JSON.
+they take fewer turns, and of many batches they run some, spread evenly over all; their time per useful token counts.
+The last line is JSON.
 """
 
 from __future__ import annotations
@@ -75,8 +76,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--dtype", default="auto", help="auto: bfloat16 or float32 on cpu, float16 on cuda")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS, help="which to run")
-    parser.add_argument("--repeats", type=int, default=3, help="how often each thing is timed")
-    parser.add_argument("--peer-batches", type=int, default=3, help="batches each peer runs a repeat; 0: no peers")
+    parser.add_argument("--repeats", type=int, default=3, help="how often the engine is timed")
+    parser.add_argument("--peer-repeats", type=int, default=1, help="how often the others are, between the engine's")
+    parser.add_argument("--peer-batches", type=int, default=6, help="batches each peer runs a repeat; 0: no peers")
     parser.add_argument("--token-budget", type=int, help="tokens in one forward pass; by default the engine's choice")
     parser.add_argument("--quantization", choices=("none", "fp8"), default="none", help="the engine's weights")
     parser.add_argument("--any-kernel", action="store_true", help="let CUDA choose kernels by batch size")
@@ -113,7 +115,7 @@ def main() -> int:
 def measure(
     contenders: Contenders, workload: str, args: argparse.Namespace, say: Callable[[str], None]
 ) -> dict[str, float]:
-    """The figures of one workload. All ways take turns; ratios are medians over the turns of seconds per token."""
+    """The figures of one workload. All ways take turns; ratios are of median seconds per token."""
     model, sequences = contenders.model, workload_sequences(workload)
     tokens = num_tokens(sequences)
     ways: dict[str, Callable[[], float]] = {
@@ -125,10 +127,11 @@ def measure(
     model.score_token_ids(sequences[:8])
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     rates = []
-    for _ in range(args.repeats):
+    for turn in range(args.repeats):
         rates.append(matmul_rate(contenders.matrices))
         for name, way in ways.items():
-            seconds[name].append(way())
+            if name == "engine" or turn < args.peer_repeats:
+                seconds[name].append(way())
     ours = statistics.median(seconds["engine"])
     rate = statistics.median(rates)
     figures = {
@@ -139,8 +142,7 @@ def measure(
         "matmul_flops_per_s": rate,
     }
     for name in list(ways)[1:]:
-        pairs = zip(seconds[name], seconds["engine"], strict=True)
-        figures[f"vs_{name}"] = statistics.median(theirs / ours for theirs, ours in pairs)
+        figures[f"vs_{name}"] = statistics.median(seconds[name]) / ours
     ratios = ", ".join(f"{key} {value:.2f}" for key, value in sorted(figures.items()) if key.startswith("vs_"))
     say(
         f"{workload:<14} {figures['tokens_per_s']:>9,.0f} tokens/s {figures['conversations_per_s']:>8.1f} conv/s "
@@ -225,8 +227,8 @@ def random_weights(preset: str, *, device: str, dtype: str) -> tuple[DecoderConf
 
 @torch.inference_mode()
 def matmul_rate(matrices: Sequence[torch.Tensor]) -> float:
-    """FLOP/s of one layer's products: the best of plain calls and the engine's own, on 512, 2048 and 8192 rows."""
-    return max(_rate(matrices, num_rows, own=own) for num_rows in (512, 2048, 8192) for own in (False, True))
+    """FLOP/s of one layer's products: the best of plain calls and the engine's own, on 512 and 2048 rows."""
+    return max(_rate(matrices, num_rows, own=own) for num_rows in (512, 2048) for own in (False, True))
 
 
 def _rate(matrices: Sequence[torch.Tensor], num_rows: int, *, own: bool) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,17 +13,26 @@ import torch
 
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.attention import BlockAttention, VarlenAttention, attention_for
+from serve_app.reward_model.decoder import Decoder
+from serve_app.reward_model.sequence_scorer import CUDA_MAX_TOKEN_BUDGET
+from tests.benchmarks.bench_engine import random_weights
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-TOLERANCES = {"float32": 2e-3, "float16": 0.05, "bfloat16": 0.15}
+TOLERANCES = {"float32": 2e-3, "float16": 0.05, "bfloat16": 0.1}
+GIGABYTE = 2**30
 
 
 @pytest.fixture(scope="module", params=sorted(TOLERANCES))
 def model(request: pytest.FixtureRequest, golden_folder: Any) -> RewardModel:
     return RewardModel.from_pretrained(str(golden_folder), device="cuda", dtype=request.param)
+
+
+@pytest.fixture
+def alone(model: RewardModel, goldens: list[dict[str, Any]]) -> Any:
+    return np.concatenate([model.score_token_ids([golden["input_ids"]]) for golden in goldens])
 
 
 def test_scores_are_near_the_originals(model: RewardModel, goldens: list[dict[str, Any]]) -> None:
@@ -32,15 +43,52 @@ def test_scores_are_near_the_originals(model: RewardModel, goldens: list[dict[st
 
 @pytest.mark.parametrize("budget", [300, 2000, 20_000])
 def test_bits_are_those_of_the_sequence_alone(
-    model: RewardModel, goldens: list[dict[str, Any]], budget: int, monkeypatch: pytest.MonkeyPatch
+    model: RewardModel, goldens: list[dict[str, Any]], alone: Any, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sequences = [golden["input_ids"] for golden in goldens]
-    alone = np.concatenate([model.score_token_ids([ids]) for ids in sequences])
     monkeypatch.setattr(model.scorer, "token_budget", budget)
-    places = list(range(len(sequences)))
+    places = list(range(len(goldens)))
     random.Random(budget).shuffle(places)
-    scores = model.score_token_ids([sequences[place] for place in places])
+    scores = model.score_token_ids([goldens[place]["input_ids"] for place in places])
     assert np.array_equal(scores, alone[places])
+
+
+def test_shared_prompts_keep_the_bits(model: RewardModel) -> None:
+    chooser = random.Random(5)
+    prompts = [[chooser.randrange(3, 92000) for _ in range(length)] for length in (20, 100, 700)]
+    sequences = [
+        prompt + [chooser.randrange(3, 92000) for _ in range(length)] for prompt in prompts for length in (1, 30, 90)
+    ]
+    alone = np.concatenate([model.score_token_ids([ids]) for ids in sequences])
+    assert np.array_equal(model.score_token_ids(sequences), alone)
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Three quarters of a gigabyte more than is taken now."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 0.75 * GIGABYTE) / total)
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_under_memory_pressure_batches_halve_and_every_sequence_has_its_score(
+    model: RewardModel, goldens: list[dict[str, Any]], alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.scorer, "token_budget", 10**9)
+    copies = 20
+    model.scorer.share_prompts = False
+    try:
+        scores = model.score_token_ids([golden["input_ids"] for golden in goldens] * copies)
+    finally:
+        model.scorer.share_prompts = True
+    assert np.array_equal(scores, np.tile(alone, copies))
+    assert model.scorer.token_budget < 10**9
+
+
+def test_the_automatic_budget_is_measured(model: RewardModel) -> None:
+    assert 4096 <= model.scorer.token_budget <= CUDA_MAX_TOKEN_BUDGET
 
 
 def test_half_precision_takes_flash_attention() -> None:
@@ -48,3 +96,24 @@ def test_half_precision_takes_flash_attention() -> None:
     assert isinstance(attention_for(cuda, torch.float16, 64), VarlenAttention)
     assert isinstance(attention_for(cuda, torch.bfloat16, 64), VarlenAttention)
     assert isinstance(attention_for(cuda, torch.float32, 64), BlockAttention)
+
+
+def test_fp8_is_near_and_keeps_the_contract(golden_folder: Any, goldens: list[dict[str, Any]]) -> None:
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("8-bit products need a GPU of the Hopper generation or newer")
+    model = RewardModel.from_pretrained(str(golden_folder), device="cuda", dtype="bfloat16", quantization="fp8")
+    sequences = [golden["input_ids"] for golden in goldens]
+    scores = model.score_token_ids(sequences)
+    assert np.abs(scores - [golden["score"] for golden in goldens]).mean() < 0.5
+    assert np.array_equal(scores, np.concatenate([model.score_token_ids([ids]) for ids in sequences]))
+
+
+def test_the_longest_conversation_fits_an_80_gigabyte_card(capsys: pytest.CaptureFixture[str]) -> None:
+    config, weights = random_weights("1.8b", device="cuda", dtype="float16")
+    model = RewardModel(Decoder(config, weights), Path(), token_budget=config.max_tokens)
+    torch.cuda.reset_peak_memory_stats()
+    model.score_token_ids([[7] * config.max_tokens])
+    peak = torch.cuda.max_memory_allocated()
+    with capsys.disabled():
+        print(f"\n{config.max_tokens} tokens on the 1.8B shape: {peak / GIGABYTE:.1f} GiB")
+    assert peak < 60 * GIGABYTE

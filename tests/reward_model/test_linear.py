@@ -1,0 +1,90 @@
+"""The matrix products: right, and each row the same whatever rows are beside it."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from serve_app.reward_model import RewardModel
+from serve_app.reward_model.linear import DenseLinear, Fp8Linear, Linear, OneDnnLinear, linear_for
+from serve_app.reward_model.sequence_scorer import CUDA_MAX_TOKEN_BUDGET, TRIAL_TOKENS, budget_for
+
+OUT, IN = 96, 64
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def made(kind: str, dtype: torch.dtype) -> tuple[Linear, Tensor, Tensor]:
+    weight, bias = (drawn(OUT, IN) / 8).to(dtype), drawn(OUT).to(dtype)
+    linears: dict[str, Linear] = {
+        "oneDNN": OneDnnLinear.of(weight, bias),
+        "dense": DenseLinear(weight, bias),
+        "tiled": DenseLinear(weight, bias, tile_rows=16),
+        "fp8": Fp8Linear.of(weight, bias, tile_rows=16),
+    }
+    return linears[kind], weight, bias
+
+
+@pytest.mark.parametrize("kind", ["oneDNN", "dense", "tiled", "fp8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_are_right(kind: str, dtype: torch.dtype) -> None:
+    linear, weight, bias = made(kind, dtype)
+    x, factor = drawn(48, IN).to(dtype), drawn(48, OUT).to(dtype)
+    exact = x.double() @ weight.double().T + bias.double()
+    tolerance = 0.3 if kind == "fp8" else {torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+    assert linear.shape == (OUT, IN)
+    for ours, theirs in (
+        (linear(x), exact),
+        (linear.silu(x), torch.nn.functional.silu(exact)),
+        (linear.times(x, factor.clone()), exact * factor.double()),
+    ):
+        assert ours.shape == (48, OUT)
+        torch.testing.assert_close(ours.double(), theirs, atol=tolerance, rtol=tolerance / 5)
+
+
+@pytest.mark.parametrize("kind", ["oneDNN", "tiled", "fp8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("threads")
+def test_a_row_has_the_same_bits_among_any_others(kind: str, dtype: torch.dtype) -> None:
+    linear, _, _ = made(kind, dtype)
+    x, factor = drawn(640, IN).to(dtype), drawn(640, OUT).to(dtype)
+    torch.set_num_threads(1)
+    whole = (linear(x), linear.silu(x), linear.times(x, factor.clone()))
+    for num_threads in (1, 2, 3, 4):
+        torch.set_num_threads(num_threads)
+        for rows in (slice(0, 16), slice(16, 64), slice(608, 640), slice(0, 512)):
+            part = (linear(x[rows]), linear.silu(x[rows]), linear.times(x[rows], factor[rows].clone()))
+            assert all(torch.equal(ours, theirs[rows]) for ours, theirs in zip(part, whole, strict=True))
+
+
+def test_the_device_and_the_dtype_choose_the_product() -> None:
+    assert isinstance(linear_for(drawn(OUT, IN), None), OneDnnLinear)
+    assert isinstance(linear_for(drawn(OUT, IN).half(), None), DenseLinear)
+    assert isinstance(linear_for(drawn(OUT, IN), None, quantization="fp8"), Fp8Linear)
+
+
+def test_fp8_drifts_a_little_and_keeps_the_contract(
+    golden_folder: Any, golden_fp32: RewardModel, goldens: list[dict[str, Any]]
+) -> None:
+    model = RewardModel.from_pretrained(str(golden_folder), device="cpu", dtype="bfloat16", quantization="fp8")
+    sequences = [golden["input_ids"] for golden in goldens[:60]]
+    exact, ours = golden_fp32.score_token_ids(sequences), model.score_token_ids(sequences)
+    assert 0.01 < np.abs(ours - exact).mean() < 0.5
+    flips = [(exact[a] < exact[b]) != (ours[a] < ours[b]) for a, b in combinations(range(60), 2)]
+    assert np.mean(flips) < 0.1
+    assert [model.score_token_ids([ids])[0] for ids in sequences[:5]] == ours[:5].tolist()
+
+
+@pytest.mark.parametrize(
+    ("free_gigabytes", "bytes_per_token", "budget"),
+    [(80, 200_000, CUDA_MAX_TOKEN_BUDGET), (10, 400_000, 4 * TRIAL_TOKENS), (0.1, 400_000, 175), (0, 400_000, 1)],
+)
+def test_the_budget_leaves_a_part_of_the_memory(free_gigabytes: float, bytes_per_token: int, budget: int) -> None:
+    assert budget_for(int(free_gigabytes * 1e9), bytes_per_token) == budget
