@@ -1,0 +1,144 @@
+"""The server's JSON as typed results. Anything that is not what the route promises is a `MalformedAnswerError`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NoReturn, TypeVar
+
+from serve_app.client.errors import MalformedAnswerError
+from serve_app.client.results import Comparison, ModelInfo, RankedConversation, RankedResponse, Ranking, Score
+
+__all__ = ["read_best_of_n", "read_comparison", "read_json", "read_model", "read_models", "read_ranking", "read_scores"]
+
+T = TypeVar("T")
+
+
+def read_json(content: bytes) -> Any:
+    """The value that `content` spells.
+
+    Raises:
+        MalformedAnswerError: it is not JSON; NaN and Infinity, which Python's reader takes, are not.
+    """
+    try:
+        return json.loads(content, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise MalformedAnswerError(f"the answer is not JSON: {error}", status=200) from error
+
+
+def read_model(answer: object) -> str:
+    """The name of the model that scored."""
+    return _field(answer, "model", str)
+
+
+def read_scores(answer: object, count: int) -> list[Score]:
+    """`/v1/score`: one score for each of `count` conversations, in their order."""
+    return _by_index(
+        {
+            _field(row, "index", int): Score(
+                value=_score(row),
+                num_tokens=_field(row, "num_tokens", int),
+                truncated=_field(row, "truncated", bool),
+            )
+            for row in _rows(answer, count)
+        },
+        count,
+    )
+
+
+def read_comparison(answer: object) -> Comparison:
+    """`/v1/compare`"""
+    scores = _field(answer, "scores", list)
+    if len(scores) != 2:
+        _refuse(f"'scores' has {len(scores)} values, not 2")
+    first, second = (_finite(score, "scores") for score in scores)
+    return Comparison(
+        scores=(first, second),
+        first_is_better=_field(answer, "first_is_better", bool),
+        margin=_finite(_field(answer, "margin", object), "margin"),
+        probability=_finite(_field(answer, "probability", object), "probability"),
+    )
+
+
+def read_ranking(answer: object, count: int) -> Ranking:
+    """`/v1/rank`: a result for each of `count` conversations, in their order, and `order` from the best on."""
+    results = _by_index(
+        {
+            (index := _field(row, "index", int)): RankedConversation(index, _score(row), _field(row, "rank", int))
+            for row in _rows(answer, count)
+        },
+        count,
+    )
+    order = _field(answer, "order", list)
+    if order != sorted(range(count), key=lambda index: results[index].rank):
+        _refuse("'order' is not what the ranks say")
+    if [results[index].rank for index in order] != list(range(count)):
+        _refuse(f"the ranks are not the numbers below {count}")
+    return Ranking(results=results, order=order)
+
+
+def read_best_of_n(answer: object, responses: Sequence[str], top_n: int | None) -> list[RankedResponse]:
+    """`/v1/best_of_n`: the best `top_n` of `responses`, the best first."""
+    count = len(responses) if top_n is None else min(top_n, len(responses))
+    results = [
+        RankedResponse(_field(row, "index", int), _field(row, "response", str), _score(row))
+        for row in _rows(answer, count)
+    ]
+    if len({result.index for result in results}) != count:
+        _refuse("a response is named twice")
+    for result in results:
+        if not 0 <= result.index < len(responses) or responses[result.index] != result.response:
+            _refuse(f"result {result.index} is not the response that was sent")
+    if any(before.score < after.score for before, after in pairwise(results)):
+        _refuse("the results are not sorted from the best on")
+    return results
+
+
+def read_models(answer: object) -> list[ModelInfo]:
+    """`/v1/models`: the models served, the default first."""
+    rows = _field(answer, "data", list)
+    return [ModelInfo(id=_field(row, "id", str), max_tokens=_field(row, "max_tokens", int)) for row in rows]
+
+
+def _rows(answer: object, count: int) -> list[Any]:
+    rows: list[Any] = _field(answer, "results", list)
+    if len(rows) != count:
+        _refuse(f"'results' has {len(rows)} rows, not {count}")
+    return rows
+
+
+def _by_index(results: dict[int, T], count: int) -> list[T]:
+    if results.keys() != set(range(count)):
+        _refuse(f"the indices are not the numbers below {count}")
+    return [results[index] for index in range(count)]
+
+
+def _field(row: object, name: str, kind: type[T]) -> T:
+    if not isinstance(row, Mapping) or name not in row:
+        _refuse(f"{name!r} is missing")
+    value = row[name]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):  # True is an int to Python
+        _refuse(f"{name!r} is {type(value).__name__}, not {kind.__name__}")
+    return value
+
+
+def _score(row: object) -> float:
+    return _finite(_field(row, "score", object), "score")
+
+
+def _finite(value: object, name: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        _refuse(f"{name!r} is {type(value).__name__}, not a number")
+    if not abs(value) <= sys.float_info.max:  # 1e999 is JSON, and infinite once read
+        _refuse(f"{name!r} is not finite")
+    return float(value)
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise MalformedAnswerError(f"the answer is malformed: {reason}", status=200)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
