@@ -34,6 +34,18 @@ class ScoringService(Protocol):
         *,
         truncation: Truncation = "error",
         max_tokens: int | None = None,
+        params: Sequence[str] | None = None,
     ) -> list[Score]:
-        """The score of each conversation, in order, or `ApiError` for the first that has none."""
+        """The score of each conversation, in order, or `ApiError` for the first that has none.
+
+        `params` names each conversation in such an error; by default `conversations[0]` and so on.
+        """
+        ...
+
+    def max_tokens(self, model: str) -> int:
+        """The longest conversation that the model reads, in tokens."""
+        ...
+
+    async def ready(self) -> dict[str, bool]:
+        """Whether each model can score now."""
         ...

@@ -26,6 +26,7 @@ from serve_app.reward_model.errors import (
     ScoringError,
 )
 from serve_app.reward_model.markup import MARK, MarkedTextEncoder, Markup, escape
+from serve_app.reward_model.rendered_text import RenderedTextReader
 
 __all__ = ["EncodedConversation", "Tokenizer", "Truncation"]
 
@@ -94,6 +95,26 @@ class Tokenizer:
     def _marked(self) -> MarkedTextEncoder:
         return MarkedTextEncoder(self._backend, self._markup)
 
+    @cached_property
+    def _reader(self) -> RenderedTextReader:
+        special = [token.content for token in self._backend.get_added_tokens_decoder().values() if token.special]
+        named = [self._tokenizer.bos_token, self._tokenizer.eos_token, self._tokenizer.pad_token]
+        if self.reward_token_id is not None:
+            named.append(self._backend.id_to_token(self.reward_token_id))
+        return RenderedTextReader(
+            lambda messages: self._apply_template([(message.role, message.content) for message in messages]),
+            special_tokens=special,
+            framing=[text for text in named if text],
+        )
+
+    def read_rendered(self, text: str) -> Conversation:
+        """The conversation that a text, ChatML or of this model's chat template, was rendered from.
+
+        Raises:
+            RenderedTextError: it is neither: see `rendered_text.py`.
+        """
+        return self._reader.read(text)
+
     def encode(
         self, conversation: ConversationLike, *, truncation: Truncation = "error", max_tokens: int | None = None
     ) -> list[int]:
@@ -157,12 +178,16 @@ class Tokenizer:
             texts = [
                 (self._markup.mark_if_spelled(role), self._markup.mark_if_spelled(content)) for role, content in texts
             ]
+        text = self._apply_template(texts)
+        return text if spelled or MARK not in text else escape(text)
+
+    def _apply_template(self, texts: Sequence[tuple[str, str]]) -> str:
         chat = [{"role": role, "content": content} for role, content in texts]
         try:
             text: str = self._tokenizer.apply_chat_template(chat, tokenize=False, date_string=DATE)
         except Exception as error:  # a template may refuse roles or orders with any exception it likes
             raise ConversationError(f"the model's chat template refuses the conversation: {error}") from error
-        return text if spelled or MARK not in text else escape(text)
+        return text
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Ids of rendered texts, each with exactly one BOS and the reward token at its end."""
