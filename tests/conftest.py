@@ -1,4 +1,4 @@
-"""Shared data and models. Nothing here imports Ray or pydantic, so that the engine's tests run on a bare GPU box."""
+"""Shared data, models and a local Ray, which is imported only where a test asks for it: engine tests need none."""
 
 from __future__ import annotations
 
@@ -57,6 +57,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RewardModel]:
         del os.environ["RAYWARD_CACHE"]
     else:
         os.environ["RAYWARD_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def local_ray(tiny: RewardModel) -> Iterator[None]:
+    """A local Ray of 4 logical CPUs, stopped at the end. Its workers find the embedded model where `tiny` was made."""
+    from cluster.connect import connect
+
+    with connect(num_cpus=4):
+        import ray
+
+        yield
+    assert not ray.is_initialized()
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS, help="which to run")
     parser.add_argument("--repeats", type=int, default=3, help="how often the engine is timed")
     parser.add_argument("--peer-repeats", type=int, default=1, help="how often the others are, between the engine's")
-    parser.add_argument("--peer-batches", type=int, default=6, help="batches each peer runs a repeat; 0: no peers")
+    parser.add_argument("--peer-batches", type=int, default=4, help="batches each peer runs a repeat; 0: no peers")
     parser.add_argument("--token-budget", type=int, help="tokens in one forward pass; by default the engine's choice")
     parser.add_argument("--quantization", choices=("none", "fp8"), default="none", help="the engine's weights")
     parser.add_argument("--any-kernel", action="store_true", help="let CUDA choose kernels by batch size")

@@ -1,0 +1,84 @@
+"""What is served and how: the options of `serve run serve_app.app:build_app` and of a Serve config file."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+__all__ = ["ModelConfig", "ServiceConfig"]
+
+
+class ModelConfig(BaseModel):
+    """One model: a deployment with replicas of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str = Field(description="`tiny`, a local folder, or a Hugging Face id", min_length=1)
+    name: str = Field("", description="what requests call it; by default the last part of `model`")
+    revision: str | None = Field(None, description="branch, tag or commit of a Hugging Face id")
+    dtype: str = Field("auto", description="auto, float32, float16 or bfloat16")
+    quantization: Literal["none", "fp8"] = Field("none", description="fp8: faster on Hopper GPUs, scores drift")
+    token_budget: PositiveInt | Literal["auto"] = Field("auto", description="tokens in one forward pass")
+    num_gpus: NonNegativeFloat | None = Field(
+        None, description="GPUs of one replica, parts allowed; by default 1 where the cluster has any, else 0"
+    )
+    num_cpus: NonNegativeFloat = Field(1.0, description="CPUs that Ray sets aside for one replica")
+    threads: PositiveInt | None = Field(None, description="CPU threads of one replica; by default an even share")
+    num_replicas: PositiveInt = Field(1, description="replicas, where they do not follow the load")
+    max_replicas: PositiveInt | None = Field(None, description="set it to let the number of replicas follow the load")
+    min_replicas: int = Field(1, ge=0, description="the fewest replicas that follow the load; 0 frees the GPU")
+    max_replicas_per_node: PositiveInt | None = Field(None, description="spread replicas over nodes")
+    max_wait_s: PositiveFloat = Field(
+        10.0, description="a replica refuses work that would wait longer than this, as it measures itself at start"
+    )
+    max_queued_tokens: PositiveInt | None = Field(None, description="the same bound in tokens, instead of max_wait_s")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.name:
+            object.__setattr__(self, "name", PurePath(self.model).name or self.model)
+        if self.max_replicas is not None and self.max_replicas < max(1, self.min_replicas):
+            raise ValueError(f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}")
+        return self
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether the model may have no replica while nobody asks."""
+        return self.max_replicas is not None and self.min_replicas == 0
+
+
+class ServiceConfig(BaseModel):
+    """The endpoint: its models and who may use it.
+
+    One model may be given without a list, its options beside it: `model=tiny num_replicas=2`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: list[ModelConfig] = Field(min_length=1, description="the first is the default")
+    api_keys_file: str | None = Field(
+        None, description="a file with an API key a line; more may stand in RAYWARD_API_KEYS, parted by commas"
+    )
+    allow_unauthenticated: bool = Field(
+        False, description="serve without API keys to others than this machine; only behind a gateway that checks"
+    )
+    num_ingress_replicas: PositiveInt = Field(1, description="processes that check and tokenise requests")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_model(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "models" in data:
+            return data
+        if "model" not in data:
+            raise ValueError("name a model, as in `model=tiny`, or list several under `models`")
+        own = {key: value for key, value in data.items() if key in ModelConfig.model_fields}
+        return {"models": [own], **{key: value for key, value in data.items() if key not in own}}
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError(f"models need different names, not {names}; set `name`")
+        return self

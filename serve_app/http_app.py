@@ -1,0 +1,163 @@
+"""The HTTP application: routes, and what every request meets before and after them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.api_error import ApiError
+from serve_app.deadline import HEADER, deadline_in, parse_timeout
+from serve_app.dialects import all_routes
+from serve_app.routes import routes
+from serve_app.schemas import ERRORS
+from serve_app.scoring_service import ScoringService
+from serve_app.security import Guard
+
+__all__ = ["MAX_BODY_BYTES", "http_app"]
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 32 * 2**20
+DESCRIPTION = """Scores of reward models: one raw logit for a conversation, the same bits whatever is asked beside it.
+
+The routes under *rayward* are its own; the others answer what clients of other servers send. Send an API key as
+`Authorization: Bearer KEY` where the server has keys, and a deadline in seconds as `X-Request-Timeout-S` if you like.
+"""
+
+
+def http_app(service: ScoringService, guard: Guard) -> FastAPI:
+    """The application that answers with `service` whom `guard` lets pass."""
+    app = FastAPI(title="rayward", description=DESCRIPTION, redoc_url=None)
+    app.include_router(routes(service), responses=ERRORS)
+    for router in all_routes(service):
+        app.include_router(router, responses=ERRORS)
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_middleware(Gate, guard=guard)
+    return app
+
+
+class Gate:
+    """What comes before the routes: who asks, how large the body is, and by when the answer is wanted."""
+
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        self._app = app
+        self._guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sender = _Sender(send)
+        try:
+            await self._pass(scope, receive, sender)
+        except ApiError as error:
+            await _answer(error, scope, receive, sender)
+        except Exception:
+            # The text of an error may hold that of a conversation, which is never logged.
+            logger.error("a request to %s failed", scope["path"], exc_info=logger.isEnabledFor(logging.DEBUG))
+            await _answer(ApiError(500, "something is wrong with the server", "internal_error"), scope, receive, sender)
+
+    async def _pass(self, scope: Scope, receive: Receive, sender: _Sender) -> None:
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        client = scope.get("client")
+        self._guard.check(scope["path"], headers.get("authorization"), client[0] if client else None)
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > MAX_BODY_BYTES:
+            raise _too_large()
+        timeout = parse_timeout(headers[HEADER]) if HEADER in headers else None
+        try:
+            with deadline_in(timeout):
+                async with asyncio.timeout(timeout):
+                    await self._app(scope, _Bounded(receive), sender)
+        except TimeoutError:
+            raise ApiError(408, f"no answer within {timeout} s", "deadline_exceeded") from None
+
+
+class _Bounded:
+    """A request's body, no longer than allowed."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._size = 0
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._size += len(message.get("body", b""))
+        if self._size > MAX_BODY_BYTES:
+            raise HTTPException(413)  # FastAPI, which reads the body, would make a 400 of any other error
+        return message
+
+
+class _Sender:
+    """Remembers whether an answer was begun."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def __call__(self, message: Message) -> None:
+        self.started = self.started or message["type"] == "http.response.start"
+        await self._send(message)
+
+
+async def _answer(error: ApiError, scope: Scope, receive: Receive, sender: _Sender) -> None:
+    if not sender.started:
+        await _response(error)(scope, receive, sender)
+
+
+def _response(error: ApiError) -> Response:
+    # ASCII, since a message may quote a name that is no valid Unicode.
+    body = json.dumps(error.body, ensure_ascii=True).encode()
+    return Response(body, error.status, error.headers, media_type="application/json")
+
+
+def _too_large() -> ApiError:
+    return ApiError(413, f"the body is larger than {MAX_BODY_BYTES // 2**20} MiB; split the list", "body_too_large")
+
+
+async def _on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _response(error)
+
+
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = error.errors()[0]
+    place = [part for part in first["loc"] if part != "body"]
+    if first["type"] == "json_invalid":
+        return _response(_invalid_json())
+    return _response(ApiError(422, first["msg"], "invalid_request", _path(place) or None))
+
+
+def _path(parts: list[str | int]) -> str:
+    """`conversations[3][0].role`, as a client would write it."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
+    return path.removeprefix(".")
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # what FastAPI makes of a body that its JSON parser gives up on
+        return _response(_invalid_json())
+    if error.status_code == 413:
+        return _response(_too_large())
+    if error.status_code == 404:
+        return _response(ApiError(404, f"there is no route {request.url.path}", "not_found"))
+    code = "method_not_allowed" if error.status_code == 405 else "http_error"
+    response = _response(ApiError(error.status_code, str(error.detail), code))
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _invalid_json() -> ApiError:
+    return ApiError(422, "the body is not valid JSON", "invalid_json")

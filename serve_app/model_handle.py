@@ -1,0 +1,203 @@
+"""One model's replicas as the ingress sees them: conversations in, scores out, over as many replicas as it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.api_error import ApiError
+from serve_app.batcher_errors import ForwardError
+from serve_app.config import ModelConfig
+from serve_app.deadline import seconds_left
+from serve_app.replica import Refusal, RewardReplica, ScoreReply, TokenLists
+from serve_app.reward_model import (
+    Conversation,
+    ConversationError,
+    ConversationLike,
+    ConversationTooLongError,
+    DeviceMemoryError,
+    NonFiniteScoreError,
+    RaywardError,
+    Score,
+)
+from serve_app.reward_model.architecture import DecoderConfig
+from serve_app.reward_model.checkpoint import resolve
+from serve_app.reward_model.prefixes import together
+from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
+
+__all__ = ["ModelHandle"]
+
+logger = logging.getLogger(__name__)
+
+PART_TOKENS = 8192
+"""A request for more is split into parts of about this many tokens, which replicas share."""
+PARTS_UNDER_WAY = 8
+"""Parts of one request that replicas have at once: a huge request leaves room for others, and for its own parts."""
+MAX_REFUSALS = 60
+MAX_RETRIES = 2
+RETRY_PAUSE_S = 0.2
+READY_TIMEOUT_S = 2.0
+
+
+class ModelHandle:
+    """Tokenises, asks the replicas and reads their answers. Errors are `ApiError`."""
+
+    def __init__(
+        self, config: ModelConfig, replicas: DeploymentHandle[RewardReplica], pool: ThreadPoolExecutor
+    ) -> None:
+        self.config = config
+        self._replicas = replicas
+        self._pool = pool
+        folder: Path = resolve(config.model, config.revision)
+        self._decoder_config = DecoderConfig.from_folder(folder)
+        self.tokenizer = Tokenizer.from_pretrained(folder, config=self._decoder_config)
+
+    @property
+    def max_tokens(self) -> int:
+        return self._decoder_config.max_tokens
+
+    async def score(
+        self,
+        conversations: Sequence[ConversationLike],
+        *,
+        truncation: Truncation,
+        max_tokens: int | None,
+        params: Sequence[str] | None,
+    ) -> list[Score]:
+        """The score of each conversation, in order."""
+
+        def param(place: int) -> str:
+            return params[place] if params is not None else f"conversations[{place}]"
+
+        loop = asyncio.get_running_loop()
+        parsed = [_parsed(conversation, param(place)) for place, conversation in enumerate(conversations)]
+        encoded = await loop.run_in_executor(self._pool, self._encode, parsed, truncation, max_tokens, param)
+        parts = _parts(parsed, encoded)
+        replies = await self._score_parts([[encoded[place] for place in part] for part in parts])
+        scores: dict[int, Score] = {}
+        for part, reply in zip(parts, replies, strict=True):
+            for place, value in zip(part, reply.scores.tolist(), strict=True):
+                scores[place] = Score(value, len(encoded[place].token_ids), encoded[place].truncated)
+            if reply.errors:
+                place = min(reply.errors)
+                raise _api_error(reply.errors[place], param(part[place]))
+        return [scores[place] for place in range(len(conversations))]
+
+    async def ready(self) -> bool:
+        """Whether a replica answers. One that may sleep counts as ready: a request wakes it."""
+        if self.config.may_sleep:
+            return True
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                return bool(await self._replicas.ready.remote())
+        except (TimeoutError, RayError, DeploymentUnavailableError, BackPressureError):
+            return False
+
+    def _encode(
+        self,
+        parsed: list[Conversation],
+        truncation: Truncation,
+        max_tokens: int | None,
+        param: Callable[[int], str],
+    ) -> list[EncodedConversation]:
+        encoded = self.tokenizer.encode_batch(parsed, truncation=truncation, max_tokens=max_tokens)
+        for place, item in enumerate(encoded):
+            if not isinstance(item, EncodedConversation):
+                raise _api_error(item, param(place))
+        return [item for item in encoded if isinstance(item, EncodedConversation)]
+
+    async def _score_parts(self, parts: Sequence[Sequence[EncodedConversation]]) -> list[ScoreReply]:
+        """The replies to a request's parts, a few of which are under way at once.
+
+        Where the first part is refused for overload, the request is. Once that is taken on, the others wait.
+        """
+        requests = [TokenLists.of([item.token_ids for item in part]) for part in parts]
+        window = asyncio.Semaphore(PARTS_UNDER_WAY)
+
+        async def reply_to(place: int) -> ScoreReply:
+            async with window:
+                return await (self._score_patiently if place else self._score_part)(requests[place])
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(reply_to(place)) for place in range(len(requests))]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _score_patiently(self, request: TokenLists) -> ScoreReply:
+        for _ in range(MAX_REFUSALS):
+            try:
+                return await self._score_part(request)
+            except ApiError as error:
+                if error.code != "overloaded":
+                    raise
+                await asyncio.sleep(error.retry_after_s or 1)
+        return await self._score_part(request)
+
+    async def _score_part(self, request: TokenLists) -> ScoreReply:
+        """One replica's scores. Scoring changes nothing, so a part whose replica died is asked for elsewhere."""
+        for attempt in range(MAX_RETRIES + 1):
+            try:
+                reply: ScoreReply = await self._replicas.score.remote(request, seconds_left())
+            except RequestCancelledError as error:
+                raise asyncio.CancelledError from error
+            except (RayError, DeploymentUnavailableError, BackPressureError) as error:
+                logger.warning("a replica of %s failed: %s", self.config.name, type(error).__name__)
+            else:
+                if reply.refusal is None:
+                    return reply
+                if reply.refusal.reason != "unavailable":
+                    raise self._refused(reply.refusal)
+            await asyncio.sleep(RETRY_PAUSE_S * 2**attempt)
+        raise ApiError(503, f"no replica of {self.config.name} could answer", "unavailable", retry_after_s=5)
+
+    def _refused(self, refusal: Refusal) -> ApiError:
+        if refusal.reason == "deadline":
+            return ApiError(408, "the deadline of the request passed while it waited", "deadline_exceeded")
+        text = f"{self.config.name} has more work than it can do soon"
+        return ApiError(503, text, "overloaded", retry_after_s=refusal.retry_after_s)
+
+
+def _parsed(conversation: ConversationLike, param: str) -> Conversation:
+    try:
+        return Conversation.parse(conversation)
+    except ConversationError as error:
+        raise _api_error(error, param) from None
+
+
+def _parts(parsed: Sequence[Conversation], encoded: Sequence[EncodedConversation]) -> list[list[int]]:
+    """The places of each part: conversations with one prompt stand beside each other."""
+    parts: list[list[int]] = []
+    tokens = 0
+    for place in together(len(parsed), lambda at: parsed[at].prompt or at):
+        length = len(encoded[place].token_ids)
+        if not parts or tokens + length > PART_TOKENS:
+            parts.append([])
+            tokens = 0
+        parts[-1].append(place)
+        tokens += length
+    return parts
+
+
+def _api_error(error: RaywardError, param: str) -> ApiError:
+    error.__dict__.pop("index", None)  # its place in a part means nothing to the client
+    text = str(error)
+    if isinstance(error, ConversationTooLongError):
+        return ApiError(422, text, "context_length_exceeded", param)
+    if isinstance(error, ConversationError):
+        return ApiError(422, text, "invalid_conversation", param)
+    if isinstance(error, NonFiniteScoreError):
+        return ApiError(422, text, "score_not_finite", param)
+    if isinstance(error, DeviceMemoryError):
+        return ApiError(422, text, "does_not_fit_in_memory", param)
+    if isinstance(error, ForwardError):
+        return ApiError(503, "the model failed on this conversation", "forward_failed", param, retry_after_s=5)
+    return ApiError(422, text, "no_score", param)

@@ -1,0 +1,155 @@
+"""A reward model in a Serve replica: token ids in, scores out, batched with whatever else waits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from serve_app.autoscaling import QUEUED_SECONDS
+from serve_app.batcher import BatchReport, TokenBatcher
+from serve_app.batcher_errors import (
+    BatcherClosedError,
+    BatcherStalledError,
+    DeadlineExceededError,
+    ForwardError,
+    OverloadedError,
+)
+from serve_app.config import ModelConfig
+from serve_app.metrics import ReplicaMetrics
+from serve_app.reward_model import RaywardError, RewardModel
+
+__all__ = ["Refusal", "RewardReplica", "ScoreReply", "TokenLists"]
+
+logger = logging.getLogger(__name__)
+
+STALL_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLists:
+    """Sequences of token ids, end to end: int32 [sum of lengths] and int32 [number of sequences]."""
+
+    ids: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, sequences: list[list[int]]) -> TokenLists:
+        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int32)
+        return cls(np.concatenate([np.array(sequence, dtype=np.int32) for sequence in sequences]), lengths)
+
+    def lists(self) -> list[list[int]]:
+        return [part.tolist() for part in np.split(self.ids, np.cumsum(self.lengths)[:-1])]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a replica gives no scores: it is `"overloaded"` or `"unavailable"`, or the `"deadline"` is past."""
+
+    reason: Literal["overloaded", "unavailable", "deadline"]
+    retry_after_s: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreReply:
+    """A float32 score for each sequence, in order. Those in `errors`, by place, have none."""
+
+    scores: NDArray[np.float32]
+    errors: dict[int, RaywardError] = field(default_factory=dict)
+    refusal: Refusal | None = None
+
+
+class RewardReplica:
+    """The deployment's class: one model on one device, and its batcher."""
+
+    def __init__(self, config: ModelConfig, device: str, threads: int | None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._model = RewardModel.from_pretrained(
+            config.model,
+            revision=config.revision,
+            device=device,
+            dtype=config.dtype,
+            token_budget=config.token_budget,
+            quantization=config.quantization,
+        )
+        scorer = self._model.scorer
+        self._tokens_per_s = self._measure()
+        budget = scorer.token_budget
+        bound = config.max_queued_tokens or max(2 * budget, int(config.max_wait_s * self._tokens_per_s))
+        self._metrics = ReplicaMetrics(config.name)
+        self._batcher = TokenBatcher(
+            scorer.score,
+            token_budget=budget,
+            max_queued_tokens=bound,
+            stall_after_s=STALL_S,
+            observe=self._observe,
+        )
+        logger.info(
+            "%s on %s in %s: %d tokens/s, budget %d tokens, at most %d waiting (process %d)",
+            config.name, self._model.device, self._model.dtype, self._tokens_per_s, budget, bound, os.getpid(),
+        )  # fmt: skip
+
+    async def score(self, request: TokenLists, timeout_s: float | None = None) -> ScoreReply:
+        """Score sequences of token ids; they belong together and run in one batch where they fit."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            outcomes: Sequence[float | RaywardError] = await self._batcher.submit(request.lists(), deadline=deadline)
+        except OverloadedError as error:
+            return self._refuse(Refusal("overloaded", error.retry_after_s))
+        except DeadlineExceededError:
+            return self._refuse(Refusal("deadline"))
+        except (BatcherClosedError, BatcherStalledError):
+            return self._refuse(Refusal("unavailable"))
+        except ForwardError as error:
+            outcomes = [error] * len(request.lengths)
+        except asyncio.CancelledError:
+            self._metrics.refused("cancelled")
+            raise
+        errors = {place: outcome for place, outcome in enumerate(outcomes) if isinstance(outcome, RaywardError)}
+        values = [outcome if isinstance(outcome, float) else 0.0 for outcome in outcomes]
+        self._metrics.answered(values, errors)
+        return ScoreReply(np.array(values, dtype=np.float32), errors)
+
+    async def ready(self) -> bool:
+        """Answers once the model can score: Serve starts a replica's methods after its constructor."""
+        return True
+
+    def check_health(self) -> None:
+        """For Serve: raises where no progress is made, so that the replica is replaced."""
+        self._batcher.check_health()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """For `autoscaling.replicas_for_queue`."""
+        waiting = self._batcher.queued_tokens + self._batcher.running_tokens
+        return {QUEUED_SECONDS: waiting / self._tokens_per_s}
+
+    async def __del__(self) -> None:
+        """For Serve, when the replica is drained and stopped."""
+        await self._batcher.close()
+
+    def _refuse(self, refusal: Refusal) -> ScoreReply:
+        self._metrics.refused(refusal.reason)
+        return ScoreReply(np.empty(0, dtype=np.float32), refusal=refusal)
+
+    def _measure(self) -> float:
+        """Tokens per second of a full batch; the trial also warms the device up."""
+        scorer = self._model.scorer
+        length = min(256, self._model.config.max_tokens)
+        count = max(1, min(scorer.token_budget, 4096) // length)
+        sequences = [[1 + place] * length for place in range(count)]
+        scorer.score(sequences[:1])
+        started = time.perf_counter()
+        scorer.score(sequences)
+        return count * length / (time.perf_counter() - started)
+
+    def _observe(self, report: BatchReport) -> None:
+        self._metrics.batch(report, queued_tokens=self._batcher.queued_tokens)

@@ -1,0 +1,276 @@
+"""The endpoint against the engine in one process: throughput of many clients, latency of one, and overload.
+
+    python -m tests.benchmarks.bench_serve --preset mid
+
+Starts its own Ray and an endpoint of one replica on a free port. The model has a preset's shape and random weights,
+written to a temporary folder with the embedded tokenizer. The in-process engine runs before and after the endpoint is
+asked; the median of both counts. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import random
+import shutil
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from safetensors.torch import save_file
+
+from cluster.connect import connect
+from serve_app.reward_model import RewardModel
+from serve_app.reward_model.checkpoint import resolve
+from tests.benchmarks.bench_engine import RESULTS, SHAPES, hardware
+
+WORDS = ("the", "sea", "is", "wide", "while", "rivers", "run", "to", "it", "from", "hills", "since", "spring")
+NUM_CLIENTS = 64
+WAITED_S = 10.0
+
+
+def main() -> int:
+    """Run the benchmark; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.bench_serve", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--preset", choices=("tiny", "mid"), default="mid", help="the model's shape")
+    parser.add_argument("--conversations", type=int, default=192, help="how many the 64 clients ask for, one at a time")
+    parser.add_argument("--overload-s", type=float, default=60.0, help="how long five times too much is offered")
+    parser.add_argument("--save", action="store_true", help="write the JSON to tests/benchmarks/results")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    folder = Path(tempfile.mkdtemp(prefix="rayward-bench-"))
+    try:
+        write_checkpoint(folder, args.preset)
+        result = measure(folder, args)
+    finally:
+        shutil.rmtree(folder)
+    if args.save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"bench_serve_{args.preset}.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
+    return 0
+
+
+def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Every figure."""
+    chats = conversations(args.conversations)
+    model = RewardModel.from_pretrained(str(folder), device="cpu")
+    model.get_scores(chats[:8])
+    in_process = [rate_in_process(model, chats)]
+    lone_in_process = lone_latency_in_process(model, chats[0])
+    with endpoint(folder) as url:
+        asyncio.run(ask_all(url, chats[:16], num_clients=8))
+        many = [asyncio.run(ask_all(url, chats, num_clients=NUM_CLIENTS)) for _ in range(2)]
+        lone = lone_latency(url, chats[0])
+        capacity = statistics.median(len(chats) / seconds for seconds, _ in many)
+        overload = asyncio.run(offer(url, chats, rate=5 * capacity, seconds=args.overload_s))
+    in_process.append(rate_in_process(model, chats))
+    batch_tokens = statistics.mean(len(model.tokenizer.encode(chat)) for chat in chats)
+    return {
+        "hardware": hardware(torch.device("cpu")),
+        "preset": args.preset,
+        "clients": NUM_CLIENTS,
+        "engine_conversations_per_s": round(statistics.median(in_process), 2),
+        "endpoint_conversations_per_s": round(capacity, 2),
+        "vs_engine": round(capacity / statistics.median(in_process), 3),
+        "tokens_per_conversation": round(batch_tokens, 1),
+        "lone_added_ms": round((lone - lone_in_process) * 1000, 2),
+        "lone_in_process_ms": round(lone_in_process * 1000, 2),
+        "same_scores": many[0][1] == [model.get_score(chat) for chat in chats],
+        "overload": overload | {"goodput_vs_capacity": round(overload["accepted_per_s"] / capacity, 3)},
+    }
+
+
+def rate_in_process(model: RewardModel, chats: list[Any]) -> float:
+    """Conversations a second of one call for all of them."""
+    started = time.perf_counter()
+    model.get_scores(chats)
+    return len(chats) / (time.perf_counter() - started)
+
+
+def lone_latency_in_process(model: RewardModel, chat: Any) -> float:
+    """Median seconds of one conversation, alone."""
+    return statistics.median(_timed(lambda: model.get_score(chat)) for _ in range(30))
+
+
+def lone_latency(url: str, chat: Any) -> float:
+    """The same over HTTP, one request after the other."""
+    with httpx.Client(base_url=url, timeout=60) as client:
+        body = {"conversations": [chat]}
+        return statistics.median(
+            _timed(lambda: client.post("/v1/score", json=body).raise_for_status()) for _ in range(30)
+        )
+
+
+async def ask_all(url: str, chats: list[Any], *, num_clients: int) -> tuple[float, list[float]]:
+    """Seconds until clients with one conversation in flight each have asked for all, and the scores in order."""
+    scores = [0.0] * len(chats)
+    waiting = iter(range(len(chats)))
+
+    async def client() -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=600) as http:
+            for place in waiting:
+                response = await http.post("/v1/score", json={"conversations": [chats[place]]})
+                response.raise_for_status()
+                scores[place] = response.json()["results"][0]["score"]
+
+    started = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(num_clients)))
+    return time.perf_counter() - started, scores
+
+
+async def offer(url: str, chats: list[Any], *, rate: float, seconds: float) -> dict[str, Any]:
+    """Send `rate` requests a second, whatever comes back, and count what does."""
+    chooser = random.Random(0)
+    latencies: list[float] = []
+    statuses: Counter[int] = Counter()
+    without_retry_after = 0
+    memory = [replica_bytes()]
+    limits = httpx.Limits(max_connections=None)
+
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
+
+        async def one() -> None:
+            nonlocal without_retry_after
+            began = time.perf_counter()
+            response = await http.post("/v1/score", json={"conversations": [chooser.choice(chats)]})
+            statuses[response.status_code] += 1
+            if response.status_code == 200:
+                latencies.append(time.perf_counter() - began)
+            elif "retry-after" not in response.headers:
+                without_retry_after += 1
+
+        started = time.perf_counter()
+        tasks = set()
+        sent = 0
+        while (now := time.perf_counter() - started) < seconds:
+            while sent < now * rate:
+                tasks.add(asyncio.create_task(one()))
+                sent += 1
+            await asyncio.sleep(min(0.05, 1 / rate))
+            if len(memory) < now / 5:
+                memory.append(replica_bytes())
+        done = statuses[200]
+        await asyncio.gather(*tasks)
+    latencies.sort()
+    return {
+        "offered_per_s": round(sent / seconds, 2),
+        "accepted_per_s": round(done / seconds, 2),
+        "statuses": {str(status): count for status, count in sorted(statuses.items())},
+        "refusals_without_retry_after": without_retry_after,
+        "accepted_p50_s": round(latencies[len(latencies) // 2], 3) if latencies else None,
+        "accepted_p99_s": round(latencies[int(len(latencies) * 0.99)], 3) if latencies else None,
+        "max_wait_s": WAITED_S,
+        "memory_growth": round(max(memory) / memory[0], 3),
+    }
+
+
+def replica_bytes() -> int:
+    """The resident memory of the endpoint's processes, on Linux."""
+    total = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"ServeReplica" in (process / "cmdline").read_bytes():
+                pages = (process / "statm").read_text("ascii").split()[1]
+                total += int(pages) * os.sysconf("SC_PAGE_SIZE")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return total
+
+
+@contextmanager
+def endpoint(folder: Path) -> Iterator[str]:
+    """The address of an endpoint of one replica that uses every core."""
+    from ray import serve
+
+    from serve_app.app import build_app
+    from serve_app.config import ServiceConfig
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with connect(num_cpus=4):
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        options = {"model": str(folder), "name": "bench", "max_wait_s": WAITED_S}
+        serve.run(build_app(ServiceConfig.model_validate(options)), name="rayward", route_prefix="/")
+        yield f"http://127.0.0.1:{port}"
+        serve.shutdown()
+
+
+def conversations(count: int) -> list[list[dict[str, str]]]:
+    """Conversations of different prompts, of some 30 to 400 words."""
+    chooser = random.Random(1234)
+
+    def text() -> str:
+        return " ".join(chooser.choices(WORDS, k=min(250, max(10, round(chooser.lognormvariate(4.2, 0.8))))))
+
+    return [[{"role": "user", "content": text()}, {"role": "assistant", "content": text()}] for _ in range(count)]
+
+
+def write_checkpoint(folder: Path, preset: str) -> None:
+    """A checkpoint of a preset's shape with random weights, and the embedded model's tokenizer."""
+    source = resolve("tiny", None)
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    if preset == "tiny":
+        return
+    hidden, layers, heads, kv_heads, intermediate = SHAPES[preset]
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config |= {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": intermediate,
+        "bias": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(rows: int, columns: int) -> torch.Tensor:
+        drawn: torch.Tensor = torch.randn(rows, columns, generator=generator) * columns**-0.5
+        return drawn.half()
+
+    head_dim = hidden // heads
+    tensors = {
+        "model.tok_embeddings.weight": drawn(config["vocab_size"], hidden) * hidden**0.5,
+        "model.norm.weight": torch.ones(hidden).half(),
+        "v_head.weight": drawn(1, hidden),
+    }
+    for layer in range(layers):
+        tensors |= {
+            f"model.layers.{layer}.{name}": tensor
+            for name, tensor in {
+                "attention_norm.weight": torch.ones(hidden).half(),
+                "ffn_norm.weight": torch.ones(hidden).half(),
+                "attention.wqkv.weight": drawn((heads + 2 * kv_heads) * head_dim, hidden),
+                "attention.wo.weight": drawn(hidden, heads * head_dim),
+                "feed_forward.w1.weight": drawn(intermediate, hidden),
+                "feed_forward.w3.weight": drawn(intermediate, hidden),
+                "feed_forward.w2.weight": drawn(hidden, intermediate),
+            }.items()
+        }
+    save_file(tensors, folder / "model.safetensors")
+
+
+def _timed(work: Any) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())

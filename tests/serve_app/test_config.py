@@ -1,0 +1,81 @@
+"""The endpoint's options, and the number of replicas that follows from the load."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from serve_app.app import build_app
+from serve_app.autoscaling import QUEUED_SECONDS, replicas_for_queue
+from serve_app.config import ServiceConfig
+
+
+def parsed(**options: Any) -> ServiceConfig:
+    return ServiceConfig.model_validate(options)
+
+
+def test_one_model_needs_no_list() -> None:
+    config = parsed(model="internlm/internlm2-1_8b-reward", num_replicas="2", allow_unauthenticated="true")
+    assert (config.models[0].name, config.models[0].num_replicas) == ("internlm2-1_8b-reward", 2)
+    assert config.allow_unauthenticated
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "name a model"),
+        ({"models": []}, "models"),
+        ({"model": "tiny", "replicas": 2}, "replicas"),
+        ({"model": "tiny", "max_replicas": 2, "min_replicas": 3}, "less than min_replicas"),
+        ({"models": [{"model": "a/tiny"}, {"model": "b/tiny"}]}, "different names"),
+        ({"model": "tiny", "token_budget": 0}, "token_budget"),
+    ],
+)
+def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        parsed(**options)
+
+
+def test_serve_knows_how_to_read_its_command_line() -> None:
+    """It does so where the annotation of the builder is the class itself, not its name."""
+    assert inspect.signature(build_app).parameters["config"].annotation is ServiceConfig
+
+
+def test_the_shipped_configuration_is_valid() -> None:
+    path = Path(__file__).parents[2] / "cluster" / "serve-config.yaml"
+    application = yaml.safe_load(path.read_text(encoding="utf-8"))["applications"][0]
+    config = parsed(**application["args"])
+    assert application["import_path"] == "serve_app.app:build_app"
+    assert [model.may_sleep for model in config.models] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("running", "requests", "queued_seconds", "replicas"),
+    [
+        (0, 0, [], 0),
+        (0, 3, [], 1),
+        (1, 1, [0.1], 1),
+        (1, 9, [5.0], 2),
+        (2, 9, [1.6, 1.2], 3),
+        (4, 1, [0.0, 0.0, 0.1, 0.0], 1),
+        (4, 0, [0.0] * 4, 0),
+        (2, 5, [], 1),
+    ],
+)
+def test_replicas_follow_the_seconds_of_work_that_wait(
+    running: int, requests: float, queued_seconds: list[float], replicas: int
+) -> None:
+    context = SimpleNamespace(
+        policy_state={"kept": 1},
+        current_num_replicas=running,
+        target_num_replicas=running,
+        total_num_requests=requests,
+        aggregated_metrics={QUEUED_SECONDS: dict(enumerate(queued_seconds))} if queued_seconds else None,
+    )
+    assert replicas_for_queue(context) == (replicas, {"kept": 1})  # type: ignore[arg-type]

@@ -1,0 +1,267 @@
+"""The endpoint over real HTTP, on Ray Serve, with the embedded model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.core.result import Ok
+
+from serve_app.client import RewardClient
+from serve_app.reward_model import RewardModel
+from tests.conftest import chat
+
+HEALTH_CHECKS = list(HealthCheck)
+pytestmark = pytest.mark.usefixtures("local_ray")
+WORDS = ("the", "sea", "is", "wide", "while", "rivers", "run", "to", "it", "from", "hills", "since", "spring")
+
+
+def deploy(**changes: Any) -> None:
+    """Run the endpoint with two replicas of `tiny`; once more with changes is a rolling update."""
+    from ray import serve
+
+    from serve_app.app import build_app
+    from serve_app.config import ServiceConfig
+
+    options = {"model": "tiny", "dtype": "float32", "num_cpus": 0.5, "num_replicas": 2, "threads": 1}
+    serve.run(build_app(ServiceConfig.model_validate(options | changes)), name="rayward", route_prefix="/")
+
+
+@pytest.fixture(scope="module")
+def url(local_ray: None) -> Iterator[str]:
+    """The address of an endpoint on a free port."""
+    from ray import serve
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    deploy()
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+def conversations(count: int, seed: int = 0) -> list[list[dict[str, str]]]:
+    """Conversations of many lengths, some with the prompt of the one before."""
+    chooser = random.Random(seed)
+
+    def text(most: int) -> str:
+        return " ".join(chooser.choices(WORDS, k=chooser.randint(1, most)))
+
+    made: list[list[dict[str, str]]] = []
+    for place in range(count):
+        prompt = made[-1][0]["content"] if made and place % 3 else text(60)
+        made.append(chat(prompt, text(80)))
+    return made
+
+
+@contextmanager
+def load(url: str, asked: list[list[dict[str, str]]], *, clients: int = 4) -> Iterator[list[tuple[int, list[float]]]]:
+    """Clients that ask for three conversations at a time, over and over, while the block runs.
+
+    Yields the answers, each with the place of its first conversation; a client's error is raised after the block.
+    """
+    answers: list[tuple[int, list[float]]] = []
+    errors: list[BaseException] = []
+    stop = threading.Event()
+
+    def ask(seed: int) -> None:
+        chooser = random.Random(seed)
+        # No retries: what the endpoint itself cannot mend is an error.
+        with httpx.Client(base_url=url, timeout=60) as client:
+            while not stop.is_set():
+                first = chooser.randrange(len(asked) - 3)
+                try:
+                    response = client.post("/v1/score", json={"conversations": asked[first : first + 3]})
+                    response.raise_for_status()
+                    answers.append((first, [result["score"] for result in response.json()["results"]]))
+                except httpx.HTTPError as error:
+                    errors.append(error)
+                    return
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not errors, errors
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.1)
+
+
+def replica_pids() -> dict[str, int]:
+    """The processes of the model's running replicas, by replica."""
+    from ray._private.state import actors  # the public way needs Ray's dashboard
+
+    return {
+        actor_id: actor["Pid"]
+        for actor_id, actor in actors().items()
+        if actor["State"] == "ALIVE" and actor["ActorClassName"] == "ServeReplica:rayward:tiny"
+    }
+
+
+def test_scores_have_the_bits_of_the_engine_under_mixed_load(url: str, tiny: RewardModel) -> None:
+    asked = conversations(90)
+    expected = tiny.get_scores(asked)
+    with load(url, asked) as answers, RewardClient(url) as client:
+        assert [score.value for score in client.score(asked)] == expected
+        assert [score.value for score in client.score(asked[::-1])] == expected[::-1]
+        wait_for(lambda: len(answers) > 30)
+    assert all(scores == expected[first : first + 3] for first, scores in answers)
+
+
+def test_a_thousand_conversations_in_one_request(url: str, tiny: RewardModel) -> None:
+    asked = conversations(1000, seed=1)
+    response = httpx.post(f"{url}/v1/score", json={"conversations": asked}, timeout=120).json()
+    assert [result["index"] for result in response["results"]] == list(range(1000))
+    assert [result["score"] for result in response["results"]] == tiny.get_scores(asked)
+
+
+def test_each_route_and_dialect(url: str, tiny: RewardModel) -> None:
+    one, other = chat("What is 2 + 2?", "4"), chat("What is 2 + 2?", "Five, I think.")
+    scores = tiny.get_scores([one, other])
+    with RewardClient(url) as client:
+        assert client.is_healthy()
+        assert [model.id for model in client.models()] == ["tiny"]
+        assert client.compare(one, other).first_is_better is (scores[0] > scores[1])
+        assert client.rank([one, other]).order == sorted((0, 1), key=lambda place: -scores[place])
+        best = client.best_of_n(one[:1], ["4", "Five, I think."])
+        assert sorted(response.score for response in best) == sorted(scores)
+    text = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in one)
+
+    def post(path: str, **body: Any) -> Any:
+        response = httpx.post(url + path, json=body, timeout=60)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    assert post("/classify", input=text)["data"][-1]["probs"] == scores[:1]
+    assert post("/classify", model="tiny", messages=one)["data"][0]["probs"] == scores[:1]
+    assert post("/classify", text=[text])[0]["embedding"] == scores[:1]
+    assert post("/pooling", input=[text])["data"][0]["data"] == [scores[:1]]
+    assert post("/v1/embeddings", input=text)["data"][-1]["embedding"] == scores[:1]
+    assert post("/get_reward", query=[text], prompts=["?"], labels=[None])["rewards"] == scores[:1]
+    assert post("/v1/score/evaluation", model="model", messages=[text])["scores"] == scores[:1]
+    assert post("/rm", prompt=one[:1], response="4", label=None) == scores[0]
+    ranked = post("/v2/rerank", model="tiny", query="What is 2 + 2?", documents=["4", "Five, I think."])["results"]
+    assert sorted(result["relevance_score"] for result in ranked) == sorted(scores)
+
+
+def test_a_deadline_and_a_length_over_the_model(url: str, tiny: RewardModel) -> None:
+    body = {"conversations": conversations(300, seed=3)}
+    response = httpx.post(f"{url}/v1/score", json=body, headers={"X-Request-Timeout-S": "0.05"}, timeout=60)
+    assert (response.status_code, response.json()["error"]["code"]) == (408, "deadline_exceeded")
+    long = chat("Why?", "because " * tiny.config.max_tokens)
+    response = httpx.post(f"{url}/v1/score", json={"conversations": [chat("a", "b"), long]}, timeout=60)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (422, "conversations[1]")
+    assert str(tiny.config.max_tokens) in error["message"]
+
+
+def test_no_request_that_the_document_allows_is_a_server_error(url: str) -> None:
+    """Requests made up from the OpenAPI document, right and wrong ones; 503 is an answer, 500 never."""
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    tried = Counter[tuple[str, str]]()
+    operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
+    for operation, mode in product(operations, schemathesis.GenerationMode):
+        if operation.method == "get" and mode is schemathesis.GenerationMode.NEGATIVE:
+            continue  # there is nothing in it to get wrong
+
+        @given(case=operation.as_strategy(generation_mode=mode))
+        @settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=HEALTH_CHECKS)
+        def ask(case: Any, mode: Any = mode) -> None:
+            response = case.call()
+            tried[case.operation.path, mode.value] += 1
+            assert response.status_code < 500, (case.operation.path, case.body, response.text)
+
+        ask()
+    assert len(tried) == 2 * 12 + 2
+
+
+def test_a_client_that_is_gone_leaves_no_work(url: str) -> None:
+    """After clients that hung up, a request is answered as fast as ever: theirs are not scored first."""
+    asked = conversations(60, seed=5)
+
+    async def hang_up() -> None:
+        async with httpx.AsyncClient(base_url=url) as client:
+            body = {"conversations": conversations(1000, seed=4)}
+            tasks = [asyncio.create_task(client.post("/v1/score", json=body, timeout=60)) for _ in range(8)]
+            await asyncio.sleep(1.0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    started = time.monotonic()
+    httpx.post(f"{url}/v1/score", json={"conversations": conversations(1000, seed=4)}, timeout=60).raise_for_status()
+    one_s = time.monotonic() - started
+    asyncio.run(hang_up())
+    started = time.monotonic()
+    httpx.post(f"{url}/v1/score", json={"conversations": asked}, timeout=60).raise_for_status()
+    assert time.monotonic() - started < 3 * one_s + 2, "eight requests of 1,000 were scored for nobody"
+
+
+def test_a_killed_replica_costs_no_request(url: str, tiny: RewardModel) -> None:
+    asked = conversations(90)
+    expected = tiny.get_scores(asked)
+    before = replica_pids()
+    assert len(before) == 2
+    with load(url, asked) as answers:
+        wait_for(lambda: len(answers) > 10)
+        os.kill(next(iter(before.values())), signal.SIGKILL)
+        wait_for(lambda: len(replica_pids()) == 2 and replica_pids() != before)
+        seen = len(answers)
+        wait_for(lambda: len(answers) > seen + 10)
+    assert all(scores == expected[first : first + 3] for first, scores in answers)
+
+
+def test_a_rolling_update_costs_no_request(url: str, tiny: RewardModel) -> None:
+    asked = conversations(90)
+    expected = tiny.get_scores(asked)
+    before = replica_pids()
+    with load(url, asked) as answers:
+        wait_for(lambda: len(answers) > 10)
+        deploy(token_budget=2000)
+        wait_for(lambda: len(replica_pids()) == 2 and not replica_pids().keys() & before.keys())
+        seen = len(answers)
+        wait_for(lambda: len(answers) > seen + 10)
+    assert all(scores == expected[first : first + 3] for first, scores in answers)
+
+
+def test_overload_is_refused_at_once(url: str) -> None:
+    """With a queue of one token a replica holds one request and its batch; the rest are told when to come again."""
+    deploy(max_queued_tokens=1, num_replicas=1)
+    body = {"conversations": conversations(60, seed=6)}
+
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            return await asyncio.gather(*(client.post("/v1/score", json=body) for _ in range(12)))
+
+    responses = asyncio.run(ask())
+    refused = [response for response in responses if response.status_code == 503]
+    assert refused
+    assert len(refused) < len(responses)
+    assert {response.status_code for response in responses} == {200, 503}
+    assert all(int(response.headers["retry-after"]) >= 1 for response in refused)
+    assert {response.json()["error"]["code"] for response in refused} == {"overloaded"}

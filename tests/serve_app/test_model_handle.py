@@ -1,0 +1,190 @@
+"""How the ingress asks replicas: parts, retries and errors, with replicas that fail as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError, RayError
+
+from serve_app import model_handle
+from serve_app.api_error import ApiError
+from serve_app.batcher_errors import ForwardError
+from serve_app.config import ModelConfig
+from serve_app.deadline import deadline_in
+from serve_app.model_handle import MAX_RETRIES, PART_TOKENS, PARTS_UNDER_WAY, ModelHandle
+from serve_app.replica import Refusal, ScoreReply, TokenLists
+from serve_app.reward_model import DeviceMemoryError, NonFiniteScoreError, RaywardError, RewardModel, Score
+from tests.conftest import chat
+
+Answer = Callable[[TokenLists], ScoreReply]
+
+
+def lengths(request: TokenLists) -> ScoreReply:
+    """A sequence's score is its length."""
+    return ScoreReply(request.lengths.astype(np.float32))
+
+
+def failing(error: RaywardError) -> Answer:
+    """The second sequence has `error`."""
+    return lambda request: ScoreReply(request.lengths.astype(np.float32), {1: error})
+
+
+def refusing(refusal: Refusal) -> Answer:
+    return lambda request: ScoreReply(np.empty(0, dtype=np.float32), refusal=refusal)
+
+
+def dying(request: TokenLists) -> ScoreReply:
+    raise ActorDiedError
+
+
+class Replicas:
+    """A Serve handle's stand-in: answers in turn, the last one for ever."""
+
+    def __init__(self, *answers: Answer, delay_s: float = 0.0) -> None:
+        self.answers = list(answers)
+        self.delay_s = delay_s
+        self.requests: list[TokenLists] = []
+        self.timeouts: list[float | None] = []
+        self.under_way = self.most_under_way = 0
+        self.score = SimpleNamespace(remote=self._score)
+        self.ready = SimpleNamespace(remote=self._ready)
+
+    async def _score(self, request: TokenLists, timeout_s: float | None) -> ScoreReply:
+        self.requests.append(request)
+        self.timeouts.append(timeout_s)
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await asyncio.sleep(self.delay_s)
+            return (self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])(request)
+        finally:
+            self.under_way -= 1
+
+    async def _ready(self) -> bool:
+        self.answers[0](TokenLists.of([[1]]))
+        return True
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_handle, "RETRY_PAUSE_S", 0.0)
+
+
+def handle(replicas: Replicas, **options: Any) -> ModelHandle:
+    config = ModelConfig.model_validate({"model": "tiny"} | options)
+    return ModelHandle(config, replicas, ThreadPoolExecutor(1))  # type: ignore[arg-type]
+
+
+def score(replicas: Replicas, conversations: Sequence[Any], **options: Any) -> list[Score]:
+    asked = {"truncation": "error", "max_tokens": None, "params": None} | options
+    return asyncio.run(handle(replicas).score(conversations, **asked))
+
+
+CHATS = [chat("Why?", "Because."), chat("Who?", "Nobody knows it."), chat("Why?", "I do not know.")]
+
+
+def test_token_lists_come_back_as_they_were() -> None:
+    sequences = [[1, 2, 3], [4], [5, 6]]
+    assert TokenLists.of(sequences).lists() == sequences
+
+
+def test_those_with_one_prompt_stand_together_and_scores_are_in_order(tiny: RewardModel) -> None:
+    replicas = Replicas(lengths)
+    scores = score(replicas, CHATS)
+    ids = [tiny.tokenizer.encode(conversation) for conversation in CHATS]
+    assert [item.value for item in scores] == [item.num_tokens for item in scores] == [len(each) for each in ids]
+    assert replicas.requests[0].lists() == [ids[0], ids[2], ids[1]]
+
+
+def test_a_large_list_goes_in_parts_a_few_at_a_time(tiny: RewardModel) -> None:
+    conversations = [chat(f"Question {place}?", "word " * 300) for place in range(400)]
+    replicas = Replicas(lengths, delay_s=0.01)
+    scores = score(replicas, conversations)
+    assert [item.value for item in scores] == [len(tiny.tokenizer.encode(each)) for each in conversations]
+    assert all(request.lengths.sum() <= PART_TOKENS for request in replicas.requests)
+    assert len(replicas.requests) > PARTS_UNDER_WAY == replicas.most_under_way
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_dead_replica_is_asked_for_again_twice_and_no_more() -> None:
+    replicas = Replicas(*[dying] * MAX_RETRIES, lengths)
+    assert len(score(replicas, CHATS)) == 3
+    replicas = Replicas(dying)
+    with pytest.raises(ApiError) as raised:
+        score(replicas, CHATS)
+    assert (raised.value.status, raised.value.code) == (503, "unavailable")
+    assert len(replicas.requests) == 1 + MAX_RETRIES
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_replica_that_closes_is_asked_for_elsewhere() -> None:
+    assert len(score(Replicas(refusing(Refusal("unavailable")), lengths), CHATS)) == 3
+
+
+def test_overload_is_told_at_once() -> None:
+    replicas = Replicas(refusing(Refusal("overloaded", 7)))
+    with pytest.raises(ApiError) as raised:
+        score(replicas, CHATS)
+    assert (raised.value.status, raised.value.code, raised.value.retry_after_s) == (503, "overloaded", 7)
+    assert len(replicas.requests) == 1
+
+
+def test_a_request_that_was_taken_on_waits_for_room_for_its_other_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    conversations = [chat(f"Question {place}?", "word " * 300) for place in range(60)]
+    replicas = Replicas(lengths, refusing(Refusal("overloaded", 0)), lengths)
+    started = time.monotonic()
+    assert len(score(replicas, conversations)) == 60
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (NonFiniteScoreError("the score is nan"), 422, "score_not_finite"),
+        (DeviceMemoryError("too much"), 422, "does_not_fit_in_memory"),
+        (ForwardError("ValueError", "secret"), 503, "forward_failed"),
+    ],
+)
+def test_an_error_of_one_conversation_names_it(error: RaywardError, status: int, code: str) -> None:
+    with pytest.raises(ApiError) as raised:
+        score(Replicas(failing(error)), CHATS)
+    # The second sequence of the part is the third conversation, which has the first one's prompt.
+    assert (raised.value.status, raised.value.code, raised.value.param) == (status, code, "conversations[2]")
+    assert "secret" not in raised.value.message
+
+
+def test_errors_name_the_field_that_the_route_knows() -> None:
+    long = chat("Why?", "because " * 40_000)
+    for conversations, code in (
+        ([CHATS[0], long], "context_length_exceeded"),
+        ([CHATS[0], []], "invalid_conversation"),
+    ):
+        with pytest.raises(ApiError) as raised:
+            score(Replicas(lengths), conversations, params=["first", "second"])
+        assert (raised.value.status, raised.value.code, raised.value.param) == (422, code, "second")
+
+
+def test_the_deadline_travels_with_the_request() -> None:
+    replicas = Replicas(lengths)
+    with deadline_in(5.0):
+        score(replicas, CHATS)
+    score(replicas, CHATS)
+    assert replicas.timeouts[0] is not None
+    assert 4.0 < replicas.timeouts[0] <= 5.0
+    assert replicas.timeouts[1] is None
+
+
+def test_ready() -> None:
+    def unready(request: TokenLists) -> ScoreReply:
+        raise RayError
+
+    assert asyncio.run(handle(Replicas(lengths)).ready())
+    assert not asyncio.run(handle(Replicas(unready)).ready())
+    assert asyncio.run(handle(Replicas(unready), min_replicas=0, max_replicas=2).ready())
