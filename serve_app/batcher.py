@@ -41,6 +41,9 @@ Run = Callable[[list[list[int]]], Outcomes]
 MAX_MISSES = 128
 """Waiting requests that may turn out not to fit before a batch is taken as full: a plan's cost stays the same however
 long the queue is. The oldest request is always in, so one that is passed over gets its turn."""
+MAX_FAILURES_IN_A_ROW = 8
+"""Batches that may fail whole, one after the other, before `check_health` does: a CUDA error stays until the end of
+its process."""
 RATE_MEMORY = 0.9
 """What one batch leaves of the weight of those before it in the measured tokens per second."""
 
@@ -212,6 +215,8 @@ class TokenBatcher:
         stall_after_s: `check_health` fails after this many seconds without progress.
         observe: told of every batch, on the event loop, after its results are out.
         clock: monotonic seconds, which deadlines refer to.
+        executor: one thread, to call `run` in; the batcher shuts it down. On CPU give the one that loaded the model:
+            each thread that computes with PyTorch brings a pool of threads, and two pools slow each other down.
     """
 
     def __init__(
@@ -223,6 +228,7 @@ class TokenBatcher:
         stall_after_s: float = 300.0,
         observe: Callable[[BatchReport], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        executor: ThreadPoolExecutor | None = None,
     ) -> None:
         if token_budget < 1 or max_queued_tokens < 1:
             raise ValueError(f"token_budget and max_queued_tokens are positive: {token_budget}, {max_queued_tokens}")
@@ -233,7 +239,7 @@ class TokenBatcher:
         self._observe = observe
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="batcher")
+        self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="batcher")
         self._unanswered: set[_Request] = set()
         self._refusal: str | None = None
         self._is_tending = False
@@ -245,6 +251,7 @@ class TokenBatcher:
         self._pump: Future[None] | None = None
         self._death: str | None = None
         self._moved_at = clock()
+        self._failures_in_a_row = 0
         self._done_tokens = 0.0
         self._done_s = 0.0
 
@@ -299,6 +306,8 @@ class TokenBatcher:
             num_waiting, running = len(self._line), self._running
         if self._death is not None:
             raise BatcherStalledError(self._death)
+        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+            raise BatcherStalledError(f"the last {self._failures_in_a_row} batches failed: the device may be broken")
         if still_s > self._stall_after_s and (running or num_waiting):
             what = f"a forward pass has run for {still_s:.0f} s" if running else f"no batch started for {still_s:.0f} s"
             raise BatcherStalledError(f"{what}, {num_waiting} requests wait")
@@ -456,6 +465,8 @@ class TokenBatcher:
                 else:
                     logger.error("a request failed alone", exc_info=error)
                     outcomes[part[0]] = ForwardError(type(error).__name__, str(error))
+        has_failed = bool(outcomes) and all(isinstance(outcome, ForwardError) for outcome in outcomes.values())
+        self._failures_in_a_row = self._failures_in_a_row + 1 if has_failed else 0
         return outcomes
 
     def _score(self, requests: list[_Request]) -> dict[_Request, Outcomes]:

@@ -22,7 +22,9 @@ class ModelConfig(BaseModel):
     quantization: Literal["none", "fp8"] = Field("none", description="fp8: faster on Hopper GPUs, scores drift")
     token_budget: PositiveInt | Literal["auto"] = Field("auto", description="tokens in one forward pass")
     num_gpus: NonNegativeFloat | None = Field(
-        None, description="GPUs of one replica, parts allowed; by default 1 where the cluster has any, else 0"
+        None,
+        description="GPUs of one replica, parts allowed; by default 1 where the cluster has any (before Ray is joined: "
+        "this machine), else 0",
     )
     num_cpus: NonNegativeFloat = Field(1.0, description="CPUs that Ray sets aside for one replica")
     threads: PositiveInt | None = Field(None, description="CPU threads of one replica; by default an even share")
@@ -31,7 +33,7 @@ class ModelConfig(BaseModel):
     min_replicas: int = Field(1, ge=0, description="the fewest replicas that follow the load; 0 frees the GPU")
     max_replicas_per_node: PositiveInt | None = Field(None, description="spread replicas over nodes")
     max_wait_s: PositiveFloat = Field(
-        10.0, description="a replica refuses work that would wait longer than this, as it measures itself at start"
+        30.0, description="a replica refuses work that would wait longer than this, as it measures itself at start"
     )
     max_queued_tokens: PositiveInt | None = Field(None, description="the same bound in tokens, instead of max_wait_s")
 

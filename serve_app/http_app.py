@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import traceback
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -19,13 +20,15 @@ from serve_app.dialects import all_routes
 from serve_app.routes import routes
 from serve_app.schemas import ERRORS
 from serve_app.scoring_service import ScoringService
-from serve_app.security import Guard
+from serve_app.security import OPEN_PATHS, Guard
 
 __all__ = ["MAX_BODY_BYTES", "http_app"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ray.serve")  # the one whose lines Serve keeps
 
 MAX_BODY_BYTES = 32 * 2**20
+MAX_IN_FLIGHT = 1024
+"""Requests that one ingress process works on. More only wait for each other: their replicas bound tokens, not this."""
 DESCRIPTION = """Scores of reward models: one raw logit for a conversation, the same bits whatever is asked beside it.
 
 The routes under *rayward* are its own; the others answer what clients of other servers send. Send an API key as
@@ -47,11 +50,12 @@ def http_app(service: ScoringService, guard: Guard) -> FastAPI:
 
 
 class Gate:
-    """What comes before the routes: who asks, how large the body is, and by when the answer is wanted."""
+    """What comes before the routes: who asks, how much is asked already, and by when the answer is wanted."""
 
     def __init__(self, app: ASGIApp, guard: Guard) -> None:
         self._app = app
         self._guard = guard
+        self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,25 +66,32 @@ class Gate:
             await self._pass(scope, receive, sender)
         except ApiError as error:
             await _answer(error, scope, receive, sender)
-        except Exception:
-            # The text of an error may hold that of a conversation, which is never logged.
-            logger.error("a request to %s failed", scope["path"], exc_info=logger.isEnabledFor(logging.DEBUG))
+        except Exception as error:
+            # Where it happened, without the error's text: that may hold a conversation's, which is never logged.
+            place = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("a request to %s failed with %s:\n%s", scope["path"], type(error).__name__, place)
             await _answer(ApiError(500, "something is wrong with the server", "internal_error"), scope, receive, sender)
 
     async def _pass(self, scope: Scope, receive: Receive, sender: _Sender) -> None:
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         client = scope.get("client")
-        self._guard.check(scope["path"], headers.get("authorization"), client[0] if client else None)
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        self._guard.check(path, headers.get("authorization"), client[0] if client else None)
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > MAX_BODY_BYTES:
+        if length.isdecimal() and (len(length) > 12 or int(length) > MAX_BODY_BYTES):
             raise _too_large()
         timeout = parse_timeout(headers[HEADER]) if HEADER in headers else None
+        if self._in_flight >= MAX_IN_FLIGHT and path not in OPEN_PATHS:
+            raise ApiError(503, f"{MAX_IN_FLIGHT} requests are under way already", "overloaded", retry_after_s=1)
+        self._in_flight += 1
         try:
             with deadline_in(timeout):
                 async with asyncio.timeout(timeout):
                     await self._app(scope, _Bounded(receive), sender)
         except TimeoutError:
             raise ApiError(408, f"no answer within {timeout} s", "deadline_exceeded") from None
+        finally:
+            self._in_flight -= 1
 
 
 class _Bounded:
@@ -132,11 +143,17 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first: dict[str, Any] = error.errors()[0]
-    place = [part for part in first["loc"] if part != "body"]
+    # Where a field may be of several types, each has its error: the one that got furthest names the fault.
+    first: dict[str, Any] = max(error.errors(), key=lambda each: len(each["loc"]))
+    place = [part for part in first["loc"] if not _is_type(part)]
     if first["type"] == "json_invalid":
         return _response(_invalid_json())
     return _response(ApiError(422, first["msg"], "invalid_request", _path(place) or None))
+
+
+def _is_type(part: str | int) -> bool:
+    """Whether part of an error's place is no field, but `body` or the name of a type that was tried."""
+    return isinstance(part, str) and (part in ("body", "str") or "[" in part or part[:1].isupper())
 
 
 def _path(parts: list[str | int]) -> str:

@@ -73,10 +73,15 @@ class ModelService:
 
 @serve.ingress()
 class Ingress:
-    """The deployment's class. `replicas` are the handles of the models' deployments, in the configuration's order."""
+    """The deployment's class. `replicas` are the handles of the models' deployments, in the configuration's order.
 
-    def __init__(self, config: ServiceConfig, *replicas: DeploymentHandle[RewardReplica]) -> None:
-        self._guard = Guard.from_config(config)
+    `key_digests` are those of the API keys that were in the environment where the endpoint was started.
+    """
+
+    def __init__(
+        self, config: ServiceConfig, key_digests: Sequence[bytes], *replicas: DeploymentHandle[RewardReplica]
+    ) -> None:
+        self._guard = Guard.from_config(config, key_digests)
         self._guard.check_host(_http_host())
         pool = ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="tokenizer")
         handles = [ModelHandle(model, handle, pool) for model, handle in zip(config.models, replicas, strict=True)]

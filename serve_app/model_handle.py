@@ -34,7 +34,7 @@ from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Tru
 
 __all__ = ["ModelHandle"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ray.serve")  # the one whose lines Serve keeps
 
 PART_TOKENS = 8192
 """A request for more is split into parts of about this many tokens, which replicas share."""
@@ -44,6 +44,7 @@ MAX_REFUSALS = 60
 MAX_RETRIES = 2
 RETRY_PAUSE_S = 0.2
 READY_TIMEOUT_S = 2.0
+REPLY_TIMEOUT_S = 600.0
 
 
 class ModelHandle:
@@ -55,7 +56,7 @@ class ModelHandle:
         self.config = config
         self._replicas = replicas
         self._pool = pool
-        folder: Path = resolve(config.model, config.revision)
+        folder: Path = resolve(config.model, config.revision, weights=False)
         self._decoder_config = DecoderConfig.from_folder(folder)
         self.tokenizer = Tokenizer.from_pretrained(folder, config=self._decoder_config)
 
@@ -144,20 +145,37 @@ class ModelHandle:
 
     async def _score_part(self, request: TokenLists) -> ScoreReply:
         """One replica's scores. Scoring changes nothing, so a part whose replica died is asked for elsewhere."""
+        failed: ScoreReply | None = None
         for attempt in range(MAX_RETRIES + 1):
             try:
-                reply: ScoreReply = await self._replicas.score.remote(request, seconds_left())
-            except RequestCancelledError as error:
-                raise asyncio.CancelledError from error
-            except (RayError, DeploymentUnavailableError, BackPressureError) as error:
+                reply = await self._ask(request)
+            except BackPressureError:
+                raise self._refused(Refusal("overloaded")) from None
+            except (RayError, DeploymentUnavailableError, TimeoutError) as error:
                 logger.warning("a replica of %s failed: %s", self.config.name, type(error).__name__)
             else:
-                if reply.refusal is None:
+                if reply.refusal is None and not reply.is_failure:
                     return reply
-                if reply.refusal.reason != "unavailable":
+                if reply.refusal is not None and reply.refusal.reason != "unavailable":
                     raise self._refused(reply.refusal)
+                failed = reply if reply.is_failure else None
             await asyncio.sleep(RETRY_PAUSE_S * 2**attempt)
+        if failed is not None:
+            return failed
         raise ApiError(503, f"no replica of {self.config.name} could answer", "unavailable", retry_after_s=5)
+
+    async def _ask(self, request: TokenLists) -> ScoreReply:
+        """One replica's reply. Where nobody waits for it any more, the replica is told."""
+        response = self._replicas.score.remote(request, seconds_left())
+        try:
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                reply: ScoreReply = await response
+        except asyncio.CancelledError:
+            response.cancel()  # type: ignore[no-untyped-call]
+            raise
+        except RequestCancelledError as error:
+            raise asyncio.CancelledError from error
+        return reply
 
     def _refused(self, refusal: Refusal) -> ApiError:
         if refusal.reason == "deadline":
@@ -199,5 +217,5 @@ def _api_error(error: RaywardError, param: str) -> ApiError:
     if isinstance(error, DeviceMemoryError):
         return ApiError(422, text, "does_not_fit_in_memory", param)
     if isinstance(error, ForwardError):
-        return ApiError(503, "the model failed on this conversation", "forward_failed", param, retry_after_s=5)
+        return ApiError(503, "the model failed on this request", "forward_failed", retry_after_s=5)
     return ApiError(422, text, "no_score", param)

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,10 +27,11 @@ from serve_app.batcher_errors import (
 from serve_app.config import ModelConfig
 from serve_app.metrics import ReplicaMetrics
 from serve_app.reward_model import RaywardError, RewardModel
+from serve_app.reward_model.sequence_scorer import SequenceScorer
 
 __all__ = ["Refusal", "RewardReplica", "ScoreReply", "TokenLists"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ray.serve")  # the one whose lines Serve keeps
 
 STALL_S = 300.0
 
@@ -66,37 +68,38 @@ class ScoreReply:
     errors: dict[int, RaywardError] = field(default_factory=dict)
     refusal: Refusal | None = None
 
+    @property
+    def is_failure(self) -> bool:
+        """Whether the forward pass failed for all of the request: another replica may do better."""
+        return bool(self.errors) and all(isinstance(error, ForwardError) for error in self.errors.values())
+
 
 class RewardReplica:
     """The deployment's class: one model on one device, and its batcher."""
 
-    def __init__(self, config: ModelConfig, device: str, threads: int | None) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self._model = RewardModel.from_pretrained(
-            config.model,
-            revision=config.revision,
-            device=device,
-            dtype=config.dtype,
-            token_budget=config.token_budget,
-            quantization=config.quantization,
-        )
-        scorer = self._model.scorer
-        self._tokens_per_s = self._measure()
-        budget = scorer.token_budget
-        bound = config.max_queued_tokens or max(2 * budget, int(config.max_wait_s * self._tokens_per_s))
+    def __init__(self, config: ModelConfig, device: str, num_sharing: int) -> None:
+        # All that PyTorch does here it does in one thread: a second one would bring a second pool of threads.
+        executor = ThreadPoolExecutor(1, thread_name_prefix="device")
+        scorer, self._tokens_per_s = executor.submit(_loaded, config, device, num_sharing).result()
+        bound = config.max_queued_tokens or max(2 * scorer.token_budget, int(config.max_wait_s * self._tokens_per_s))
         self._metrics = ReplicaMetrics(config.name)
         self._batcher = TokenBatcher(
             scorer.score,
-            token_budget=budget,
+            token_budget=scorer.token_budget,
             max_queued_tokens=bound,
             stall_after_s=STALL_S,
             observe=self._observe,
+            executor=executor,
         )
         logger.info(
-            "%s on %s in %s: %d tokens/s, budget %d tokens, at most %d waiting (process %d)",
-            config.name, self._model.device, self._model.dtype, self._tokens_per_s, budget, bound, os.getpid(),
-        )  # fmt: skip
+            "%s on %s in %s: %d tokens/s, budget %d tokens, at most %d waiting",
+            config.name,
+            device,
+            scorer.decoder.dtype,
+            self._tokens_per_s,
+            scorer.token_budget,
+            bound,
+        )
 
     async def score(self, request: TokenLists, timeout_s: float | None = None) -> ScoreReply:
         """Score sequences of token ids; they belong together and run in one batch where they fit."""
@@ -140,16 +143,29 @@ class RewardReplica:
         self._metrics.refused(refusal.reason)
         return ScoreReply(np.empty(0, dtype=np.float32), refusal=refusal)
 
-    def _measure(self) -> float:
-        """Tokens per second of a full batch; the trial also warms the device up."""
-        scorer = self._model.scorer
-        length = min(256, self._model.config.max_tokens)
-        count = max(1, min(scorer.token_budget, 4096) // length)
-        sequences = [[1 + place] * length for place in range(count)]
-        scorer.score(sequences[:1])
-        started = time.perf_counter()
-        scorer.score(sequences)
-        return count * length / (time.perf_counter() - started)
-
     def _observe(self, report: BatchReport) -> None:
         self._metrics.batch(report, queued_tokens=self._batcher.queued_tokens)
+
+
+def _loaded(config: ModelConfig, device: str, num_sharing: int) -> tuple[SequenceScorer, float]:
+    """The model's scorer, and the tokens per second of a full batch; the trial also warms the device up.
+
+    On CPU `num_sharing` replicas divide the threads of this machine, unless the configuration says how many.
+    """
+    if device == "cpu" or config.threads is not None:
+        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // num_sharing))
+    model = RewardModel.from_pretrained(
+        config.model,
+        revision=config.revision,
+        device=device,
+        dtype=config.dtype,
+        token_budget=config.token_budget,
+        quantization=config.quantization,
+    )
+    length = min(256, model.config.max_tokens)
+    count = max(1, min(model.scorer.token_budget, 4096) // length)
+    sequences = [[1 + place] * length for place in range(count)]
+    model.scorer.score(sequences)
+    started = time.perf_counter()
+    model.scorer.score(sequences)
+    return model.scorer, count * length / (time.perf_counter() - started)

@@ -12,7 +12,7 @@ from pathlib import Path
 from serve_app.api_error import ApiError
 from serve_app.config import ServiceConfig
 
-__all__ = ["OPEN_PATHS", "Guard", "InsecureBindError", "is_loopback"]
+__all__ = ["OPEN_PATHS", "Guard", "InsecureBindError", "digests_from_environment", "is_loopback"]
 
 KEYS_VARIABLE = "RAYWARD_API_KEYS"
 OPEN_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json"})
@@ -25,25 +25,26 @@ class InsecureBindError(Exception):
 class Guard:
     """Checks each request's key, in a time that does not tell how much of it was right."""
 
-    def __init__(self, keys: Iterable[str], *, allow_unauthenticated: bool = False) -> None:
+    def __init__(
+        self, keys: Iterable[str], *, digests: Iterable[bytes] = (), allow_unauthenticated: bool = False
+    ) -> None:
         # Digests have one length, so that a comparison does not tell a key's.
-        self._digests = [_digest(key) for key in keys]
+        self._digests = [*(_digest(key) for key in keys), *digests]
         self._open = allow_unauthenticated and not self._digests
 
     @classmethod
-    def from_config(cls, config: ServiceConfig) -> Guard:
-        """Keys from the configuration's file and the environment; several may be valid, so that they can be changed."""
-        keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",")]
+    def from_config(cls, config: ServiceConfig, digests: Iterable[bytes] = ()) -> Guard:
+        """Keys from the configuration's file, this process's environment and `digests`. Several may be valid at once,
+        so that they can be changed.
+        """
+        keys: list[str] = []
         if config.api_keys_file is not None:
-            keys += [line.strip() for line in Path(config.api_keys_file).read_text(encoding="utf-8").splitlines()]
-        keys = [key for key in keys if key and not key.startswith("#")]
-        if config.api_keys_file is not None and not keys:
-            raise InsecureBindError(f"{config.api_keys_file} holds no API key")
-        return cls(keys, allow_unauthenticated=config.allow_unauthenticated)
-
-    @property
-    def has_keys(self) -> bool:
-        return bool(self._digests)
+            lines = [line.strip() for line in Path(config.api_keys_file).read_text(encoding="utf-8").splitlines()]
+            keys = [line for line in lines if line and not line.startswith("#")]
+            if not keys:
+                raise InsecureBindError(f"{config.api_keys_file} holds no API key")
+        known = {*digests_from_environment(), *digests}
+        return cls(keys, digests=known, allow_unauthenticated=config.allow_unauthenticated)
 
     def check_host(self, host: str | None) -> None:
         """Refuse to be served on `host` where anybody could ask. Raises `InsecureBindError`."""
@@ -67,6 +68,12 @@ class Guard:
         fits = [hmac.compare_digest(given, digest) for digest in self._digests]
         if scheme.lower() != "bearer" or not any(fits):
             raise ApiError(401, "send a valid API key as 'Authorization: Bearer KEY'", "invalid_api_key")
+
+
+def digests_from_environment() -> list[bytes]:
+    """Digests of the keys in `RAYWARD_API_KEYS`."""
+    keys = (key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(","))
+    return [_digest(key) for key in keys if key]
 
 
 def is_loopback(host: str) -> bool:

@@ -94,6 +94,8 @@ def error_of_answer(status: int, headers: Mapping[str, str], answer: object) -> 
     told = {name: value for name, value in error.items() if isinstance(value, str)} if isinstance(error, dict) else {}
     retry_after_s = _retry_after_s(headers.get("Retry-After"))
     kind = _error_class(status, told.get("code"), has_retry_after=retry_after_s is not None)
+    if status == 500 and not told:
+        kind = UnavailableError  # a proxy's answer for a server that died: a live one says what is wrong
     result = kind(
         told.get("message") or f"the server answered {status} without a reason",
         status=status,

@@ -22,6 +22,7 @@ __all__ = ["Transport"]
 FIRST_BACKOFF_S = 0.25
 LONGEST_BACKOFF_S = 8.0
 CONNECT_TIMEOUT_S = 10.0
+MAX_TIMEOUT_S = 86_400.0  # the longest that the server takes
 LOST = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.TimeoutException, httpx.ProxyError)
 """The server was not reached or its answer broke off: the same request may do better."""
 
@@ -87,7 +88,7 @@ class Transport:
                 await sleep(wait_s)
 
     async def _attempt(self, method: str, path: str, body: bytes | None, *, left_s: float) -> Any:
-        headers = {"X-Request-Timeout-S": f"{left_s:.3f}"}
+        headers = {"X-Request-Timeout-S": f"{min(left_s, MAX_TIMEOUT_S):.3f}"}
         if body is not None:
             headers["Content-Type"] = "application/json"
         try:

@@ -27,15 +27,16 @@ from serve_app.reward_model.weights import DecoderWeights, allocate
 
 __all__ = ["DOWNLOADED_FILES", "fingerprint", "load_weights", "resolve"]
 
-DOWNLOADED_FILES = ("*.json", "*.safetensors", "*.bin", "tokenizer.model")
+SMALL_FILES = ("*.json", "tokenizer.model")
+DOWNLOADED_FILES = (*SMALL_FILES, "*.safetensors", "*.bin")
 HASHED_FILES = (*DOWNLOADED_FILES, "*.jinja", "*.txt")
 SAMPLE_BYTES = 1 << 16
 NUM_SAMPLES = 64
 
 
-def resolve(model: str, revision: str | None) -> Path:
+def resolve(model: str, revision: str | None, *, weights: bool = True) -> Path:
     """The folder of a model: the embedded one for `tiny`, `model` itself if it is a folder, else the downloaded
-    snapshot of that Hugging Face id.
+    snapshot of that Hugging Face id, with its configuration and tokenizer alone unless `weights` are wanted.
 
     Raises:
         CheckpointError: it is neither a folder nor an id that can be fetched.
@@ -50,7 +51,11 @@ def resolve(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(DOWNLOADED_FILES)))
+        return Path(
+            snapshot_download(
+                model, revision=revision, allow_patterns=list(DOWNLOADED_FILES if weights else SMALL_FILES)
+            )
+        )
     except Exception as error:  # the hub client raises many types: no network, no such id, no access
         raise CheckpointError(
             f"{model!r} is neither 'tiny', nor a folder, nor a Hugging Face id that could be fetched: {error}"

@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import torch
 from safetensors.torch import save_file
@@ -38,7 +39,7 @@ from tests.benchmarks.bench_engine import RESULTS, SHAPES, hardware
 
 WORDS = ("the", "sea", "is", "wide", "while", "rivers", "run", "to", "it", "from", "hills", "since", "spring")
 NUM_CLIENTS = 64
-WAITED_S = 10.0
+WAITED_S = 30.0
 
 
 def main() -> int:
@@ -47,7 +48,7 @@ def main() -> int:
         prog="python -m tests.benchmarks.bench_serve", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--preset", choices=("tiny", "mid"), default="mid", help="the model's shape")
-    parser.add_argument("--conversations", type=int, default=192, help="how many the 64 clients ask for, one at a time")
+    parser.add_argument("--conversations", type=int, default=128, help="how many the 64 clients ask for, one at a time")
     parser.add_argument("--overload-s", type=float, default=60.0, help="how long five times too much is offered")
     parser.add_argument("--save", action="store_true", help="write the JSON to tests/benchmarks/results")
     args = parser.parse_args()
@@ -69,12 +70,13 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Every figure."""
     chats = conversations(args.conversations)
     model = RewardModel.from_pretrained(str(folder), device="cpu")
-    model.get_scores(chats[:8])
+    expected = model.get_scores(chats)
     in_process = [rate_in_process(model, chats)]
     lone_in_process = lone_latency_in_process(model, chats[0])
     with endpoint(folder) as url:
         asyncio.run(ask_all(url, chats[:16], num_clients=8))
         many = [asyncio.run(ask_all(url, chats, num_clients=NUM_CLIENTS)) for _ in range(2)]
+        tokens_per_batch = mean_batch_tokens()
         lone = lone_latency(url, chats[0])
         capacity = statistics.median(len(chats) / seconds for seconds, _ in many)
         overload = asyncio.run(offer(url, chats, rate=5 * capacity, seconds=args.overload_s))
@@ -90,7 +92,8 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_conversation": round(batch_tokens, 1),
         "lone_added_ms": round((lone - lone_in_process) * 1000, 2),
         "lone_in_process_ms": round(lone_in_process * 1000, 2),
-        "same_scores": many[0][1] == [model.get_score(chat) for chat in chats],
+        "tokens_per_batch": tokens_per_batch,
+        "same_scores": many[0][1] == expected,
         "overload": overload | {"goodput_vs_capacity": round(overload["accepted_per_s"] / capacity, 3)},
     }
 
@@ -122,15 +125,15 @@ async def ask_all(url: str, chats: list[Any], *, num_clients: int) -> tuple[floa
     waiting = iter(range(len(chats)))
 
     async def client() -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=600) as http:
-            for place in waiting:
-                response = await http.post("/v1/score", json={"conversations": [chats[place]]})
+        for place in waiting:
+            async with http.post("/v1/score", json={"conversations": [chats[place]]}) as response:
                 response.raise_for_status()
-                scores[place] = response.json()["results"][0]["score"]
+                scores[place] = (await response.json())["results"][0]["score"]
 
-    started = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(num_clients)))
-    return time.perf_counter() - started, scores
+    async with session(url) as http:
+        started = time.perf_counter()
+        await asyncio.gather(*(client() for _ in range(num_clients)))
+        return time.perf_counter() - started, scores
 
 
 async def offer(url: str, chats: list[Any], *, rate: float, seconds: float) -> dict[str, Any]:
@@ -140,18 +143,18 @@ async def offer(url: str, chats: list[Any], *, rate: float, seconds: float) -> d
     statuses: Counter[int] = Counter()
     without_retry_after = 0
     memory = [replica_bytes()]
-    limits = httpx.Limits(max_connections=None)
 
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
+    async with session(url) as http:
 
         async def one() -> None:
             nonlocal without_retry_after
             began = time.perf_counter()
-            response = await http.post("/v1/score", json={"conversations": [chooser.choice(chats)]})
-            statuses[response.status_code] += 1
-            if response.status_code == 200:
+            async with http.post("/v1/score", json={"conversations": [chooser.choice(chats)]}) as response:
+                await response.read()
+            statuses[response.status] += 1
+            if response.status == 200:
                 latencies.append(time.perf_counter() - began)
-            elif "retry-after" not in response.headers:
+            elif "Retry-After" not in response.headers:
                 without_retry_after += 1
 
         started = time.perf_counter()
@@ -177,6 +180,37 @@ async def offer(url: str, chats: list[Any], *, rate: float, seconds: float) -> d
         "max_wait_s": WAITED_S,
         "memory_growth": round(max(memory) / memory[0], 3),
     }
+
+
+def session(url: str) -> aiohttp.ClientSession:
+    """A client for thousands of requests at once; with httpx the client itself would be the bottleneck."""
+    return aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=600))
+
+
+def mean_batch_tokens(timeout_s: float = 30.0) -> float | None:
+    """The mean size of the batches so far, from the metrics of Ray's node; None where it exports none."""
+    import ray
+
+    node = ray.nodes()[0]
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            lines = httpx.get(address, timeout=5).text.splitlines()
+        except httpx.HTTPError:
+            return None
+        parts = [
+            sum(
+                float(line.rpartition(" ")[2])
+                for line in lines
+                if line.startswith(f"ray_rayward_batch_tokens_{part}{{")
+            )
+            for part in ("sum", "count")
+        ]
+        if parts[1]:
+            return round(parts[0] / parts[1], 1)
+        time.sleep(2)  # metrics are exported every few seconds
+    return None
 
 
 def replica_bytes() -> int:
@@ -212,11 +246,11 @@ def endpoint(folder: Path) -> Iterator[str]:
 
 
 def conversations(count: int) -> list[list[dict[str, str]]]:
-    """Conversations of different prompts, of some 30 to 400 words."""
+    """Conversations of different prompts, some 250 tokens long on average."""
     chooser = random.Random(1234)
 
     def text() -> str:
-        return " ".join(chooser.choices(WORDS, k=min(250, max(10, round(chooser.lognormvariate(4.2, 0.8))))))
+        return " ".join(chooser.choices(WORDS, k=min(150, max(5, round(chooser.lognormvariate(3.1, 0.8))))))
 
     return [[{"role": "user", "content": text()}, {"role": "assistant", "content": text()}] for _ in range(count)]
 

@@ -913,3 +913,29 @@ def test_the_batcher_needs_nothing_but_the_engines_small_change(module: Any) -> 
 def test_budgets_are_positive(option: str) -> None:
     with pytest.raises(ValueError, match="positive"):
         batcher_of(Device(), **{option: 0})
+
+
+def test_a_device_that_fails_for_everybody_is_unhealthy() -> None:
+    """As a CUDA context is after an error: every pass raises at once, and moves on."""
+    broken = True
+
+    def device(sequences: list[list[int]]) -> list[float | ScoringError]:
+        if broken:
+            raise RuntimeError("an illegal memory access")
+        return [score(sequence) for sequence in sequences]
+
+    async def main() -> None:
+        nonlocal broken
+        batcher = batcher_of(device)
+        for _ in range(batcher_module.MAX_FAILURES_IN_A_ROW):
+            batcher.check_health()
+            with pytest.raises(ForwardError):
+                await batcher.submit([ids(1, 5)])
+        with pytest.raises(BatcherStalledError, match="in a row|batches failed"):
+            batcher.check_health()
+        broken = False
+        await batcher.submit([ids(1, 5)])
+        batcher.check_health()
+        await batcher.close()
+
+    run(main)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -32,13 +33,17 @@ WORDS = ("the", "sea", "is", "wide", "while", "rivers", "run", "to", "it", "from
 
 def deploy(**changes: Any) -> None:
     """Run the endpoint with two replicas of `tiny`; once more with changes is a rolling update."""
+    options = {"model": "tiny", "dtype": "float32", "num_cpus": 0.5, "num_replicas": 2, "threads": 1}
+    deploy_models([options | changes])
+
+
+def deploy_models(models: list[dict[str, Any]]) -> None:
     from ray import serve
 
     from serve_app.app import build_app
     from serve_app.config import ServiceConfig
 
-    options = {"model": "tiny", "dtype": "float32", "num_cpus": 0.5, "num_replicas": 2, "threads": 1}
-    serve.run(build_app(ServiceConfig.model_validate(options | changes)), name="rayward", route_prefix="/")
+    serve.run(build_app(ServiceConfig.model_validate({"models": models})), name="rayward", route_prefix="/")
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +270,21 @@ def test_overload_is_refused_at_once(url: str) -> None:
     assert {response.status_code for response in responses} == {200, 503}
     assert all(int(response.headers["retry-after"]) >= 1 for response in refused)
     assert {response.json()["error"]["code"] for response in refused} == {"overloaded"}
+
+
+def test_two_models_are_served_side_by_side(
+    url: str, tiny: RewardModel, golden_fp32: RewardModel, golden_folder: Path
+) -> None:
+    """The first is the default; one that is to sleep while nobody asks wakes up for a request."""
+    shared = {"dtype": "float32", "num_cpus": 0.5, "threads": 1}
+    second = shared | {"model": str(golden_folder), "name": "golden", "min_replicas": 0, "max_replicas": 1}
+    deploy_models([shared | {"model": "tiny"}, second])
+    asked = conversations(10, seed=7)
+    with RewardClient(url) as client:
+        wait_for(client.is_healthy)
+        assert [model.id for model in client.models()] == ["tiny", "golden"]
+        assert [score.value for score in client.score(asked)] == tiny.get_scores(asked)
+    with RewardClient(url, model="golden") as client:
+        assert [score.value for score in client.score(asked)] == golden_fp32.get_scores(asked)
+    response = httpx.post(f"{url}/v1/score", json={"model": "third", "conversations": asked}, timeout=60)
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")

@@ -164,6 +164,9 @@ BAD_BODIES: list[tuple[str, Any, int, str | None, str]] = [
     ("/v1/best_of_n", {"prompt": [U], "responses": ["a"], "top_n": 0}, 422, "top_n", "invalid_request"),
     ("/v1/best_of_n", {"prompt": [U], "responses": ["a"], "top_n": "many"}, 422, "top_n", "invalid_request"),
     ("/v1/nothing", {}, 404, None, "not_found"),
+    ("/classify", {"input": ["a", 3]}, 422, "input[1]", "invalid_request"),
+    ("/rm", {"prompt": [{"role": "user"}], "response": "a"}, 422, "prompt[0].content", "invalid_request"),
+    ("/v1/rerank", {"query": "a", "documents": ["b", {"text": 5}]}, 422, "documents[1].text", "invalid_request"),
 ]
 
 
@@ -222,6 +225,15 @@ def test_health_and_docs_need_no_key(path: str) -> None:
     assert request("GET", path, guard=KEYS).status_code == 200
 
 
+def test_health_needs_no_key_below_a_prefix_either() -> None:
+    async def ask() -> list[int]:
+        transport = httpx.ASGITransport(http_app(FakeService(), KEYS), root_path="/reward")
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return [(await client.get(f"/reward{path}")).status_code for path in ("/health", "/v1/models")]
+
+    assert asyncio.run(ask()) == [200, 401]
+
+
 def test_without_keys_only_this_machine_may_ask() -> None:
     response = request("GET", "/v1/models", client=("192.0.2.7", 1))
     assert (response.status_code, error_of(response)["code"]) == (403, "loopback_only")
@@ -237,6 +249,26 @@ def test_a_deadline_ends_the_request_and_its_work() -> None:
     response = request("POST", "/v1/score", json=body, headers={"X-Request-Timeout-S": "0.05"}, service=service)
     assert (response.status_code, error_of(response)["code"]) == (408, "deadline_exceeded")
     assert service.cancelled == 1
+
+
+def test_requests_beyond_what_a_process_works_on_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.http_app.MAX_IN_FLIGHT", 2)
+    service = FakeService()
+    service.delay_s = 0.1
+
+    async def ask() -> tuple[list[httpx.Response], httpx.Response]:
+        transport = httpx.ASGITransport(http_app(service, Guard([])))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            body = {"conversations": [SHORT]}
+            posts = [client.post("/v1/score", json=body) for _ in range(4)]
+            *responses, health = await asyncio.gather(*posts, client.get("/health"))
+            return [*responses, await client.post("/v1/score", json=body)], health
+
+    responses, health = asyncio.run(ask())
+    assert [response.status_code for response in responses] == [200, 200, 503, 503, 200]
+    assert error_of(responses[2])["code"] == "overloaded"
+    assert responses[2].headers["retry-after"] == "1"
+    assert health.status_code == 200
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "0", "nan", "inf", ""])

@@ -53,7 +53,7 @@ class Replicas:
         self.requests: list[TokenLists] = []
         self.timeouts: list[float | None] = []
         self.under_way = self.most_under_way = 0
-        self.score = SimpleNamespace(remote=self._score)
+        self.score = SimpleNamespace(remote=lambda *asked: asyncio.ensure_future(self._score(*asked)))
         self.ready = SimpleNamespace(remote=self._ready)
 
     async def _score(self, request: TokenLists, timeout_s: float | None) -> ScoreReply:
@@ -149,7 +149,6 @@ def test_a_request_that_was_taken_on_waits_for_room_for_its_other_parts(monkeypa
     [
         (NonFiniteScoreError("the score is nan"), 422, "score_not_finite"),
         (DeviceMemoryError("too much"), 422, "does_not_fit_in_memory"),
-        (ForwardError("ValueError", "secret"), 503, "forward_failed"),
     ],
 )
 def test_an_error_of_one_conversation_names_it(error: RaywardError, status: int, code: str) -> None:
@@ -157,7 +156,42 @@ def test_an_error_of_one_conversation_names_it(error: RaywardError, status: int,
         score(Replicas(failing(error)), CHATS)
     # The second sequence of the part is the third conversation, which has the first one's prompt.
     assert (raised.value.status, raised.value.code, raised.value.param) == (status, code, "conversations[2]")
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_request_that_fails_on_one_replica_is_asked_for_elsewhere() -> None:
+    def broken(request: TokenLists) -> ScoreReply:
+        return ScoreReply(np.zeros(3, dtype=np.float32), {place: ForwardError("E", "secret") for place in range(3)})
+
+    assert len(score(Replicas(broken, lengths), CHATS)) == 3
+    with pytest.raises(ApiError) as raised:
+        score(Replicas(broken), CHATS)
+    assert (raised.value.status, raised.value.code) == (503, "forward_failed")
     assert "secret" not in raised.value.message
+
+
+def test_the_other_parts_of_a_refused_request_are_cancelled() -> None:
+    conversations = [chat(f"Question {place}?", "word " * 300) for place in range(60)]
+
+    class SlowAfterRefusal(Replicas):
+        cancelled = 0
+
+        async def _score(self, request: TokenLists, timeout_s: float | None) -> ScoreReply:
+            self.requests.append(request)
+            if len(self.requests) == 1:
+                await asyncio.sleep(0.05)
+                return refusing(Refusal("overloaded"))(request)
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+            raise AssertionError("nobody wants this")
+
+    replicas = SlowAfterRefusal(lengths)
+    with pytest.raises(ApiError, match="more work"):
+        score(replicas, conversations)
+    assert replicas.cancelled == len(replicas.requests) - 1 > 0
 
 
 def test_errors_name_the_field_that_the_route_knows() -> None:
