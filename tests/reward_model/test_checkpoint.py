@@ -153,7 +153,7 @@ def test_only_data_files_are_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert asked == {
         "model": "internlm/internlm2-1_8b-reward",
         "revision": "abc",
-        "allow_patterns": ["*.json", "*.safetensors", "*.bin", "tokenizer.model"],
+        "allow_patterns": ["*.json", "tokenizer.model", "*.safetensors", "*.bin"],
     }
 
 
