@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from serve_app import reward_model
+from serve_app.api_error import ApiError
 from serve_app.reward_model import Score, ranking
 from serve_app.schemas import (
     BestOfNRequest,
@@ -78,6 +80,10 @@ def routes(service: ScoringService) -> APIRouter:
     async def best_of_n(request: BestOfNRequest) -> BestOfNResponse:
         model = service.model_name(request.model)
         (prompt,) = _messages([request.prompt])
+        try:
+            reward_model.Conversation.parse(prompt)
+        except reward_model.ConversationError as error:  # it would be blamed on every response
+            raise ApiError(422, str(error), "invalid_conversation", "prompt") from None
         conversations = [[*prompt, {"role": "assistant", "content": response}] for response in request.responses]
         params = tuple(f"responses[{place}]" for place in range(len(conversations)))
         scores = await service.score(model, conversations, truncation=request.truncation, params=params)

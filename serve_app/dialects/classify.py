@@ -20,8 +20,10 @@ from serve_app.dialects.openai_shape import (
     Texts,
     Usage,
     activated,
+    input_params,
     read_texts,
     text_or_messages,
+    text_params,
 )
 from serve_app.reward_model import Score
 from serve_app.scoring_service import ScoringService
@@ -90,13 +92,14 @@ def routes(service: ScoringService) -> APIRouter:
         """
         model = service.model_name(body.model)
         if body.text is None:
-            scores = await service.score(model, text_or_messages(service, model, body))
+            scores = await service.score(model, text_or_messages(service, model, body), params=input_params(body))
             return _as_vllm(model, scores, body.use_activation)
         if body.input is not None or body.messages is not None:
             raise ApiError(
                 422, "send 'text' (SGLang) or one of 'input' and 'messages' (vLLM)", "exactly_one_field", "text"
             )
-        scores = await service.score(model, read_texts(service, model, body.text, field="text"))
+        texts = read_texts(service, model, body.text, field="text")
+        scores = await service.score(model, texts, params=text_params(body.text, field="text"))
         return _as_sglang(scores)
 
     return router

@@ -10,7 +10,7 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve_app.dialects.openai_shape import EXAMPLE_TEXT, Texts, Usage, read_texts
+from serve_app.dialects.openai_shape import EXAMPLE_TEXT, Texts, Usage, read_texts, text_params
 from serve_app.scoring_service import ScoringService
 
 __all__ = ["routes"]
@@ -55,7 +55,8 @@ def routes(service: ScoringService) -> APIRouter:
     async def embeddings(body: EmbeddingsRequest) -> EmbeddingsResponse:
         """Scores rendered texts: each embedding is the score alone, a raw logit."""
         model = service.model_name(body.model)
-        scores = await service.score(model, read_texts(service, model, body.input, field="input"))
+        texts = read_texts(service, model, body.input, field="input")
+        scores = await service.score(model, texts, params=text_params(body.input, field="input"))
         data = [Embedding(index=at, embedding=[score.value]) for at, score in enumerate(scores)]
         return EmbeddingsResponse(data=data, model=model, usage=Usage.of(scores))
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.api_error import ApiError
-from serve_app.dialects.openai_shape import EXAMPLE_TEXT, read_texts
+from serve_app.dialects.openai_shape import EXAMPLE_TEXT, read_texts, text_params
 from serve_app.scoring_service import ScoringService
 
 __all__ = ["routes"]
@@ -61,6 +61,7 @@ def routes(service: ScoringService) -> APIRouter:
             read_texts(service, model, body.messages, field="messages"),
             truncation="error" if body.max_length is None else "left",
             max_tokens=body.max_length,
+            params=text_params(body.messages, field="messages"),
         )
         return ScoreEvaluationResponse(
             id=f"scoreeval-{uuid4().hex}", model=model, scores=[score.value for score in scores]

@@ -21,9 +21,11 @@ __all__ = [
     "Usage",
     "activated",
     "checked",
+    "input_params",
     "parse_messages",
     "read_texts",
     "text_or_messages",
+    "text_params",
 ]
 
 EXAMPLE_TEXT = "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
@@ -104,9 +106,19 @@ def text_or_messages(service: ScoringService, model: str, body: InputOrMessages)
 
 def read_texts(service: ScoringService, model: str, texts: Texts, *, field: str) -> list[Conversation]:
     """Each rendered text as a conversation; `ApiError` names the first that cannot be read by its place in `field`."""
-    if isinstance(texts, str):
-        return [_read_text(service, model, texts, field)]
-    return [_read_text(service, model, text, f"{field}[{place}]") for place, text in enumerate(texts)]
+    params = text_params(texts, field=field)
+    each = [texts] if isinstance(texts, str) else texts
+    return [_read_text(service, model, text, param) for text, param in zip(each, params, strict=True)]
+
+
+def text_params(texts: Texts, *, field: str) -> list[str]:
+    """What an error calls each of `texts`: the field, or its places."""
+    return [field] if isinstance(texts, str) else [f"{field}[{place}]" for place in range(len(texts))]
+
+
+def input_params(body: InputOrMessages) -> list[str]:
+    """The same for the conversations of `text_or_messages`."""
+    return ["messages"] if body.input is None else text_params(body.input, field="input")
 
 
 def _read_text(service: ScoringService, model: str, text: str, param: str) -> Conversation:

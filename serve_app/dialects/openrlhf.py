@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve_app.dialects.openai_shape import EXAMPLE_TEXT, read_texts
+from serve_app.dialects.openai_shape import EXAMPLE_TEXT, read_texts, text_params
 from serve_app.scoring_service import ScoringService
 
 __all__ = ["routes"]
@@ -45,7 +45,8 @@ def routes(service: ScoringService) -> APIRouter:
     async def get_reward(body: GetRewardRequest) -> GetRewardResponse:
         """Scores whole rendered texts with the first of the served models. Empty lists are answered with such."""
         model = service.model_name(None)
-        scores = await service.score(model, read_texts(service, model, body.query, field="query"))
+        texts = read_texts(service, model, body.query, field="query")
+        scores = await service.score(model, texts, params=text_params(body.query, field="query"))
         values = [score.value for score in scores]
         return GetRewardResponse(rewards=values, scores=values)
 

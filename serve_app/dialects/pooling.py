@@ -12,7 +12,14 @@ from uuid import uuid4
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve_app.dialects.openai_shape import EXAMPLE_TEXT, InputOrMessages, Usage, activated, text_or_messages
+from serve_app.dialects.openai_shape import (
+    EXAMPLE_TEXT,
+    InputOrMessages,
+    Usage,
+    activated,
+    input_params,
+    text_or_messages,
+)
 from serve_app.scoring_service import ScoringService
 
 __all__ = ["routes"]
@@ -60,7 +67,7 @@ def routes(service: ScoringService) -> APIRouter:
         Where vLLM sends one row per token, this service sends the last token's alone: the only one that is a score.
         """
         model = service.model_name(body.model)
-        scores = await service.score(model, text_or_messages(service, model, body))
+        scores = await service.score(model, text_or_messages(service, model, body), params=input_params(body))
         values = [activated(score, body.use_activation) for score in scores]
         scalar = body.format == "scalar"
         return PoolingResponse(

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from serve_app.dialects.openai_shape import Usage, checked
+from serve_app.dialects.openai_shape import Usage, checked, text_params
 from serve_app.reward_model import Message
 from serve_app.reward_model.ranking import order
 from serve_app.scoring_service import ScoringService
@@ -73,7 +73,7 @@ def routes(service: ScoringService) -> APIRouter:
         conversations = [
             checked([query, Message("assistant", text)], field=f"documents[{at}]") for at, text in enumerate(texts)
         ]
-        scores = await service.score(model, conversations)
+        scores = await service.score(model, conversations, params=text_params(texts, field="documents"))
         best = order([score.value for score in scores])[: body.top_n]
         results = [
             RerankResult(

@@ -46,7 +46,7 @@ def routes(service: ScoringService) -> APIRouter:
         the response stay text.
         """
         model = service.model_name(None)
-        scores = await service.score(model, [_conversation(service, model, body)])
+        scores = await service.score(model, [_conversation(service, model, body)], params=["response"])
         return scores[0].value
 
     return router

@@ -163,6 +163,13 @@ BAD_BODIES: list[tuple[str, Any, int, str | None, str]] = [
     ("/v1/best_of_n", {"prompt": [U], "responses": ["a", 5]}, 422, "responses[1]", "invalid_request"),
     ("/v1/best_of_n", {"prompt": [U], "responses": ["a"], "top_n": 0}, 422, "top_n", "invalid_request"),
     ("/v1/best_of_n", {"prompt": [U], "responses": ["a"], "top_n": "many"}, 422, "top_n", "invalid_request"),
+    (
+        "/v1/best_of_n",
+        b'{"prompt": [{"role": "user", "content": "\\ud800"}], "responses": ["a"]}',
+        422,
+        "prompt",
+        "invalid_conversation",
+    ),
     ("/v1/nothing", {}, 404, None, "not_found"),
     ("/classify", {"input": ["a", 3]}, 422, "input[1]", "invalid_request"),
     ("/rm", {"prompt": [{"role": "user"}], "response": "a"}, 422, "prompt[0].content", "invalid_request"),

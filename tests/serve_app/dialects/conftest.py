@@ -36,6 +36,7 @@ class FakeService:
     token_ids: list[list[int]] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
     limits: list[tuple[Truncation, int | None]] = field(default_factory=list)
+    params: list[Sequence[str] | None] = field(default_factory=list)
     model_names: list[str] = field(default_factory=lambda: ["tiny", "large"])
 
     def model_name(self, requested: str | None) -> str:
@@ -63,6 +64,7 @@ class FakeService:
         parsed = [Conversation.parse(conversation) for conversation in conversations]
         ids = [self.tokenizer.encode(item, truncation=truncation, max_tokens=max_tokens) for item in parsed]
         self.models.append(model)
+        self.params.append(params)
         self.limits.append((truncation, max_tokens))
         self.conversations += parsed
         self.token_ids += ids
