@@ -73,8 +73,7 @@ def routes(service: ScoringService) -> APIRouter:
             RankedConversation(index=index, score=value, rank=rank)
             for index, (value, rank) in enumerate(zip(values, ranks, strict=True))
         ]
-        order = sorted(range(len(ranks)), key=ranks.__getitem__)
-        return RankResponse(model=model, results=results, order=order, usage=_usage(scores))
+        return RankResponse(model=model, results=results, order=ranking.order(values), usage=_usage(scores))
 
     @router.post("/v1/best_of_n", summary="Sort the responses to one prompt, the best first")
     async def best_of_n(request: BestOfNRequest) -> BestOfNResponse:
@@ -87,8 +86,7 @@ def routes(service: ScoringService) -> APIRouter:
         conversations = [[*prompt, {"role": "assistant", "content": response}] for response in request.responses]
         params = tuple(f"responses[{place}]" for place in range(len(conversations)))
         scores = await service.score(model, conversations, truncation=request.truncation, params=params)
-        ranks = ranking.ranks([score.value for score in scores])
-        order = sorted(range(len(ranks)), key=ranks.__getitem__)[: request.top_n]
+        order = ranking.order([score.value for score in scores])[: request.top_n]
         results = [
             RankedAnswer(index=place, response=request.responses[place], score=scores[place].value) for place in order
         ]

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt
 from serve_app.reward_model.tokenizer import Truncation
 
 __all__ = [
+    "ERRORS",
     "BestOfNRequest",
     "BestOfNResponse",
     "CompareRequest",
