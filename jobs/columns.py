@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from jobs.corpus import Corpus, InputFile
 from jobs.errors import CorpusError
+from jobs.system_prompt import NO_SYSTEM_PROMPT, SystemPrompt
 from serve_app.reward_model.conversation import Conversation
 from serve_app.reward_model.errors import ConversationError
 
@@ -105,7 +106,9 @@ def _describe(schema: pa.Schema) -> str:
     return "Columns found: " + ", ".join(f"{field.name} ({field.type})" for field in schema)
 
 
-def columns_of(corpus: Corpus, chosen: ConversationColumns, *, output_prefix: str) -> ConversationColumns:
+def columns_of(
+    corpus: Corpus, chosen: ConversationColumns, *, output_prefix: str, system_prompt_column: str | None = None
+) -> ConversationColumns:
     """The conversation columns, the same in every file, where there is room for the score columns too.
 
     Raises:
@@ -115,6 +118,8 @@ def columns_of(corpus: Corpus, chosen: ConversationColumns, *, output_prefix: st
     for file, schema in zip(corpus.files, corpus.schemas, strict=True):
         try:
             found.setdefault(ConversationColumns.detect(schema, chosen), file)
+            if system_prompt_column is not None:
+                _check(schema, system_prompt_column, "system-prompt", text_or_messages=False)
         except CorpusError as error:
             raise CorpusError(f"{file.path}: {error}") from None
         if len(found) > 1:
@@ -137,13 +142,19 @@ def _check_names(file: InputFile, schema: pa.Schema, prefix: str) -> None:
         )
 
 
-def conversations(table: pa.Table, columns: ConversationColumns) -> list[Conversation | ConversationError]:
+def conversations(
+    table: pa.Table, columns: ConversationColumns, system_prompt: SystemPrompt = NO_SYSTEM_PROMPT
+) -> list[Conversation | ConversationError]:
     """The conversation of each row, in order, or the reason why the row has none."""
+    sources: Iterator[Any]
     if columns.messages is not None:
-        sources: Iterator[Any] = (_messages(cell) for cell in _cells(table, columns.messages))
-        return [_parse(source) for source in sources]
-    pairs = zip(_cells(table, str(columns.prompt)), _cells(table, str(columns.response)), strict=True)
-    return [_parse(_joined(prompt, response)) for prompt, response in pairs]
+        sources = (_messages(cell) for cell in _cells(table, columns.messages))
+    else:
+        pairs = zip(_cells(table, str(columns.prompt)), _cells(table, str(columns.response)), strict=True)
+        sources = (_joined(prompt, response) for prompt, response in pairs)
+    column = system_prompt.column
+    prompts = [None] * table.num_rows if column is None else _cells(table, column)
+    return [_parse(source, system_prompt, cell) for source, cell in zip(sources, prompts, strict=True)]
 
 
 def _cells(table: pa.Table, name: str) -> list[Any]:
@@ -151,11 +162,13 @@ def _cells(table: pa.Table, name: str) -> list[Any]:
     return cells
 
 
-def _parse(source: list[Any] | ConversationError) -> Conversation | ConversationError:
+def _parse(
+    source: list[Any] | ConversationError, system_prompt: SystemPrompt, cell: Any
+) -> Conversation | ConversationError:
     if isinstance(source, ConversationError):
         return source
     try:
-        return Conversation.parse([_without_nulls(message) for message in source])
+        return system_prompt.before(Conversation.parse([_without_nulls(message) for message in source]), cell)
     except ConversationError as error:
         return error
 

@@ -10,9 +10,10 @@ from types import FrameType
 
 from serve_app.reward_model.errors import RaywardError
 
-__all__ = ["EXIT_STOPPED", "run_command"]
+__all__ = ["EXIT_ROW_ERRORS", "EXIT_STOPPED", "run_command"]
 
 EXIT_STOPPED = 1
+EXIT_ROW_ERRORS = 3
 
 
 class _Signalled(BaseException):

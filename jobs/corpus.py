@@ -22,7 +22,7 @@ from pyarrow import fs
 
 from jobs.errors import CorpusError
 
-__all__ = ["Corpus", "InputFile", "Unit", "auto_rows_per_unit", "filesystem_of"]
+__all__ = ["Corpus", "InputFile", "Unit", "auto_rows_per_unit", "filesystem_of", "identity_of"]
 
 FOOTER_THREADS = 16
 MAX_UNIT_BYTES = 64 << 20
@@ -129,6 +129,12 @@ def filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
         return filesystem, f"{path.rstrip('/')}/{start}*{tail}" if star else path
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(f"{location}: {error}") from error
+
+
+def identity_of(location: str) -> str:
+    """`location` as a run's identity has it: the same from any working folder."""
+    is_local = "://" not in location or location.startswith("file://")
+    return filesystem_of(location)[1] if is_local else location
 
 
 def _below(output: str | None, filesystem: fs.FileSystem) -> str | None:

@@ -2,60 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 
 from jobs.attempts import AttemptLog, Attempts
 from jobs.columns import ConversationColumns, conversations
 from jobs.corpus import Unit
-from jobs.errors import ScorerError
 from jobs.ledger import Ledger, UnitStats
+from jobs.system_prompt import SystemPrompt
 from serve_app.reward_model import RewardModel, Score, ScoringError
 from serve_app.reward_model.conversation import Conversation
 from serve_app.reward_model.tokenizer import Truncation
 
-__all__ = ["DeadRowError", "ModelSource", "UnitScorer", "score_columns"]
+__all__ = ["DeadRowError", "UnitScorer", "score_columns"]
 
 
 class DeadRowError(ScoringError):
     """The scoring process died on this row alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """Which model the actors load and how; `fingerprint` is that of the files the driver planned with."""
-
-    model: str
-    revision: str | None
-    fingerprint: str
-    device: str
-    dtype: str
-    token_budget: int | None
-
-    def load(self) -> RewardModel:
-        """Load the model on this worker.
-
-        Raises:
-            ScorerError: the worker's copy of the model is not the driver's.
-        """
-        model = RewardModel.from_pretrained(
-            self.model,
-            revision=self.revision,
-            device=self.device,
-            dtype=self.dtype,
-            token_budget=self.token_budget or "auto",
-        )
-        model.tokenizer  # noqa: B018  # read with the model, not with the first rows
-        if model.fingerprint != self.fingerprint:
-            raise ScorerError(
-                f"the files of {self.model} on worker {os.uname().nodename} are not those on the driver "
-                f"({model.fingerprint} there, {self.fingerprint} here); give a --revision or a shared folder"
-            )
-        return model
 
 
 class UnitScorer:
@@ -71,6 +36,7 @@ class UnitScorer:
         ledger: Ledger,
         *,
         columns: ConversationColumns,
+        system_prompt: SystemPrompt,
         truncation: Truncation,
         max_tokens: int | None,
         prefix: str,
@@ -79,6 +45,7 @@ class UnitScorer:
         self._model: RewardModel | None = None
         self._ledger = ledger
         self._columns = columns
+        self._system_prompt = system_prompt
         self._truncation = truncation
         self._max_tokens = max_tokens
         self._prefix = prefix
@@ -124,7 +91,7 @@ class UnitScorer:
         return [outcomes[row] for row in range(table.num_rows)]
 
     def _score_rows(self, model: RewardModel, table: pa.Table) -> list[Score | ScoringError]:
-        rows = conversations(table, self._columns)
+        rows = conversations(table, self._columns, self._system_prompt)
         ready = [row for row in rows if isinstance(row, Conversation)]
         scored = iter(model.outcomes(ready, truncation=self._truncation, max_tokens=self._max_tokens))
         return [next(scored) if isinstance(row, Conversation) else row for row in rows]

@@ -6,7 +6,7 @@ Weights are random and made on the device. Everything compared takes turns in on
 tokens are those of the conversations, without padding, a shared prompt counted once for every answer to it. The
 ceiling fraction is the useful tokens' matrix products over the time, as a share of the rate of bare matrix products of
 the model's shapes, the fastest of several ways to call them. Peers take minutes for what the engine does in seconds:
-they take fewer turns, and of many batches they run some, spread evenly over all; their time per useful token counts.
+they take fewer turns and run a share of the sequences, spread evenly over all; their time per useful token counts.
 The last line is JSON.
 """
 
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -42,6 +43,7 @@ SHAPES = {  # hidden, layers, heads, key/value heads, intermediate; DESIGN: the 
     "20b": (6144, 48, 48, 8, 16384),
 }
 VOCAB_SIZE = 92544
+Item = TypeVar("Item")
 WORKLOADS = ("mixed", "best-of-16", "uniform-short", "long")
 
 
@@ -120,10 +122,13 @@ def measure(
     tokens = num_tokens(sequences)
     ways: dict[str, Callable[[], float]] = {
         "engine": lambda: timed(lambda: model.score_token_ids(sequences), model.device) / tokens,
-        "unshared": lambda: timed(lambda: unshared(model, sequences), model.device) / tokens,
+        "unshared": unshared_seconds(model, sample(sequences, max(4, len(sequences) // 4))),
     }
     for name, peer in contenders.peers.items():
-        ways[name] = peer_seconds(peer, sample(peer.batches(sequences), args.peer_batches), model.device)
+        batches = peer.batches(sequences)
+        if len(batches) == 1:  # half of a batch of equal lengths costs half
+            batches = [sample(batches[0], max(1, len(batches[0]) // 2))]
+        ways[name] = peer_seconds(peer, sample(batches, args.peer_batches), model.device)
     model.score_token_ids(sequences[:8])
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     rates = []
@@ -156,23 +161,27 @@ def peer_seconds(peer: PaddedPeer, batches: Sequence[list[list[int]]], device: t
     return lambda: timed(lambda: [peer.score(batch) for batch in batches], device) / sum(map(num_tokens, batches))
 
 
-def sample(batches: list[list[list[int]]], count: int) -> list[list[list[int]]]:
-    """At most `count` batches, spread evenly over all."""
-    step = max(1.0, len(batches) / count)
-    return [batches[int((place + 0.5) * step)] for place in range(min(count, len(batches)))]
+def sample(items: list[Item], count: int) -> list[Item]:
+    """At most `count` items, spread evenly over all."""
+    step = max(1.0, len(items) / count)
+    return [items[int((place + 0.5) * step)] for place in range(min(count, len(items)))]
 
 
 def num_tokens(sequences: Sequence[Sequence[int]]) -> int:
     return sum(map(len, sequences))
 
 
-def unshared(model: RewardModel, sequences: list[list[int]]) -> None:
-    """Score with every prompt computed for every answer to it."""
-    model.scorer.share_prompts = False
-    try:
-        model.score_token_ids(sequences)
-    finally:
-        model.scorer.share_prompts = True
+def unshared_seconds(model: RewardModel, sequences: list[list[int]]) -> Callable[[], float]:
+    """A run of the engine with every prompt computed for every answer to it, in seconds per useful token."""
+
+    def run() -> float:
+        model.scorer.share_prompts = False
+        try:
+            return timed(lambda: model.score_token_ids(sequences), model.device) / num_tokens(sequences)
+        finally:
+            model.scorer.share_prompts = True
+
+    return run
 
 
 def workload_sequences(workload: str) -> list[list[int]]:

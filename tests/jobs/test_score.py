@@ -88,6 +88,19 @@ def test_truncation_is_told_per_row(tmp_path: Path) -> None:
     assert table["num_tokens"][0].as_py() == 60
 
 
+def test_a_system_prompt_conditions_every_score_and_belongs_to_the_run(tmp_path: Path, tiny: RewardModel) -> None:
+    rows = corpus(tmp_path / "in", 4)
+    run(config(tmp_path, system_prompt="Judge the arithmetic."))
+    conditioned = [[{"role": "system", "content": "Judge the arithmetic."}, *row["messages"]] for row in rows]
+    table = read_parts(tmp_path / "out")
+    assert table["score"].to_pylist() == tiny.get_scores(conditioned)
+    assert table["messages"].to_pylist() == [row["messages"] for row in rows]
+    with pytest.raises(OutputError, match="system_prompt"):
+        run(config(tmp_path, system_prompt="Judge the style."))
+    with pytest.raises(CorpusError, match="no column 'domain' for --system-prompt-column"):
+        run(config(tmp_path, system_prompt_column="domain"))
+
+
 def test_more_errors_than_allowed_stop_the_job(tmp_path: Path) -> None:
     row: dict[str, Any] = {"prompt": "hi", "response": "yes"}
     write(tmp_path / "in" / "a.parquet", [row, *[row | {"response": None}] * 5])

@@ -1,0 +1,76 @@
+"""Options that several jobs have, with their help texts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from jobs.columns import ConversationColumns
+from serve_app.reward_model.tiny import NAME as TINY
+from serve_app.reward_model.tokenizer import Truncation
+
+__all__ = ["ColumnName", "CorpusOptions", "ScoringOptions"]
+
+ColumnName = Annotated[str, Field(min_length=1)]
+
+
+class CorpusOptions(BaseModel):
+    """What a job reads and where it writes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: str
+    """A Parquet file, a folder of them, a glob in quotes, or an s3://, gs:// or hdfs:// URI."""
+    output: str
+    """A folder or URI for the results; made if it is not there."""
+
+
+class ScoringOptions(BaseModel):
+    """How conversations are found in rows, and what scores them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = TINY
+    """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hugging Face id."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where actors score: auto is cuda where the cluster has GPUs."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: the checkpoint's on cuda; on cpu bfloat16 where the processor has it, else float32."""
+    token_budget: PositiveInt | None = None
+    """Tokens in one forward pass; by default chosen for the device."""
+    truncation: Truncation = "error"
+    """A conversation over the limit: error marks its row, right keeps its start, left drops its oldest turns."""
+    max_tokens: int | None = Field(default=None, ge=2)
+    """A limit below the model's own."""
+    messages_column: ColumnName | None = None
+    """Column of messages: a list of {role, content}, or a JSON string of one."""
+    prompt_column: ColumnName | None = None
+    """Column of the prompt: a string or messages. Goes with --response-column."""
+    response_column: ColumnName | None = None
+    """Column of the response: a string."""
+    system_prompt: str | None = None
+    """A system message put in front of every conversation: the text, or @FILE that holds it."""
+    system_prompt_column: ColumnName | None = None
+    """Column with each row's system message; a row where it is null gets none."""
+    replace_system_prompt: bool = False
+    """Put it in place of a system message that is there already, which is an error otherwise."""
+    num_actors: PositiveInt | None = None
+    """Scoring actors: by default one a GPU, or one a node where there are none."""
+    gpus_per_actor: PositiveFloat | None = None
+    """GPUs an actor takes on cuda: 1 by default, less to share one."""
+    cpus_per_actor: PositiveInt | None = None
+    """CPUs an actor takes, and its torch threads: by default a node's, shared by its actors; on cuda 1."""
+    rows_per_unit: PositiveInt | None = None
+    """Rows that are committed together: by default from the corpus's size, 256 to 16384."""
+    max_errors: NonNegativeInt | None = None
+    """Stop once more rows than this have failed."""
+    address: str | None = None
+    """A running Ray cluster (auto, host:port or ray://host:port); without it a local one is started."""
+
+    @property
+    def columns(self) -> ConversationColumns:
+        """The columns that were named."""
+        return ConversationColumns(self.messages_column, self.prompt_column, self.response_column)
