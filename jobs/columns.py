@@ -15,7 +15,7 @@ from jobs.system_prompt import NO_SYSTEM_PROMPT, SystemPrompt
 from serve_app.reward_model.conversation import Conversation
 from serve_app.reward_model.errors import ConversationError
 
-__all__ = ["SCORE_COLUMNS", "ConversationColumns", "columns_of", "conversations"]
+__all__ = ["SCORE_COLUMNS", "ConversationColumns", "columns_of", "conversation_columns", "conversations"]
 
 SCORE_COLUMNS = ("score", "num_tokens", "truncated", "error")
 
@@ -114,12 +114,27 @@ def columns_of(
     Raises:
         CorpusError: a file has none, others than the file before it, or columns that the output cannot keep.
     """
+    columns = conversation_columns(corpus, chosen)
+    for file, schema in zip(corpus.files, corpus.schemas, strict=True):
+        if system_prompt_column is not None:
+            try:
+                _check(schema, system_prompt_column, "system-prompt", text_or_messages=False)
+            except CorpusError as error:
+                raise CorpusError(f"{file.path}: {error}") from None
+        _check_names(file, schema, output_prefix)
+    return columns
+
+
+def conversation_columns(corpus: Corpus, chosen: ConversationColumns) -> ConversationColumns:
+    """The conversation columns, the same in every file.
+
+    Raises:
+        CorpusError: a file has none, or others than the file before it.
+    """
     found: dict[ConversationColumns, InputFile] = {}
     for file, schema in zip(corpus.files, corpus.schemas, strict=True):
         try:
             found.setdefault(ConversationColumns.detect(schema, chosen), file)
-            if system_prompt_column is not None:
-                _check(schema, system_prompt_column, "system-prompt", text_or_messages=False)
         except CorpusError as error:
             raise CorpusError(f"{file.path}: {error}") from None
         if len(found) > 1:
@@ -128,7 +143,6 @@ def columns_of(
                 f"{one.path} has its conversations in {first}, {other.path} in {second}; score them apart, or name "
                 "the columns that all files have with --messages-column, or --prompt-column and --response-column"
             )
-        _check_names(file, schema, output_prefix)
     return next(iter(found))
 
 

@@ -81,6 +81,17 @@ class Corpus:
     def num_rows(self) -> int:
         return sum(file.num_rows for file in self.files)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the data, uncompressed."""
+        return sum(size for file in self.files for _, size in file.row_groups)
+
+    @property
+    def fingerprint(self) -> str:
+        """What changes when any file does, or when one comes or goes."""
+        listed = "\n".join(f"{file.name} {file.fingerprint}" for file in self.files)
+        return hashlib.sha256(listed.encode()).hexdigest()[:16]
+
     @classmethod
     def open(cls, source: str, *, output: str | None = None) -> Corpus:
         """Find the Parquet files of `source` and read their footers.

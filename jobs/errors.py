@@ -5,6 +5,7 @@ RaywardError
    |- CorpusError       the input cannot be planned or read
    |- OutputError       the output folder cannot be used, or holds the work of another run
    |- ResourceError     the cluster has no room for the actors that were asked for
+   |- WorkerError       a task on a worker failed in a way that no row explains
    |- ScorerError       the model cannot be loaded on the workers, or keeps dying
    `- TooManyErrorsError    more rows failed than --max-errors allows
 """
@@ -13,7 +14,15 @@ from __future__ import annotations
 
 from serve_app.reward_model.errors import RaywardError
 
-__all__ = ["CorpusError", "JobError", "OutputError", "ResourceError", "ScorerError", "TooManyErrorsError"]
+__all__ = [
+    "CorpusError",
+    "JobError",
+    "OutputError",
+    "ResourceError",
+    "ScorerError",
+    "TooManyErrorsError",
+    "WorkerError",
+]
 
 
 class JobError(RaywardError):
@@ -30,6 +39,10 @@ class OutputError(JobError):
 
 class ResourceError(JobError):
     """The cluster has no room for the scoring actors that were asked for."""
+
+
+class WorkerError(JobError):
+    """A task on a worker failed in a way that no row explains."""
 
 
 class ScorerError(JobError):

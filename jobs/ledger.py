@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +31,7 @@ from jobs.errors import CorpusError, OutputError
 __all__ = ["Ledger", "UnitStats"]
 
 logger = logging.getLogger(__name__)
+Stats = TypeVar("Stats")
 
 WORK = "_rayward_work"
 STATS_KEY = b"rayward.stats"
@@ -40,17 +41,26 @@ OBJECT_STORES = ("s3", "gcs", "abfs")
 
 @dataclass(frozen=True, slots=True)
 class UnitStats:
-    """Counts of one or more committed units; `seconds` is scoring time, summed over actors."""
+    """Counts of one or more committed units.
+
+    Of `rows` input rows `errors` have no score; `left_out` were kept out of the output because that was asked for.
+    `tokens` were scored in `seconds`, summed over actors.
+    """
 
     rows: int = 0
     errors: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    left_out: int = 0
 
     def __add__(self, other: UnitStats) -> UnitStats:
-        return UnitStats(
-            self.rows + other.rows, self.errors + other.errors, self.tokens + other.tokens, self.seconds + other.seconds
-        )
+        ours, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return UnitStats(*(mine + other for mine, other in zip(ours, theirs, strict=True)))
+
+    @property
+    def written(self) -> int:
+        """Rows of the output."""
+        return self.rows - self.left_out
 
 
 class Ledger:
@@ -84,12 +94,25 @@ class Ledger:
         Raises:
             OutputError: the folder holds parts of no run, of one with another identity, or of inputs that changed.
         """
+        self._check_identity(identity)
+        return self.done(units)
+
+    def check_parts(self, identity: Mapping[str, Any], paths: Sequence[str]) -> None:
+        """Like `check`, for a run whose parts have the given paths.
+
+        Raises:
+            OutputError: the folder holds parts of no run or of one with another identity, or other parts.
+        """
+        self._check_identity(identity)
+        if strays := sorted(set(self._part_paths()) - set(paths)):
+            raise OutputError(f"{self.folder} holds parts of another run, such as {strays[0]}; choose another --output")
+
+    def _check_identity(self, identity: Mapping[str, Any]) -> None:
         previous = self.read_manifest()
         if previous is None and (strays := self._part_paths()):
             raise OutputError(f"{self.folder} holds {len(strays)} parts but no _manifest.json; choose another --output")
         if previous is not None:
             _refuse_other(previous["identity"], identity, self.folder)
-        return self.done(units)
 
     def begin(self, manifest: Mapping[str, Any]) -> None:
         """Make the folder, or take it over from the run before, and write the manifest.
@@ -152,13 +175,22 @@ class Ledger:
         Raises:
             OutputError: it cannot be written, or does not have the unit's number of rows.
         """
-        if table.num_rows != unit.num_rows:
-            raise OutputError(f"unit {unit.id} has {unit.num_rows} rows but {table.num_rows} came back")
+        if stats.rows != unit.num_rows or table.num_rows != stats.written:
+            without = f", {stats.left_out} of them left out," if stats.left_out else ""
+            raise OutputError(f"unit {unit.id} has {unit.num_rows} rows{without} but {table.num_rows} came back")
+        self.commit_part(self.path(unit), table, stats)
+
+    def commit_part(self, path: str, table: pa.Table, stats: Any) -> None:
+        """Write a part, with its counts (a dataclass) in the footer: whole under its final name, or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != b"huggingface"}
         metadata[STATS_KEY] = json.dumps(dataclasses.asdict(stats)).encode()
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata(metadata), sink)
-        self.write(self.path(unit), sink.getvalue())
+        self.write(path, sink.getvalue())
 
     def stop(self, manifest: Mapping[str, Any]) -> None:
         """Like `finish`, but after a failure, which stays the one that is told; another run's work is let be."""
@@ -205,14 +237,18 @@ class Ledger:
             info.path for info in infos if info.base_name.startswith("part-") and info.base_name.endswith(".parquet")
         )
 
-    def _stats(self, path: str) -> UnitStats | None:
+    def part_stats(self, path: str, kind: type[Stats]) -> tuple[Stats, int] | None:
+        """The counts in the footer of the part at `path`, and its rows; None where `commit_part` wrote no such part."""
         try:
             with self.filesystem.open_input_file(path) as source:
                 footer = pq.read_metadata(source)
-            stats = UnitStats(**json.loads(footer.metadata[STATS_KEY]))
-            return stats if stats.rows == footer.num_rows else None
+            return kind(**json.loads(footer.metadata[STATS_KEY])), footer.num_rows
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
-            return None  # not a part that `commit` wrote: it is written anew
+            return None
+
+    def _stats(self, path: str) -> UnitStats | None:
+        found = self.part_stats(path, UnitStats)
+        return found[0] if found is not None and found[0].written == found[1] else None
 
 
 def _refuse_other(previous: Mapping[str, Any], identity: Mapping[str, Any], folder: str) -> None:

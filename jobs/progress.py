@@ -63,22 +63,26 @@ class Progress:
 
     def add(self, stats: UnitStats) -> None:
         self.stats += stats
-        self._bar.set_postfix_str(f"{self.tokens_per_s:,.0f} tokens/s, {self.total.errors} errors", refresh=False)
+        self._bar.set_postfix_str(f"{self._rate}, {self.total.errors} errors", refresh=False)
         self._bar.update(stats.rows)
 
     @property
     def tokens_per_s(self) -> float:
         return self.stats.tokens / max(self.seconds, 1e-9)
 
+    @property
+    def _rate(self) -> str:
+        if self.stats.tokens:
+            return f"{self.tokens_per_s:,.0f} tokens/s"
+        return f"{self.stats.rows / max(self.seconds, 1e-9):,.0f} rows/s"
+
     def line(self) -> str:
-        """One line: rows, tokens per second, errors and the time left."""
+        """One line: rows, tokens or rows per second, errors and the time left."""
         rows = self.stats.rows
         left = self._num_rows - self.total.rows
         remaining = clock(left * self.seconds / rows) if rows else "?"
-        return (
-            f"{self.total.rows:,} of {self._num_rows:,} rows, {self.tokens_per_s:,.0f} tokens/s, "
-            f"{self.total.errors} errors, {remaining} left"
-        )
+        done = f"{self.total.rows:,} of {self._num_rows:,} rows"
+        return f"{done}, {self._rate}, {self.total.errors} errors, {remaining} left"
 
     def _log_now_and_then(self) -> None:
         while not self._stop.wait(LOG_EVERY_S):

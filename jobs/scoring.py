@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,6 +14,7 @@ from jobs.columns import columns_of
 from jobs.corpus import Corpus, Unit, auto_rows_per_unit, identity_of
 from jobs.errors import TooManyErrorsError
 from jobs.ledger import Ledger, UnitStats
+from jobs.manifest import is_complete, recorded
 from jobs.model_source import ModelSource
 from jobs.options import ScoringOptions
 from jobs.pipeline import run_units
@@ -25,7 +24,7 @@ from jobs.system_prompt import SystemPrompt
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.tiny import NAME as TINY
 
-__all__ = ["ScoringRun", "versions"]
+__all__ = ["ScoringRun"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,18 +87,11 @@ class ScoringRun:
         """
         plan = self._plan(resources)
         self._announce(plan)
-        if not plan.left and (self._ledger.read_manifest() or {}).get("status") == "complete":
+        if not plan.left and is_complete(self._ledger):
             return self._score(plan)
-        manifest = self._manifest(plan)
-        self._ledger.begin(manifest)
-        started = time.monotonic()
-        try:
+        with recorded(self._ledger, identity=plan.identity, arguments=self._options) as results:
             total = self._score(plan)
-        except BaseException as error:
-            self._ledger.stop(manifest | {"status": "stopped", "reason": f"{type(error).__name__}: {error}"})
-            raise
-        elapsed = {"elapsed_s": round(time.monotonic() - started, 3)}
-        self._ledger.finish(manifest | {"status": "complete", "units": len(plan.units), **asdict(total), **elapsed})
+            results |= {"units": len(plan.units), **asdict(total)}
         return total
 
     def _score(self, plan: _Plan) -> UnitStats:
@@ -168,14 +160,6 @@ class ScoringRun:
         )
         return _Plan(units, self._ledger.check(identity, units), model, pool, identity)
 
-    def _manifest(self, plan: _Plan) -> dict[str, Any]:
-        return {
-            "identity": plan.identity,
-            "status": "running",
-            "arguments": self._options.model_dump(),
-            "versions": versions(),
-        }
-
     def _announce(self, plan: _Plan) -> None:
         name = self._options.model or TINY
         if name == TINY:
@@ -191,11 +175,6 @@ class ScoringRun:
             plan.model.dtype,
             plan.pool.num_actors,
         )
-
-
-def versions() -> dict[str, str]:
-    """The versions that a manifest records."""
-    return {name: importlib.metadata.version(name) for name in ("rayward", "ray", "torch", "transformers")}
 
 
 def _summary(output: str, progress: Progress) -> str:

@@ -37,10 +37,11 @@ def _follows(before: Unit, unit: Unit) -> bool:
 
 
 class UnitReader:
-    """Reads units as tables; units of one file in row order are one pass over it."""
+    """Reads units as tables, all `columns` or some; units of one file in row order are one pass over it."""
 
-    def __init__(self, filesystem: fs.FileSystem) -> None:
+    def __init__(self, filesystem: fs.FileSystem, *, columns: Sequence[str] | None = None) -> None:
         self._filesystem = filesystem
+        self._columns = columns
 
     def read(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, pa.Table | CorpusError]]:
         """Each unit with its table, in the order given, or with the reason why it cannot be read."""
@@ -57,7 +58,7 @@ class UnitReader:
             with pq.ParquetFile(self._filesystem.open_input_file(path), buffer_size=READ_BUFFER_BYTES) as file:
                 while done < len(units):
                     run = _contiguous(units[done:])
-                    for unit, table in zip(run, _tables(file, run), strict=True):
+                    for unit, table in zip(run, _tables(file, run, self._columns), strict=True):
                         yield unit, table
                         done += 1
         except CorpusError as error:
@@ -77,25 +78,30 @@ def _contiguous(units: Sequence[Unit]) -> list[Unit]:
     return run
 
 
-def _tables(file: pq.ParquetFile, run: list[Unit]) -> Iterator[pa.Table]:
+def _tables(file: pq.ParquetFile, run: list[Unit], columns: Sequence[str] | None) -> Iterator[pa.Table]:
     first_group, skip = _row_group_at(file.metadata, run[0].first_row)
     batch_rows = min(MAX_BATCH_ROWS, max(1, *(unit.num_rows for unit in run)))
-    batches = _batches(file, first_group, batch_rows)
     pending = file.schema_arrow.empty_table()
+    if columns is not None:
+        pending = pending.select(columns)
+    batches = _batches(file, first_group, batch_rows, pending.column_names)
     for unit in run:
         while pending.num_rows < unit.num_rows + skip:
             batch = next(batches, None)
             if batch is None:
                 raise pa.ArrowInvalid("the file has fewer rows than its footer says")
-            pending = pa.concat_tables([pending, pa.Table.from_batches([batch], schema=file.schema_arrow)])
+            pending = pa.concat_tables([pending, pa.Table.from_batches([batch], schema=pending.schema)])
         yield pending.slice(skip, unit.num_rows)
         pending, skip = pending.slice(skip + unit.num_rows), 0
 
 
-def _batches(file: pq.ParquetFile, first_group: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
+def _batches(
+    file: pq.ParquetFile, first_group: int, batch_rows: int, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
     """The rows from a row group on. Group by group: Arrow cannot join nested dictionaries of two groups in a batch."""
     for group in range(first_group, file.num_row_groups):
-        yield from file.iter_batches(batch_size=batch_rows, row_groups=[group])
+        for batch in file.iter_batches(batch_size=batch_rows, row_groups=[group], columns=columns):
+            yield batch.select(columns)  # a name with a dot in it also chose the field of a struct
 
 
 def _row_group_at(metadata: pq.FileMetaData, row: int) -> tuple[int, int]:

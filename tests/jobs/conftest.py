@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 120
 
 
 def write(path: Path, rows: list[dict[str, Any]], *, row_group_size: int | None = None) -> Path:
@@ -19,3 +25,17 @@ def write(path: Path, rows: list[dict[str, Any]], *, row_group_size: int | None 
 def read_parts(output: Path) -> pa.Table:
     """All rows of a job's output, in the order of its parts."""
     return pa.concat_tables(pq.read_table(part) for part in sorted(output.glob("part-*.parquet")))
+
+
+def kill_after(command: list[str], output: Path, num_parts: int) -> None:
+    """Start a job, and kill its driver as soon as so many parts are in the folder."""
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + TIMEOUT_S
+    try:
+        while not (output / "_manifest.json").exists() or len(list(output.glob("part-*"))) < num_parts:
+            assert driver.poll() is None, f"the job ended by itself with {driver.returncode}"
+            assert time.monotonic() < deadline, "the job commits nothing"
+            time.sleep(0.02)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()

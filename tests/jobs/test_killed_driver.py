@@ -13,10 +13,8 @@ import pyarrow as pa
 import pytest
 
 from jobs.score import ScoreConfig, run
-from tests.jobs.conftest import read_parts
+from tests.jobs.conftest import ROOT, TIMEOUT_S, kill_after, read_parts
 
-ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 120
 NUM_UNITS = 24
 
 
@@ -24,20 +22,6 @@ NUM_UNITS = 24
 def command(tmp_path: Path, shared: Path, golden_folder: Path) -> list[str]:
     arguments = ["--input", str(shared / "data" / "hh_harmless"), "--output", str(tmp_path / "killed")]
     return [sys.executable, "-m", "jobs.score", *arguments, "--model", str(golden_folder), "--cpus-per-actor", "2"]
-
-
-def kill_after(command: list[str], output: Path, num_parts: int) -> None:
-    """Start the job, and kill its driver as soon as so many parts are committed."""
-    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + TIMEOUT_S
-    try:
-        while not (output / "_manifest.json").exists() or len(list(output.glob("part-*"))) < num_parts:
-            assert driver.poll() is None, f"the job ended by itself with {driver.returncode}"
-            assert time.monotonic() < deadline, "the job commits nothing"
-            time.sleep(0.02)
-    finally:
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
 
 
 @pytest.mark.usefixtures("local_ray")

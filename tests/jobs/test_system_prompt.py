@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -18,7 +19,7 @@ PLAIN = chat("hi", "hello")
 WITH_SYSTEM = [{"role": "system", "content": "old"}, *PLAIN]
 
 
-def read(rows: list[dict[str, object]], prompt: SystemPrompt) -> list[Conversation | ConversationError]:
+def read(rows: list[dict[str, Any]], prompt: SystemPrompt) -> list[Conversation | ConversationError]:
     return conversations(pa.Table.from_pylist(rows), ConversationColumns(messages="messages"), prompt)
 
 
@@ -30,7 +31,7 @@ def system_of(conversation: Conversation | ConversationError) -> str | None:
 
 
 def test_one_text_goes_in_front_of_every_row() -> None:
-    found = read([{"messages": PLAIN}] * 2, SystemPrompt.of("Judge code.", None, replaces=False))
+    found = read(2 * [{"messages": PLAIN}], SystemPrompt.of("Judge code.", None, replaces=False))
     assert [system_of(row) for row in found] == ["Judge code."] * 2
 
 
@@ -41,13 +42,13 @@ def test_a_file_is_read_and_stripped(tmp_path: Path) -> None:
 
 
 def test_a_column_has_a_text_for_each_row_or_none() -> None:
-    rows = [{"messages": PLAIN, "domain": "math"}, {"messages": PLAIN, "domain": None}]
+    rows: list[dict[str, Any]] = [{"messages": PLAIN, "domain": "math"}, {"messages": PLAIN, "domain": None}]
     found = read(rows, SystemPrompt.of(None, "domain", replaces=False))
     assert [system_of(row) for row in found] == ["math", None]
 
 
 def test_a_system_message_that_is_there_is_an_error_of_its_row_alone() -> None:
-    rows = [{"messages": WITH_SYSTEM}, {"messages": PLAIN}]
+    rows: list[dict[str, Any]] = [{"messages": WITH_SYSTEM}, {"messages": PLAIN}]
     first, second = read(rows, SystemPrompt.of("new", None, replaces=False))
     assert isinstance(first, ConversationError)
     assert "--replace-system-prompt" in str(first)

@@ -1,0 +1,145 @@
+"""Make preference pairs of a scored Parquet corpus, for DPO or for training reward models.
+
+    python -m jobs.pairs --input scored/ --output pairs/ --min-margin 0.5
+
+Candidates of one prompt are paired: the best with the worst, the best with others at random, or all. The output folder
+gets a row for each pair, in the layout that TRL calls conversational: `prompt`, `chosen` and `rejected` are lists of
+messages; `score_chosen`, `score_rejected` and `margin` are theirs. With --model the input is scored first, prompts
+shared, into OUTPUT/_scored. A job that was stopped is taken up by the same command. Exit status: 0 done, 1 the job
+stopped, 2 an option is wrong, 130 or 143 it was interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+
+import tyro
+from pydantic import Field, NonNegativeFloat
+
+from cluster.connect import connect
+from jobs.columns import conversation_columns
+from jobs.command import run_command
+from jobs.corpus import MAX_UNIT_ROWS, Corpus, identity_of
+from jobs.ledger import Ledger
+from jobs.manifest import is_complete, recorded
+from jobs.model_source import ModelSource
+from jobs.pair_selection import Strategy
+from jobs.pairing import PairStage, PairStats
+from jobs.progress import clock
+from jobs.ranking import num_partitions, stretches
+from jobs.scored_input import ScoredInput, ScoredOptions
+from serve_app.reward_model import RewardModel
+
+__all__ = ["PairsConfig", "main", "run"]
+
+logger = logging.getLogger(__name__)
+MAX_PAIRS = 64
+DEFAULT_PAIRS_OF_ALL = 8
+BYTES_PER_SHARE = 256 << 20
+
+
+class PairsConfig(ScoredOptions):
+    """Make preference pairs of a scored Parquet corpus."""
+
+    strategy: Strategy = "best-worst"
+    """The best candidate against the worst, against others at random, or all pairs, widest margin first."""
+    min_margin: NonNegativeFloat = 0.0
+    """Pairs whose scores differ by this or less are left out; equal scores never make a pair."""
+    max_pairs: int | None = Field(default=None, ge=1, le=MAX_PAIRS)
+    """Pairs of one prompt at most: by default 1, with all 8."""
+    seed: int = Field(default=0, ge=0)
+    """Decides what is drawn at random."""
+
+    @property
+    def pairs_per_prompt(self) -> int:
+        """What `max_pairs` is, or stands for."""
+        return self.max_pairs or (DEFAULT_PAIRS_OF_ALL if self.strategy == "all" else 1)
+
+
+def main() -> int:
+    """Run the command line; the exit status."""
+    config = tyro.cli(PairsConfig, description=__doc__, prog="python -m jobs.pairs")
+
+    def work() -> int:
+        run(config)
+        return 0
+
+    return run_command("jobs.pairs", work)
+
+
+def run(config: PairsConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> PairStats:
+    """Make the pairs of a corpus as `config` says; the counts of the whole output.
+
+    Args:
+        config: the job.
+        load: makes the model on a worker, where one is named.
+
+    Raises:
+        RaywardError: the job cannot start, or stops; what is committed stays.
+    """
+    source = ScoredInput(config, load=load)
+    columns = conversation_columns(source.corpus, config.columns)
+    with connect(config.address) as resources:
+        corpus = source.scored(resources)
+        stage = PairStage(
+            corpus.filesystem,
+            Ledger(config.output),
+            columns,
+            config.score_column,
+            config.strategy,
+            config.min_margin,
+            config.pairs_per_prompt,
+            config.seed,
+        )
+        num_shares = _num_shares(corpus)
+        identity = {
+            "job": "pairs",
+            "input": identity_of(source.location),
+            "input_fingerprint": corpus.fingerprint,
+            "columns": asdict(columns),
+            **config.model_dump(include={"score_column", "strategy", "min_margin", "seed"}),
+            "max_pairs": config.pairs_per_prompt,
+            "shares": num_shares,
+        }
+        return _run(config, stage, corpus, identity, num_shares)
+
+
+def _run(
+    config: PairsConfig, stage: PairStage, corpus: Corpus, identity: dict[str, object], num_shares: int
+) -> PairStats:
+    ledger = stage.ledger
+    paths = [stage.part_path(share, num_shares) for share in range(num_shares)]
+    ledger.check_parts(identity, paths)
+    done = stage.done(num_shares)
+    total = sum(done.values(), PairStats())
+    if len(done) == num_shares and is_complete(ledger):
+        print(f"{_counts(config, total)}; all of it before")
+        return total
+    work = stretches(corpus.units(config.rows_per_unit or MAX_UNIT_ROWS), set())
+    shares = [share for share in range(num_shares) if share not in done]
+    with recorded(ledger, identity=identity, arguments=config) as results:
+        for stats in stage.run(work, shares=shares, num_shares=num_shares):
+            total += stats
+        results |= asdict(total)
+    print(f"{_counts(config, total)}; this run took {clock(results['elapsed_s'])}")
+    return total
+
+
+def _num_shares(corpus: Corpus) -> int:
+    """How many parts the pairs are committed in: what a worker joins and writes at once is bounded."""
+    return max(num_partitions(corpus.num_rows), min(200, corpus.num_bytes // BYTES_PER_SHARE))
+
+
+def _counts(config: PairsConfig, total: PairStats) -> str:
+    without = total.prompts - total.paired
+    notes = [f"{without:,} without a pair"] if without else []
+    notes += [f"{total.unreadable:,} pairs left out, whose conversations cannot be read"] if total.unreadable else []
+    told = f" ({'; '.join(notes)})" if notes else ""
+    return f"{total.pairs:,} pairs of {total.prompts:,} prompts in {config.output}{told}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

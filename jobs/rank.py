@@ -1,0 +1,184 @@
+"""Rank the rows of a scored Parquet corpus within their groups.
+
+    python -m jobs.rank --input scored/ --output ranked/ --top-k 1
+
+Rows group by the prompt of their conversation, or by a column (--group-by). The output folder gets every row with all
+its columns, in input order, and three more: `rank` (0 the best; equal scores in input order), `group_size`, and
+`margin`, what the best of the group scores more. A row without a score has no rank and no margin. With --model the
+input is scored first, prompts shared, into OUTPUT/_scored. A job that was stopped is taken up by the same command.
+Exit status: 0 every row has a rank, 3 some have none, 1 the job stopped, 2 an option is wrong, 130 or 143 it was
+interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import tyro
+from pydantic import PositiveInt, model_validator
+
+from cluster.connect import connect
+from jobs.columns import conversation_columns
+from jobs.command import EXIT_ROW_ERRORS, run_command
+from jobs.corpus import MAX_UNIT_ROWS, Corpus, identity_of
+from jobs.errors import CorpusError
+from jobs.group_keys import GroupKeys
+from jobs.ledger import Ledger, UnitStats
+from jobs.manifest import is_complete, recorded
+from jobs.model_source import ModelSource
+from jobs.options import ColumnName
+from jobs.progress import Progress, clock
+from jobs.quantiles import quantiles
+from jobs.ranking import RANK_COLUMNS, RankStage, Stretch, Summary, stretches
+from jobs.scored_input import ScoredInput, ScoredOptions
+from serve_app.reward_model import RewardModel
+
+__all__ = ["RankConfig", "RankTotals", "main", "run"]
+
+logger = logging.getLogger(__name__)
+
+
+class RankConfig(ScoredOptions):
+    """Rank the rows of a scored Parquet corpus within their groups."""
+
+    group_by: ColumnName | None = None
+    """Column whose equal values make a group, null for none; by default rows group by their prompt."""
+    top_k: PositiveInt | None = None
+    """Keep the best this many rows of each group, and no others."""
+    global_top_k: PositiveInt | None = None
+    """Keep the best this many rows of the whole corpus, ranked as one group."""
+    output_prefix: str = ""
+    """Put in front of the names of the three new columns."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_group(self) -> RankConfig:
+        if self.global_top_k is not None and (self.top_k is not None or self.group_by is not None):
+            raise ValueError("--global-top-k ranks the whole corpus: leave --top-k and --group-by out")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class RankTotals:
+    """Counts of a ranked corpus: `unscored` rows have no score, `ungrouped` ones no group."""
+
+    rows: int
+    written: int
+    unscored: int
+    ungrouped: int
+
+
+def main() -> int:
+    """Run the command line; the exit status."""
+    config = tyro.cli(RankConfig, description=__doc__, prog="python -m jobs.rank")
+
+    def work() -> int:
+        total = run(config)
+        return EXIT_ROW_ERRORS if total.unscored or total.ungrouped else 0
+
+    return run_command("jobs.rank", work)
+
+
+def run(config: RankConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> RankTotals:
+    """Rank a corpus as `config` says; the counts of the whole output.
+
+    Args:
+        config: the job.
+        load: makes the model on a worker, where one is named.
+
+    Raises:
+        RaywardError: the job cannot start, or stops; what is committed stays.
+    """
+    source = ScoredInput(config, load=load)
+    keys = _group_keys(config, source.corpus)
+    _check_names(config, source.corpus)
+    ledger = Ledger(config.output)
+    with connect(config.address) as resources:
+        corpus = source.scored(resources)
+        units = corpus.units(config.rows_per_unit or MAX_UNIT_ROWS)
+        identity = {
+            "job": "rank",
+            "input": identity_of(source.location),
+            "input_fingerprint": corpus.fingerprint,
+            "group_by": asdict(keys) if keys else None,
+            **config.model_dump(include={"score_column", "top_k", "global_top_k", "output_prefix"}),
+            "rows_per_unit": config.rows_per_unit,
+        }
+        done = ledger.check(identity, units)
+        if len(done) == len(units) and is_complete(ledger):
+            manifest = ledger.read_manifest() or {}
+            total = RankTotals(*(manifest[name] for name in RankTotals.__dataclass_fields__))
+            print(f"{_counts(config, total)}; all of it before")
+            return total
+        stage = RankStage(
+            corpus.filesystem,
+            ledger,
+            keys,
+            config.score_column,
+            config.output_prefix,
+            config.top_k or config.global_top_k,
+        )
+        with recorded(ledger, identity=identity, arguments=config) as results:
+            total = _rank(stage, stretches(units, set(done)), corpus, sum(done.values(), UnitStats()), results)
+        print(f"{_counts(config, total)}; this run took {clock(results['elapsed_s'])}")
+    return total
+
+
+def _rank(
+    stage: RankStage, work: list[Stretch], corpus: Corpus, done: UnitStats, results: dict[str, Any]
+) -> RankTotals:
+    summaries = []
+    with Progress(num_rows=corpus.num_rows, done=done) as progress:
+        for made in stage.run(work, num_rows=corpus.num_rows):
+            if isinstance(made, Summary):
+                summaries.append(made)
+            else:
+                progress.add(made)
+    total = RankTotals(
+        rows=progress.total.rows,
+        written=progress.total.written,
+        unscored=sum(summary.unscored for summary in summaries),
+        ungrouped=sum(summary.ungrouped for summary in summaries),
+    )
+    results |= asdict(total)
+    results["score_quantiles"] = quantiles([summary.scores for summary in summaries])
+    return total
+
+
+def _group_keys(config: RankConfig, corpus: Corpus) -> GroupKeys | None:
+    if config.global_top_k is not None:
+        return None
+    if config.group_by is None:
+        return GroupKeys(None, conversation_columns(corpus, config.columns))
+    for file, schema in zip(corpus.files, corpus.schemas, strict=True):
+        if config.group_by not in schema.names:
+            raise CorpusError(
+                f"{file.path} has no column {config.group_by!r} for --group-by; it has {', '.join(schema.names)}"
+            )
+    return GroupKeys(config.group_by, None)
+
+
+def _check_names(config: RankConfig, corpus: Corpus) -> None:
+    names = [config.output_prefix + name for name in RANK_COLUMNS]
+    for file, schema in zip(corpus.files, corpus.schemas, strict=True):
+        if taken := [name for name in names if name in schema.names]:
+            raise CorpusError(
+                f"{file.path} already has the columns {taken}; name the new ones apart with --output-prefix"
+            )
+
+
+def _counts(config: RankConfig, total: RankTotals) -> str:
+    kept = f"{total.written:,} of {total.rows:,} rows" if total.written < total.rows else f"{total.rows:,} rows"
+    missing = [
+        f"{count:,} without {what}"
+        for count, what in ((total.unscored, "a score"), (total.ungrouped, "a group"))
+        if count
+    ]
+    return f"{kept} in {config.output}" + (f" ({', '.join(missing)})" if missing else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
