@@ -66,7 +66,7 @@ def main() -> int:
             print(f"engine {engine_rates[-1]:,.0f} tokens/s, jobs.score {job_rates[-1]:,.0f} tokens/s", flush=True)
     ratios = [job / engine for job, engine in zip(job_rates, engine_rates, strict=True)]
     result = {
-        "hardware": f"{local_cores()} cores of {_processor()}",
+        "hardware": f"{local_cores()} cores of {processor()}",
         "model": Path(config.model).name,
         "dtype": str(model.dtype).removeprefix("torch."),
         "torch": torch.__version__,
@@ -109,7 +109,7 @@ def _job_rate(config: BenchConfig) -> float:
     return tokens / (last - first) * 1e9
 
 
-def _processor() -> str:
+def processor() -> str:
     cpu_info = Path("/proc/cpuinfo")
     lines = cpu_info.read_text().splitlines() if cpu_info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
