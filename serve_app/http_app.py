@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.api_error import ApiError
 from serve_app.deadline import HEADER, deadline_in, parse_timeout
 from serve_app.dialects import all_routes
+from serve_app.playground.page import playground
 from serve_app.routes import routes
 from serve_app.schemas import ERRORS
 from serve_app.scoring_service import ScoringService
@@ -42,6 +43,7 @@ def http_app(service: ScoringService, guard: Guard) -> FastAPI:
     app.include_router(routes(service), responses=ERRORS)
     for router in all_routes(service):
         app.include_router(router, responses=ERRORS)
+    app.include_router(playground())
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
