@@ -15,7 +15,17 @@ from jobs.system_prompt import NO_SYSTEM_PROMPT, SystemPrompt
 from serve_app.reward_model.conversation import Conversation
 from serve_app.reward_model.errors import ConversationError
 
-__all__ = ["SCORE_COLUMNS", "ConversationColumns", "columns_of", "conversation_columns", "conversations"]
+__all__ = [
+    "SCORE_COLUMNS",
+    "ConversationColumns",
+    "columns_of",
+    "conversation_columns",
+    "conversations",
+    "describe",
+    "is_messages",
+    "is_text",
+    "without_nulls",
+]
 
 SCORE_COLUMNS = ("score", "num_tokens", "truncated", "error")
 
@@ -57,29 +67,30 @@ class ConversationColumns:
         if has_messages and has_pair:
             raise CorpusError(
                 "the input has both 'messages' and 'prompt' with 'response'; say which to score with --messages-column "
-                f"messages or --prompt-column prompt.\n{_describe(schema)}"
+                f"messages or --prompt-column prompt.\n{describe(schema)}"
             )
         if not has_messages and not has_pair:
             raise CorpusError(
                 "the input has neither a 'messages' column nor 'prompt' and 'response'; name yours with "
-                f"--messages-column, or with --prompt-column and --response-column.\n{_describe(schema)}"
+                f"--messages-column, or with --prompt-column and --response-column.\n{describe(schema)}"
             )
         return cls(messages="messages") if has_messages else cls(prompt="prompt", response="response")
 
 
 def _check(schema: pa.Schema, name: str, role: str, *, text_or_messages: bool) -> None:
     if schema.names.count(name) > 1:
-        raise CorpusError(f"there are {schema.names.count(name)} columns {name!r}.\n{_describe(schema)}")
+        raise CorpusError(f"there are {schema.names.count(name)} columns {name!r}.\n{describe(schema)}")
     if name not in schema.names:
-        raise CorpusError(f"there is no column {name!r} for --{role}-column.\n{_describe(schema)}")
+        raise CorpusError(f"there is no column {name!r} for --{role}-column.\n{describe(schema)}")
     kind = schema.field(name).type
-    if not (_is_text(kind) or (text_or_messages and _is_messages(kind))):
+    if not (is_text(kind) or (text_or_messages and is_messages(kind))):
         wanted = "a list of {role, content} or a JSON string of one" if role == "messages" else "a string"
         wanted = "a string or a list of {role, content}" if role == "prompt" else wanted
-        raise CorpusError(f"column {name!r} is {kind}; --{role}-column takes {wanted}.\n{_describe(schema)}")
+        raise CorpusError(f"column {name!r} is {kind}; --{role}-column takes {wanted}.\n{describe(schema)}")
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if isinstance(kind, pa.BaseExtensionType):  # such as arrow.json
@@ -88,7 +99,8 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in kinds)  # a column of nulls alone has the type null: each row is an error
 
 
-def _is_messages(kind: pa.DataType) -> bool:
+def is_messages(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of {role, content}."""
     lists = (
         pa.types.is_list,
         pa.types.is_large_list,
@@ -98,11 +110,12 @@ def _is_messages(kind: pa.DataType) -> bool:
     )
     if not any(is_list(kind) for is_list in lists) or not pa.types.is_struct(kind.value_type):
         return False
-    texts = {field.name for field in kind.value_type if _is_text(field.type)}
+    texts = {field.name for field in kind.value_type if is_text(field.type)}
     return {"role", "content"} <= texts
 
 
-def _describe(schema: pa.Schema) -> str:
+def describe(schema: pa.Schema) -> str:
+    """One line that lists the columns and their types, for errors."""
     return "Columns found: " + ", ".join(f"{field.name} ({field.type})" for field in schema)
 
 
@@ -182,12 +195,12 @@ def _parse(
     if isinstance(source, ConversationError):
         return source
     try:
-        return system_prompt.before(Conversation.parse([_without_nulls(message) for message in source]), cell)
+        return system_prompt.before(Conversation.parse([without_nulls(message) for message in source]), cell)
     except ConversationError as error:
         return error
 
 
-def _without_nulls(message: Any) -> Any:
+def without_nulls(message: Any) -> Any:
     """A Parquet struct has every field in every row; one that is null was not there."""
     if not isinstance(message, dict):
         return message

@@ -10,7 +10,7 @@ from jobs.columns import ConversationColumns
 from serve_app.reward_model.tiny import NAME as TINY
 from serve_app.reward_model.tokenizer import Truncation
 
-__all__ = ["ColumnName", "CorpusOptions", "ScoringOptions"]
+__all__ = ["ColumnName", "CorpusOptions", "EngineOptions", "ScoringOptions"]
 
 ColumnName = Annotated[str, Field(min_length=1)]
 
@@ -26,8 +26,8 @@ class CorpusOptions(BaseModel):
     """A folder or URI for the results; made if it is not there."""
 
 
-class ScoringOptions(BaseModel):
-    """How conversations are found in rows, and what scores them."""
+class EngineOptions(BaseModel):
+    """What scores conversations, and where."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,12 +45,6 @@ class ScoringOptions(BaseModel):
     """A conversation over the limit: error marks its row, right keeps its start, left drops its oldest turns."""
     max_tokens: int | None = Field(default=None, ge=2)
     """A limit below the model's own."""
-    messages_column: ColumnName | None = None
-    """Column of messages: a list of {role, content}, or a JSON string of one."""
-    prompt_column: ColumnName | None = None
-    """Column of the prompt: a string or messages. Goes with --response-column."""
-    response_column: ColumnName | None = None
-    """Column of the response: a string."""
     system_prompt: str | None = None
     """A system message put in front of every conversation: the text, or @FILE that holds it."""
     system_prompt_column: ColumnName | None = None
@@ -69,6 +63,17 @@ class ScoringOptions(BaseModel):
     """Stop once more rows than this have failed."""
     address: str | None = None
     """A running Ray cluster (auto, host:port or ray://host:port); without it a local one is started."""
+
+
+class ScoringOptions(EngineOptions):
+    """How conversations are found in rows, and what scores them."""
+
+    messages_column: ColumnName | None = None
+    """Column of messages: a list of {role, content}, or a JSON string of one."""
+    prompt_column: ColumnName | None = None
+    """Column of the prompt: a string or messages. Goes with --response-column."""
+    response_column: ColumnName | None = None
+    """Column of the response: a string."""
 
     @property
     def columns(self) -> ConversationColumns:

@@ -1,0 +1,142 @@
+"""Evaluate a reward model on RewardBench or RewardBench 2.
+
+    python -m jobs.rewardbench --input filtered.parquet --model internlm/internlm2-1_8b-reward
+
+The input is a benchmark's dataset as Parquet, or a part of it; its columns tell which one it is. RewardBench has
+`prompt`, `chosen`, `rejected` and `subset`; a row counts when the chosen answer scores strictly higher. RewardBench 2
+has `id`, `prompt`, the lists `chosen` and `rejected`, `num_correct` and `subset`; the right answer must score highest.
+Every answer is scored whole, unless --truncation says otherwise (the benchmark's own runner cuts at 2,048 tokens). A
+row with an answer that cannot be scored counts as wrong, and is named.
+
+The output folder gets `rewardbench.json`, `rows.parquet` with the scores of each row, and the stages `conversations/`
+and `scores/`, from which the same command takes a stopped job up. Exit status: 0 every answer was scored, 3 some were
+not, 1 the job stopped, 2 an option is wrong, 130 or 143 it was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import tyro
+from pydantic import BaseModel, ConfigDict
+
+from cluster.connect import connect
+from jobs.benchmarks import report, rewardbench1, rewardbench2
+from jobs.benchmarks.conversation_file import ConversationFile
+from jobs.benchmarks.dataset import Benchmark, Dataset
+from jobs.benchmarks.outcome import AnsweredRow, Outcome
+from jobs.benchmarks.output_folder import OutputFolder
+from jobs.benchmarks.row_results import read_rows, table_of
+from jobs.command import EXIT_ROW_ERRORS, run_command
+from jobs.corpus import Corpus
+from jobs.errors import CorpusError
+from jobs.ledger import Ledger
+from jobs.model_source import ModelSource
+from jobs.options import EngineOptions, ScoringOptions
+from jobs.scoring import ScoringRun
+from jobs.system_prompt import SystemPrompt
+from serve_app.reward_model import RewardModel
+from serve_app.reward_model.tiny import NAME as TINY
+
+__all__ = ["RewardBenchConfig", "main", "run"]
+
+logger = logging.getLogger(__name__)
+
+
+class _BenchmarkOptions(BaseModel):
+    """What is read and where the results go."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: str
+    """The benchmark's dataset: a Parquet file, a folder of them, a glob in quotes, or a URI."""
+    output: str | None = None
+    """A folder or URI for the results: by default rewardbench-INPUT-MODEL here."""
+
+
+class RewardBenchConfig(EngineOptions, _BenchmarkOptions):
+    """Evaluate a reward model on RewardBench or RewardBench 2; a stopped job is taken up by the same command."""
+
+
+def main() -> int:
+    """Run the command line; the exit status."""
+    config = tyro.cli(RewardBenchConfig, description=__doc__, prog="python -m jobs.rewardbench")
+    return run_command("jobs.rewardbench", lambda: _exit_status(run(config)))
+
+
+def run(config: RewardBenchConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> Outcome:
+    """Score the answers of a benchmark, compute its figures, write and print them.
+
+    Args:
+        config: the job.
+        load: makes the model on a worker.
+
+    Raises:
+        RaywardError: the job cannot start, or stops; what is committed stays.
+    """
+    SystemPrompt.of(config.system_prompt, config.system_prompt_column, replaces=config.replace_system_prompt)
+    folder = OutputFolder(config.output or _default_output(config))
+    corpus = Corpus.open(config.input, output=folder.location)
+    if not corpus.num_rows:
+        raise CorpusError(f"{config.input} has no rows")
+    dataset = Dataset.of(corpus, system_prompt_column=config.system_prompt_column)
+    num_answers = ConversationFile(folder).make(corpus, dataset)
+    logger.info("%s: %s rows, %s answers", dataset.benchmark.value, f"{corpus.num_rows:,}", f"{num_answers:,}")
+    _score(config, folder, load)
+    scored = Corpus.open(folder.below("scores"))
+    return _finish(config, folder, dataset, read_rows(scored, num_rows=corpus.num_rows, num_answers=num_answers))
+
+
+def _default_output(config: RewardBenchConfig) -> str:
+    names = (Path(config.input).name.removesuffix(".parquet"), Path(config.model or TINY).name)
+    return "-".join(["rewardbench", *(re.sub(r"[^\w.-]+", "_", name) for name in names)])
+
+
+def _score(config: RewardBenchConfig, folder: OutputFolder, load: Callable[[ModelSource], RewardModel]) -> None:
+    shared = {name: getattr(config, name) for name in EngineOptions.model_fields}
+    if config.system_prompt_column is not None:
+        shared["system_prompt_column"] = "system_prompt"
+    scoring = ScoringRun(
+        ScoringOptions(**shared, messages_column="messages"),
+        source=folder.below("conversations"),
+        output=folder.below("scores"),
+        load=load,
+    )
+    with connect(config.address) as resources:
+        scoring.run(resources)
+    logger.info(scoring.summary)
+
+
+def _finish(config: RewardBenchConfig, folder: OutputFolder, dataset: Dataset, rows: Sequence[AnsweredRow]) -> Outcome:
+    is_first = dataset.benchmark is Benchmark.REWARDBENCH
+    outcome = rewardbench1.evaluate(rows) if is_first else rewardbench2.evaluate(rows)
+    with folder.create("rows.parquet") as stream:
+        pq.write_table(table_of(rows, rewardbench1.accuracy if is_first else rewardbench2.accuracy), stream)
+    data = report.as_data(outcome, rows=rows) | {"run": _run(config, folder)}
+    with folder.create("rewardbench.json") as stream:
+        stream.write(json.dumps(data, indent=2, allow_nan=False).encode())
+    print(report.table(outcome, model=Path(config.model or TINY).name, rows=rows))
+    print(f"in {folder.location}: rewardbench.json, rows.parquet")
+    return outcome
+
+
+def _run(config: RewardBenchConfig, folder: OutputFolder) -> dict[str, Any]:
+    """What the figures were made with."""
+    manifest = Ledger(folder.below("scores")).read_manifest() or {}
+    kept = ("identity", "versions", "tokens", "seconds")
+    return {"arguments": config.model_dump(), **{name: manifest.get(name) for name in kept}}
+
+
+def _exit_status(outcome: Outcome) -> int:
+    return EXIT_ROW_ERRORS if any(subset.num_unscored for subset in outcome.subsets) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
