@@ -18,12 +18,15 @@ from serve_app.reward_model.errors import ConversationError
 __all__ = [
     "SCORE_COLUMNS",
     "ConversationColumns",
+    "check_column",
+    "check_names",
     "columns_of",
     "conversation_columns",
     "conversations",
     "describe",
     "is_messages",
     "is_text",
+    "prompts",
     "without_nulls",
 ]
 
@@ -48,10 +51,10 @@ class ConversationColumns:
         chosen = chosen or cls()
         columns = cls._by_name(schema, chosen)
         if columns.messages is not None:
-            _check(schema, columns.messages, "messages", text_or_messages=True)
+            check_column(schema, columns.messages, "messages", text_or_messages=True)
         else:
-            _check(schema, str(columns.prompt), "prompt", text_or_messages=True)
-            _check(schema, str(columns.response), "response", text_or_messages=False)
+            check_column(schema, str(columns.prompt), "prompt", text_or_messages=True)
+            check_column(schema, str(columns.response), "response", text_or_messages=False)
         return columns
 
     @classmethod
@@ -77,7 +80,12 @@ class ConversationColumns:
         return cls(messages="messages") if has_messages else cls(prompt="prompt", response="response")
 
 
-def _check(schema: pa.Schema, name: str, role: str, *, text_or_messages: bool) -> None:
+def check_column(schema: pa.Schema, name: str, role: str, *, text_or_messages: bool) -> None:
+    """Refuse a column that is not there once, or holds neither text nor, where those are allowed, messages.
+
+    Raises:
+        CorpusError: the text lists the columns; `role` names the flag.
+    """
     if schema.names.count(name) > 1:
         raise CorpusError(f"there are {schema.names.count(name)} columns {name!r}.\n{describe(schema)}")
     if name not in schema.names:
@@ -131,10 +139,10 @@ def columns_of(
     for file, schema in zip(corpus.files, corpus.schemas, strict=True):
         if system_prompt_column is not None:
             try:
-                _check(schema, system_prompt_column, "system-prompt", text_or_messages=False)
+                check_column(schema, system_prompt_column, "system-prompt", text_or_messages=False)
             except CorpusError as error:
                 raise CorpusError(f"{file.path}: {error}") from None
-        _check_names(file, schema, output_prefix)
+        check_names(file, schema, [output_prefix + name for name in SCORE_COLUMNS])
     return columns
 
 
@@ -159,10 +167,15 @@ def conversation_columns(corpus: Corpus, chosen: ConversationColumns) -> Convers
     return next(iter(found))
 
 
-def _check_names(file: InputFile, schema: pa.Schema, prefix: str) -> None:
+def check_names(file: InputFile, schema: pa.Schema, added: Sequence[str]) -> None:
+    """Refuse a file that has several columns of one name, or one of a name that is to be `added`.
+
+    Raises:
+        CorpusError: it names the columns and the flag that makes room.
+    """
     if repeated := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise CorpusError(f"{file.path} has several columns of the names {repeated}, which no output can keep")
-    if taken := [prefix + name for name in SCORE_COLUMNS if prefix + name in schema.names]:
+    if taken := [name for name in added if name in schema.names]:
         raise CorpusError(
             f"{file.path} already has the columns {taken}; name the new ones apart with --output-prefix, such as "
             "--output-prefix second_"
@@ -182,6 +195,21 @@ def conversations(
     column = system_prompt.column
     prompts = [None] * table.num_rows if column is None else _cells(table, column)
     return [_parse(source, system_prompt, cell) for source, cell in zip(sources, prompts, strict=True)]
+
+
+def prompts(table: pa.Table, columns: ConversationColumns) -> list[Conversation | ConversationError]:
+    """The messages of each row's prompt, from its column of messages or of prompts, or why the row has none."""
+    if columns.messages is not None:
+        sources = [_messages(cell) for cell in _cells(table, columns.messages)]
+    else:
+        sources = [_prompt(cell) for cell in _cells(table, str(columns.prompt))]
+    return [_answerable(_parse(source, NO_SYSTEM_PROMPT, None)) for source in sources]
+
+
+def _answerable(prompt: Conversation | ConversationError) -> Conversation | ConversationError:
+    if isinstance(prompt, Conversation) and prompt.response.role == "assistant":
+        return ConversationError("the prompt ends in an assistant's turn, so there is nothing to answer")
+    return prompt
 
 
 def _cells(table: pa.Table, name: str) -> list[Any]:
@@ -220,7 +248,15 @@ def _messages(cell: Any) -> list[Any] | ConversationError:
 
 
 def _joined(prompt: Any, response: Any) -> list[Any] | ConversationError:
-    if prompt is None or response is None:
-        return ConversationError(f"the {'prompt' if prompt is None else 'response'} is null")
-    turns: Sequence[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    turns = _prompt(prompt)
+    if isinstance(turns, ConversationError):
+        return turns
+    if response is None:
+        return ConversationError("the response is null")
     return [*turns, {"role": "assistant", "content": response}]
+
+
+def _prompt(cell: Any) -> list[Any] | ConversationError:
+    if cell is None:
+        return ConversationError("the prompt is null")
+    return [{"role": "user", "content": cell}] if isinstance(cell, str) else list(cell)

@@ -7,6 +7,7 @@ RaywardError
    |- ResourceError     the cluster has no room for the actors that were asked for
    |- WorkerError       a task on a worker failed in a way that no row explains
    |- ScorerError       the model cannot be loaded on the workers, or keeps dying
+   |- GeneratorError    the generator cannot be reached, loaded or used, or keeps dying
    `- TooManyErrorsError    more rows failed than --max-errors allows
 """
 
@@ -16,6 +17,7 @@ from serve_app.reward_model.errors import RaywardError
 
 __all__ = [
     "CorpusError",
+    "GeneratorError",
     "JobError",
     "OutputError",
     "ResourceError",
@@ -47,6 +49,10 @@ class WorkerError(JobError):
 
 class ScorerError(JobError):
     """The scorer failed in a way that is no row's fault."""
+
+
+class GeneratorError(JobError):
+    """The generator failed in a way that is no prompt's fault."""
 
 
 class TooManyErrorsError(JobError):

@@ -18,7 +18,7 @@ import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -44,7 +44,8 @@ class UnitStats:
     """Counts of one or more committed units.
 
     Of `rows` input rows `errors` have no score; `left_out` were kept out of the output because that was asked for.
-    `tokens` were scored in `seconds`, summed over actors.
+    `tokens` were scored in `seconds`, summed over actors. `counts` holds what a job counts beside; `added_rows` in it
+    are those that the output has over the input's.
     """
 
     rows: int = 0
@@ -52,15 +53,28 @@ class UnitStats:
     tokens: int = 0
     seconds: float = 0.0
     left_out: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: UnitStats) -> UnitStats:
-        ours, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
-        return UnitStats(*(mine + other for mine, other in zip(ours, theirs, strict=True)))
+        names = [*self.counts, *(name for name in other.counts if name not in self.counts)]
+        return UnitStats(
+            self.rows + other.rows,
+            self.errors + other.errors,
+            self.tokens + other.tokens,
+            self.seconds + other.seconds,
+            self.left_out + other.left_out,
+            {name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in names},
+        )
 
     @property
     def written(self) -> int:
         """Rows of the output."""
-        return self.rows - self.left_out
+        return self.rows - self.left_out + self.counts.get("added_rows", 0)
+
+    def figures(self) -> dict[str, Any]:
+        """All counts by name, as a manifest has them."""
+        own = {"rows": self.rows, "errors": self.errors, "tokens": self.tokens, "seconds": self.seconds}
+        return own | dict(self.counts)
 
 
 class Ledger:
@@ -151,7 +165,7 @@ class Ledger:
         self.write(self.manifest_path, json.dumps({"run": self.run, **manifest}, indent=2).encode())
 
     def done(self, units: Sequence[Unit]) -> dict[str, UnitStats]:
-        """The units, by id, whose parts are there with as many rows as planned.
+        """The units, by id, whose parts are there whole, for as many rows as planned.
 
         Raises:
             OutputError: a part belongs to no unit: its input file changed or went, so its rows would stand in the
@@ -173,11 +187,13 @@ class Ledger:
         """Write a unit's part: whole under its final name, or not at all.
 
         Raises:
-            OutputError: it cannot be written, or does not have the unit's number of rows.
+            OutputError: it cannot be written, or does not have the number of rows that it should.
         """
         if stats.rows != unit.num_rows or table.num_rows != stats.written:
-            without = f", {stats.left_out} of them left out," if stats.left_out else ""
-            raise OutputError(f"unit {unit.id} has {unit.num_rows} rows{without} but {table.num_rows} came back")
+            raise OutputError(
+                f"unit {unit.id} has {unit.num_rows} rows but {stats.rows} came back, in a part of {table.num_rows} "
+                f"rows where {stats.written} are counted"
+            )
         self.commit_part(self.path(unit), table, stats)
 
     def commit_part(self, path: str, table: pa.Table, stats: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cluster.connect import ClusterResources
 from jobs.errors import ScorerError
-from jobs.options import ScoringOptions
+from jobs.options import EngineOptions
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.checkpoint import fingerprint, resolve
@@ -31,7 +31,7 @@ class ModelSource:
     token_budget: int | None
 
     @classmethod
-    def of(cls, options: ScoringOptions, resources: ClusterResources) -> ModelSource:
+    def of(cls, options: EngineOptions, resources: ClusterResources) -> ModelSource:
         """The model as the driver sees it: mistakes show before anything is started on a worker."""
         name = options.model or TINY
         folder = resolve(name, options.revision)

@@ -1,4 +1,4 @@
-"""Units through Ray Data: read (CPU) -> score (actors) -> commit (CPU), one report each to the driver.
+"""Units through Ray Data: read (CPU) -> one or more stages of actors -> commit (CPU), one report each to the driver.
 
 A unit travels as one row: its description and its table as Arrow IPC bytes. Ray Data drops empty blocks and splits
 and merges others; a single row it leaves whole. What goes wrong travels as a field of that row, since an exception
@@ -12,10 +12,10 @@ import json
 import logging
 import pickle
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 from pyarrow import fs
@@ -24,13 +24,32 @@ from jobs.actors import IO_CPUS, ActorPool
 from jobs.corpus import Unit
 from jobs.errors import ScorerError
 from jobs.ledger import Ledger, UnitStats
-from jobs.scorer import UnitScorer
 from jobs.unit_reader import UnitReader, read_tasks
 from serve_app.reward_model.errors import RaywardError
 
-__all__ = ["UnitReport", "run_units"]
+if TYPE_CHECKING:
+    import ray.data
+
+__all__ = ["Stage", "UnitReport", "UnitWorker", "run_units"]
 
 MAX_READ_TASKS = 200
+
+
+class UnitWorker(Protocol):
+    """What an actor of a stage does with units."""
+
+    def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
+        """The unit's table as the next stage gets it, and what this stage counted."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Actors that work on units as they come, each on `units_at_once`; `make` runs in the actor."""
+
+    make: Callable[[], UnitWorker]
+    pool: ActorPool
+    units_at_once: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +65,13 @@ def run_units(
     *,
     filesystem: fs.FileSystem,
     ledger: Ledger,
-    make_scorer: Callable[[], UnitScorer],
-    pool: ActorPool,
+    stages: Sequence[Stage],
 ) -> Iterator[UnitReport]:
-    """Read, score and commit units on the connected Ray, yielding each as it is committed, in no fixed order.
+    """Read units, pass them through the stages in turn and commit them on the connected Ray, yielding each as it is
+    committed, in no fixed order. All stages run at the same time, each on other units.
 
     Raises:
-        RaywardError: a unit cannot be read, scored or committed. Units committed before stay committed.
+        RaywardError: a unit cannot be read, worked on or committed. Units committed before stay committed.
     """
     import ray.data
 
@@ -64,15 +83,8 @@ def run_units(
     dataset = dataset.map_batches(
         partial(_read, filesystem=filesystem), batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS
     )
-    dataset = dataset.map_batches(
-        _ScoreStage,
-        fn_constructor_args=(make_scorer, pool.num_threads),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.num_actors, initial_size=pool.num_actors),
-        num_cpus=pool.cpus_per_actor,
-        num_gpus=pool.gpus_per_actor or None,
-    )
+    for stage in stages:
+        dataset = _staged(dataset, stage)
     dataset = dataset.map_batches(
         partial(_commit, ledger=ledger), batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS
     )
@@ -83,6 +95,28 @@ def run_units(
                 yield _report(parcel)
     except ray.exceptions.RayError as error:
         raise ScorerError(f"a Ray task or actor failed for good: {error}") from error
+
+
+def _staged(dataset: ray.data.Dataset, stage: Stage) -> ray.data.Dataset:
+    import ray.data
+
+    pool = stage.pool
+    strategy = ray.data.ActorPoolStrategy(
+        min_size=1,
+        max_size=pool.num_actors,
+        initial_size=pool.num_actors,
+        max_concurrent_calls_per_actor=stage.units_at_once if stage.units_at_once > 1 else None,
+        enable_true_multi_threading=stage.units_at_once > 1,
+    )
+    return dataset.map_batches(
+        _ActorStage,
+        fn_constructor_args=(stage.make, pool.num_threads),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=strategy,
+        num_cpus=pool.cpus_per_actor,
+        num_gpus=pool.gpus_per_actor or None,
+    )
 
 
 def _set_quiet_context() -> None:
@@ -128,6 +162,12 @@ def _unit(parcel: pa.Table) -> Unit:
     return Unit(**json.loads(parcel["unit"][0].as_py()))
 
 
+def _stats(parcel: pa.Table) -> UnitStats:
+    """What the stages before counted of the unit."""
+    counted = parcel["stats"][0].as_py()
+    return UnitStats(**json.loads(counted)) if counted else UnitStats()
+
+
 def _table(parcel: pa.Table) -> pa.Table:
     return pa.ipc.open_stream(pa.BufferReader(parcel["table"][0].as_buffer())).read_all()
 
@@ -142,31 +182,31 @@ def _read(batch: pa.Table, filesystem: fs.FileSystem) -> Iterator[pa.Table]:
         yield _parcel(unit, failure=table) if isinstance(table, Exception) else _parcel(unit, table=table)
 
 
-class _ScoreStage:
-    """The Ray Data form of a `UnitScorer`: one parcel in, one out."""
+class _ActorStage:
+    """The Ray Data form of a `UnitWorker`: one parcel in, one out."""
 
-    def __init__(self, make_scorer: Callable[[], UnitScorer], num_threads: int) -> None:
+    def __init__(self, make: Callable[[], UnitWorker], num_threads: int) -> None:
         import torch
 
         torch.set_num_threads(num_threads)
-        self._scorer = make_scorer()
+        self._worker = make()
 
     def __call__(self, parcel: pa.Table) -> pa.Table:
         if _failed(parcel):
             return parcel
         unit = _unit(parcel)
         try:
-            table, stats = self._scorer.score(unit, _table(parcel))
+            table, stats = self._worker.process(unit, _table(parcel))
         except Exception as error:  # sent to the driver, which raises it
             logging.getLogger(__name__).exception("unit %s failed", unit.id)
             return _parcel(unit, failure=error)
-        return _parcel(unit, table=table, stats=stats)
+        return _parcel(unit, table=table, stats=_stats(parcel) + stats)
 
 
 def _commit(parcel: pa.Table, ledger: Ledger) -> pa.Table:
     if _failed(parcel):
         return parcel
-    unit, stats = _unit(parcel), UnitStats(**json.loads(parcel["stats"][0].as_py()))
+    unit, stats = _unit(parcel), _stats(parcel)
     try:
         ledger.commit(unit, _table(parcel), stats)
     except Exception as error:  # sent to the driver, which raises it

@@ -7,28 +7,30 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from jobs.attempts import AttemptLog, Attempts
+from jobs.attempts import GuardedModel
 from jobs.columns import ConversationColumns, conversations
 from jobs.corpus import Unit
 from jobs.ledger import Ledger, UnitStats
 from jobs.system_prompt import SystemPrompt
 from serve_app.reward_model import RewardModel, Score, ScoringError
 from serve_app.reward_model.conversation import Conversation
+from serve_app.reward_model.errors import ConversationError
 from serve_app.reward_model.tokenizer import Truncation
 
-__all__ = ["DeadRowError", "UnitScorer", "score_columns"]
+__all__ = ["DeadRowError", "UnitScorer", "outcomes_of", "reason_of", "score_columns"]
 
 
 class DeadRowError(ScoringError):
     """The scoring process died on this row alone."""
 
+    @classmethod
+    def after(cls, strikes: int) -> DeadRowError:
+        """The error of a row on which it died so many times."""
+        return cls(f"the scoring process died {strikes} times on this row alone")
+
 
 class UnitScorer:
-    """Scores units: adds `score`, `num_tokens`, `truncated` and `error` to their tables.
-
-    `load` makes the model. It runs with the first unit, inside that unit's attempt, so that a process which dies
-    while loading is noticed like one that dies while scoring.
-    """
+    """Scores units: adds `score`, `num_tokens`, `truncated` and `error` to their tables. `load` makes the model."""
 
     def __init__(
         self,
@@ -41,60 +43,46 @@ class UnitScorer:
         max_tokens: int | None,
         prefix: str,
     ) -> None:
-        self._load = load
-        self._model: RewardModel | None = None
-        self._ledger = ledger
+        self._guarded = GuardedModel(load, ledger)
         self._columns = columns
         self._system_prompt = system_prompt
         self._truncation = truncation
         self._max_tokens = max_tokens
         self._prefix = prefix
 
-    def score(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
+    def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
         """The unit's table with its scores, in input order, and its counts.
 
         Raises:
             RaywardError: the model cannot be loaded, or scoring fails in a way that is no row's fault.
         """
-        log = AttemptLog(self._ledger, unit)
-        noted = log.read()
-        attempts = noted.after_death() if noted else Attempts.of(table.num_rows)
-        model = self._loaded(log, attempts)
+        attempt = self._guarded.begin(unit, table.num_rows)
         started = time.perf_counter()
-        outcomes = self._outcomes(model, table, attempts, log)
+        outcomes = attempt.results(
+            lambda model, first, stop: self._score_rows(model, table.slice(first, stop - first)),
+            given_up=DeadRowError.after,
+        )
         seconds = time.perf_counter() - started
-        log.remove()
         tokens = sum(outcome.num_tokens for outcome in outcomes if isinstance(outcome, Score))
         errors = sum(isinstance(outcome, ScoringError) for outcome in outcomes)
         return score_columns(table, outcomes, prefix=self._prefix), UnitStats(len(outcomes), errors, tokens, seconds)
 
-    def _loaded(self, log: AttemptLog, attempts: Attempts) -> RewardModel:
-        if self._model is None:
-            attempts.loading = True
-            log.write(attempts)
-            self._model = self._load()
-            attempts.loading = False
-        return self._model
-
-    def _outcomes(
-        self, model: RewardModel, table: pa.Table, attempts: Attempts, log: AttemptLog
-    ) -> list[Score | ScoringError]:
-        """The outcome of each row, in row order. What is about to be touched is noted before it is."""
-        outcomes: dict[int, Score | ScoringError] = {
-            row: DeadRowError(f"the scoring process died {attempts.strikes[row]} times on this row alone")
-            for row in attempts.given_up
-        }
-        for index, (first, stop) in enumerate(attempts.ranges):
-            attempts.current = index
-            log.write(attempts)
-            outcomes |= enumerate(self._score_rows(model, table.slice(first, stop - first)), start=first)
-        return [outcomes[row] for row in range(table.num_rows)]
-
     def _score_rows(self, model: RewardModel, table: pa.Table) -> list[Score | ScoringError]:
         rows = conversations(table, self._columns, self._system_prompt)
-        ready = [row for row in rows if isinstance(row, Conversation)]
-        scored = iter(model.outcomes(ready, truncation=self._truncation, max_tokens=self._max_tokens))
-        return [next(scored) if isinstance(row, Conversation) else row for row in rows]
+        return outcomes_of(model, rows, truncation=self._truncation, max_tokens=self._max_tokens)
+
+
+def outcomes_of(
+    model: RewardModel,
+    rows: Sequence[Conversation | ConversationError],
+    *,
+    truncation: Truncation,
+    max_tokens: int | None,
+) -> list[Score | ScoringError]:
+    """The outcome of each conversation, in order; what is no conversation keeps its error."""
+    ready = [row for row in rows if isinstance(row, Conversation)]
+    scored = iter(model.outcomes(ready, truncation=truncation, max_tokens=max_tokens))
+    return [next(scored) if isinstance(row, Conversation) else row for row in rows]
 
 
 def score_columns(table: pa.Table, outcomes: Sequence[Score | ScoringError], *, prefix: str) -> pa.Table:
@@ -103,7 +91,7 @@ def score_columns(table: pa.Table, outcomes: Sequence[Score | ScoringError], *, 
     A row that could not be scored has the reason in `error`, and null in the other three.
     """
     scores = [outcome if isinstance(outcome, Score) else None for outcome in outcomes]
-    reasons = [_reason(outcome) if isinstance(outcome, ScoringError) else None for outcome in outcomes]
+    reasons = [reason_of(outcome) if isinstance(outcome, ScoringError) else None for outcome in outcomes]
     columns = {
         "score": pa.array([score and score.value for score in scores], pa.float32()),
         "num_tokens": pa.array([score and score.num_tokens for score in scores], pa.int32()),
@@ -115,6 +103,7 @@ def score_columns(table: pa.Table, outcomes: Sequence[Score | ScoringError], *, 
     return table
 
 
-def _reason(error: ScoringError) -> str:
+def reason_of(error: ScoringError) -> str:
+    """What the column `error` says of it."""
     error.index = None  # its place in a list that the corpus does not know
     return f"{type(error).__name__}: {error}"

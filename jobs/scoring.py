@@ -4,44 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 from cluster.connect import ClusterResources
 from jobs.actors import ActorPool, plan_actors
 from jobs.columns import columns_of
-from jobs.corpus import Corpus, Unit, auto_rows_per_unit, identity_of
-from jobs.errors import TooManyErrorsError
+from jobs.corpus import Corpus, auto_rows_per_unit, identity_of
 from jobs.ledger import Ledger, UnitStats
-from jobs.manifest import is_complete, recorded
 from jobs.model_source import ModelSource
 from jobs.options import ScoringOptions
-from jobs.pipeline import run_units
+from jobs.pipeline import Stage
 from jobs.progress import Progress, clock
 from jobs.scorer import UnitScorer
 from jobs.system_prompt import SystemPrompt
+from jobs.unit_run import UnitRun, rows_per_unit_of
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.tiny import NAME as TINY
 
 __all__ = ["ScoringRun"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is there, what is left, and what a restart must have in common with this run."""
-
-    units: list[Unit]
-    done: dict[str, UnitStats]
-    model: ModelSource
-    pool: ActorPool
-    identity: dict[str, Any]
-
-    @property
-    def left(self) -> list[Unit]:
-        return [unit for unit in self.units if unit.id not in self.done]
 
 
 class ScoringRun:
@@ -85,19 +68,19 @@ class ScoringRun:
         Raises:
             RaywardError: the job cannot start, or stops; what is committed stays.
         """
-        plan = self._plan(resources)
-        self._announce(plan)
-        if not plan.left and is_complete(self._ledger):
-            return self._score(plan)
-        with recorded(self._ledger, identity=plan.identity, arguments=self._options) as results:
-            total = self._score(plan)
-            results |= {"units": len(plan.units), **asdict(total)}
-        return total
-
-    def _score(self, plan: _Plan) -> UnitStats:
+        model = ModelSource.of(self._options, resources)
+        pool = plan_actors(
+            resources,
+            device=model.device,
+            num_actors=self._options.num_actors,
+            cpus_per_actor=self._options.cpus_per_actor,
+            gpus_per_actor=self._options.gpus_per_actor,
+        )
+        run = self._unit_run(model)
+        self._announce(run, model, pool)
         make_scorer = partial(
             UnitScorer,
-            partial(self._load, plan.model),
+            partial(self._load, model),
             self._ledger,
             columns=self._columns,
             system_prompt=self._system_prompt,
@@ -105,38 +88,15 @@ class ScoringRun:
             max_tokens=self._options.max_tokens,
             prefix=self._prefix,
         )
-        done = sum(plan.done.values(), UnitStats())
-        with Progress(num_rows=self._corpus.num_rows, done=done) as progress:
-            self._check_errors(done)
-            if plan.left:
-                reports = run_units(
-                    plan.left,
-                    filesystem=self._corpus.filesystem,
-                    ledger=self._ledger,
-                    make_scorer=make_scorer,
-                    pool=plan.pool,
-                )
-                for report in reports:
-                    progress.add(report.stats)
-                    self._check_errors(progress.total)
+        progress = run.run([Stage(make_scorer, pool)])
         self.summary = _summary(self._output, progress)
         return progress.total
 
-    def _check_errors(self, total: UnitStats) -> None:
-        allowed = self._options.max_errors
-        if allowed is not None and total.errors > allowed:
-            raise TooManyErrorsError(
-                f"{total.errors} rows failed, --max-errors allows {allowed}; their reasons are in the column "
-                f"{self._prefix}error of {self._output}"
-            )
-
-    def _plan(self, resources: ClusterResources) -> _Plan:
+    def _unit_run(self, model: ModelSource) -> UnitRun:
         options = self._options
-        model = ModelSource.of(options, resources)
-        previous = self._ledger.read_manifest() or {}
-        rows_per_unit = options.rows_per_unit or previous.get("identity", {}).get("rows_per_unit")
-        if not isinstance(rows_per_unit, int):
-            rows_per_unit = auto_rows_per_unit(self._corpus.num_rows)
+        rows_per_unit = rows_per_unit_of(
+            self._ledger, options.rows_per_unit, default=auto_rows_per_unit(self._corpus.num_rows)
+        )
         units = self._corpus.units(rows_per_unit)
         identity = {
             "input": identity_of(self._source),
@@ -151,16 +111,18 @@ class ScoringRun:
         }
         if self._system_prompt != SystemPrompt():
             identity["system_prompt"] = asdict(self._system_prompt)
-        pool = plan_actors(
-            resources,
-            device=model.device,
-            num_actors=options.num_actors,
-            cpus_per_actor=options.cpus_per_actor,
-            gpus_per_actor=options.gpus_per_actor,
+        return UnitRun(
+            ledger=self._ledger,
+            corpus=self._corpus,
+            units=units,
+            done=self._ledger.check(identity, units),
+            identity=identity,
+            arguments=options,
+            max_errors=options.max_errors,
+            error_column=f"{self._prefix}error",
         )
-        return _Plan(units, self._ledger.check(identity, units), model, pool, identity)
 
-    def _announce(self, plan: _Plan) -> None:
+    def _announce(self, run: UnitRun, model: ModelSource, pool: ActorPool) -> None:
         name = self._options.model or TINY
         if name == TINY:
             logger.warning("the model is tiny: random weights, its scores mean nothing; name a real one with --model")
@@ -168,12 +130,12 @@ class ScoringRun:
             "%s rows, files: %d, units left: %d of %d; %s on %s in %s, actors: %d",
             f"{self._corpus.num_rows:,}",
             len(self._corpus.files),
-            len(plan.left),
-            len(plan.units),
+            len(run.left),
+            len(run.units),
             name,
-            plan.model.device,
-            plan.model.dtype,
-            plan.pool.num_actors,
+            model.device,
+            model.dtype,
+            pool.num_actors,
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,10 @@ from torch import Tensor
 from serve_app.reward_model import tiny
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.errors import CheckpointError, WeightError
-from serve_app.reward_model.weight_map import places_of
+from serve_app.reward_model.weight_map import Place, places_of
 from serve_app.reward_model.weights import DecoderWeights, allocate
 
-__all__ = ["DOWNLOADED_FILES", "fingerprint", "load_weights", "resolve"]
+__all__ = ["DOWNLOADED_FILES", "fill", "fingerprint", "load_weights", "resolve"]
 
 SMALL_FILES = ("*.json", "tokenizer.model")
 DOWNLOADED_FILES = (*SMALL_FILES, "*.safetensors", "*.bin")
@@ -34,9 +34,10 @@ SAMPLE_BYTES = 1 << 16
 NUM_SAMPLES = 64
 
 
-def resolve(model: str, revision: str | None, *, weights: bool = True) -> Path:
+def resolve(model: str, revision: str | None, *, weights: bool = True, also: Sequence[str] = ()) -> Path:
     """The folder of a model: the embedded one for `tiny`, `model` itself if it is a folder, else the downloaded
-    snapshot of that Hugging Face id, with its configuration and tokenizer alone unless `weights` are wanted.
+    snapshot of that Hugging Face id, with its configuration and tokenizer alone unless `weights` are wanted. `also`
+    holds patterns of further files to download.
 
     Raises:
         CheckpointError: it is neither a folder nor an id that can be fetched.
@@ -51,11 +52,8 @@ def resolve(model: str, revision: str | None, *, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(
-                model, revision=revision, allow_patterns=list(DOWNLOADED_FILES if weights else SMALL_FILES)
-            )
-        )
+        patterns = [*(DOWNLOADED_FILES if weights else SMALL_FILES), *also]
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many types: no network, no such id, no access
         raise CheckpointError(
             f"{model!r} is neither 'tiny', nor a folder, nor a Hugging Face id that could be fetched: {error}"
@@ -89,7 +87,17 @@ def load_weights(folder: Path, config: DecoderConfig, *, device: torch.device, d
         WeightError: a weight is missing, surplus or misshapen.
     """
     weights = allocate(config, device=device, dtype=dtype)
-    places = dict(places_of(config, weights))
+    fill(folder, dict(places_of(config, weights)), architecture=config.architecture)
+    return weights
+
+
+def fill(folder: Path, places: Mapping[str, Place], *, architecture: str) -> None:
+    """Copy every weight in `folder` to its place, one tensor at a time.
+
+    Raises:
+        CheckpointError: there are no weight files, or one cannot be read.
+        WeightError: a weight is missing, surplus or misshapen.
+    """
     loaded: set[str] = set()
     for shard in _shards(folder):
         with _open_shard(shard) as tensors:
@@ -98,14 +106,13 @@ def load_weights(folder: Path, config: DecoderConfig, *, device: torch.device, d
                     continue  # a buffer that old Transformers versions saved; it follows from the configuration
                 place = places.get(name)
                 if place is None:
-                    raise WeightError(f"surplus weight {name} in {shard.name}: {config.architecture} has none")
+                    raise WeightError(f"surplus weight {name} in {shard.name}: {architecture} has none")
                 place.check(name, shape)
                 place.copy(read())
                 loaded.add(name)
     if missing := sorted(places.keys() - loaded):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise WeightError(f"missing weights in {folder}: {', '.join(missing[:3])}{more}")
-    return weights
 
 
 def _shards(folder: Path) -> list[Path]:

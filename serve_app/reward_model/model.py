@@ -27,7 +27,7 @@ from serve_app.reward_model.prefixes import together
 from serve_app.reward_model.sequence_scorer import SequenceScorer
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
 
-__all__ = ["RewardModel", "Score", "resolve_device", "resolve_dtype"]
+__all__ = ["RewardModel", "Score", "cpu_dtype", "resolve_device", "resolve_dtype"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -279,7 +279,7 @@ def resolve_dtype(dtype: str | torch.dtype, config: DecoderConfig, device: torch
     """`dtype` as a torch dtype; `"auto"` is the checkpoint's on CUDA, and what the processor does fast on CPU."""
     if isinstance(dtype, str):
         if dtype == "auto":
-            dtype = config.dtype if device.type == "cuda" else _cpu_dtype()
+            dtype = config.dtype if device.type == "cuda" else cpu_dtype()
         if dtype not in DTYPES:
             raise ValueError(f"dtype is 'auto' or one of {sorted(DTYPES)}, not {dtype!r}")
         dtype = DTYPES[dtype]
@@ -291,7 +291,7 @@ def resolve_dtype(dtype: str | torch.dtype, config: DecoderConfig, device: torch
     return dtype
 
 
-def _cpu_dtype() -> str:
+def cpu_dtype() -> str:
     """bfloat16 where the processor multiplies it natively: AVX512-BF16 or AMX on x86, BF16 on Arm."""
     cpu_info = Path("/proc/cpuinfo")
     flags = cpu_info.read_text().split() if cpu_info.is_file() else []

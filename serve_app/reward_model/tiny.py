@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from serve_app.reward_model.errors import CheckpointError
 
-__all__ = ["NAME", "cached_folder", "write"]
+__all__ = ["NAME", "cached_folder", "made_once", "write"]
 
 NAME = "tiny"
 CACHE_VARIABLE = "RAYWARD_CACHE"
@@ -46,27 +47,35 @@ SHAPE: dict[str, Any] = {
 
 
 def cached_folder() -> Path:
-    """The folder of the embedded model in the user's cache (`$RAYWARD_CACHE`, else `~/.cache/rayward`).
+    """The folder of the embedded model in the user's cache."""
+    return made_once(NAME, write, code=Path(__file__))
 
-    It is made on first use, in a folder beside its place and then moved there, so that processes that make it at the
-    same time do not meet half a model.
+
+def made_once(name: str, make: Callable[[Path], None], *, code: Path) -> Path:
+    """The folder of a model that `make` writes, in the user's cache (`$RAYWARD_CACHE`, else `~/.cache/rayward`).
+
+    A model is made on first use, in a folder beside its place and then moved there, so that processes that make it at
+    the same time do not meet half a model. `code` is the source file that decides what is in it.
+
+    Raises:
+        CheckpointError: the cache cannot be written.
     """
     cache = Path(os.environ.get(CACHE_VARIABLE) or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "rayward")
-    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]  # a model made by other code is another
-    folder = cache.expanduser() / f"{NAME}-{version}"
+    version = hashlib.sha256(code.read_bytes()).hexdigest()[:8]  # a model made by other code is another
+    folder = cache.expanduser() / f"{name}-{version}"
     if not (folder / "config.json").is_file():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            _make(folder)
+            _make(folder, make)
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be made: {error}; {CACHE_VARIABLE} names another cache") from error
     return folder
 
 
-def _make(folder: Path) -> None:
-    made = Path(tempfile.mkdtemp(prefix=f"{NAME}-", dir=folder.parent))
+def _make(folder: Path, make: Callable[[Path], None]) -> None:
+    made = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
     try:
-        write(made)
+        make(made)
         made.replace(folder)
     except OSError:
         if not (folder / "config.json").is_file():  # else another process made it meanwhile

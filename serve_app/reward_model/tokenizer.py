@@ -28,7 +28,7 @@ from serve_app.reward_model.errors import (
 from serve_app.reward_model.markup import MARK, MarkedTextEncoder, Markup, escape
 from serve_app.reward_model.rendered_text import RenderedTextReader
 
-__all__ = ["EncodedConversation", "Tokenizer", "Truncation"]
+__all__ = ["EncodedConversation", "Tokenizer", "Truncation", "quiet_transformers"]
 
 # What Llama 3's templates write where no date is given: with today's date a score would change by the day.
 DATE = "26 Jul 2024"
@@ -74,7 +74,7 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            with _quiet_transformers():
+            with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # Transformers raises many types for a missing or broken tokenizer
             raise CheckpointError(f"no tokenizer could be read from {folder}: {error}") from error
@@ -267,7 +267,7 @@ def _without_oldest_turns(messages: Sequence[Message]) -> list[Sequence[Message]
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Hold back what Transformers says of a model type it does not know: only its tokenizer is used here."""
     logger = logging.getLogger("transformers")
     level = logger.level

@@ -11,7 +11,7 @@ from serve_app.reward_model.architecture import INTERNLM2, DecoderConfig
 from serve_app.reward_model.errors import WeightError
 from serve_app.reward_model.weights import DecoderWeights, LayerWeights
 
-__all__ = ["Place", "places_of"]
+__all__ = ["Place", "interleaved", "places_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +89,16 @@ def _whole(target: Tensor) -> Place:
 
 
 def _interleaved(config: DecoderConfig, qkv: Tensor) -> Place:
+    return interleaved(config, *qkv.split([config.query_size, config.kv_size, config.kv_size]))
+
+
+def interleaved(config: DecoderConfig, query: Tensor, key: Tensor, value: Tensor) -> Place:
     """InternLM2's `wqkv`: for each key/value head its query heads, then its key, then its value."""
-    rest = tuple(qkv.shape[1:])
+    rest = tuple(query.shape[1:])
     group = config.num_heads // config.num_kv_heads
 
     def split(wqkv: Tensor) -> tuple[Tensor, ...]:
         heads = wqkv.view(config.num_kv_heads, group + 2, config.head_dim, *rest)
-        query, key, value = heads.split([group, 1, 1], dim=1)
-        return query.reshape(-1, *rest), key.reshape(-1, *rest), value.reshape(-1, *rest)
+        return tuple(part.reshape(-1, *rest) for part in heads.split([group, 1, 1], dim=1))
 
-    targets = qkv.split([config.query_size, config.kv_size, config.kv_size])
-    return Place(tuple(qkv.shape), tuple(targets), split)
+    return Place((config.query_size + 2 * config.kv_size, *rest), (query, key, value), split)

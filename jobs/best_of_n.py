@@ -1,0 +1,258 @@
+"""Generate several responses to each prompt and keep the one that the reward model likes best.
+
+    python -m jobs.best_of_n --prompts prompts/ --output best/ --generator internlm/internlm2-chat-7b
+
+Prompts are in a column `prompt` (a string or messages) or `messages` (ending in a user's turn) of a Parquet file, a
+folder, a glob or an s3://, gs:// or hdfs:// URI. The generator is an OpenAI-compatible endpoint (http://host:8000/v1),
+or a causal model that runs in Ray actors. The output folder gets every input row with all its columns and eight more:
+`response`, `finish_reason`, `score`, `num_tokens`, `truncated`, `num_candidates`, `failures` (why candidates are
+missing) and `error` (why there is no response). With --keep-all there is a row for each candidate, with its `rank`.
+A job that was stopped is taken up by the same command. Exit status: 0 every prompt was answered, 3 some have no
+response, 1 the job stopped, 2 an option is wrong, 130 or 143 it was interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import tyro
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+
+from cluster.connect import ClusterResources, connect
+from jobs.candidate_scorer import CandidateScorer
+from jobs.columns import ConversationColumns
+from jobs.command import EXIT_ROW_ERRORS, run_command
+from jobs.corpus import Corpus, auto_rows_per_unit, identity_of
+from jobs.generation import COLUMN as GENERATION_COLUMN
+from jobs.generation import UnitGenerator
+from jobs.generators.actors import Pools, plan_pools
+from jobs.generators.options import GeneratorOptions, SamplingOptions
+from jobs.generators.source import HttpSource, LocalSource, source_of
+from jobs.generators.tiny import NAME as TINY
+from jobs.ledger import Ledger, UnitStats
+from jobs.model_source import ModelSource
+from jobs.options import ColumnName, EngineOptions
+from jobs.pipeline import Stage
+from jobs.progress import Progress, clock
+from jobs.prompt_columns import prompt_columns_of
+from jobs.selection import ADDED_COLUMNS, RANK_COLUMNS
+from jobs.system_prompt import SystemPrompt
+from jobs.unit_run import UnitRun, rows_per_unit_of
+from serve_app.reward_model import RewardModel
+
+__all__ = ["BestOfNConfig", "main", "run"]
+
+logger = logging.getLogger(__name__)
+# A unit is what a restart may have to generate again, and generating takes far longer than scoring.
+ROWS_SMALLER = 16
+MAX_UNITS_AT_ONCE = 64
+
+
+class PromptOptions(BaseModel):
+    """What is answered, and where the answers go."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompts: str
+    """A Parquet file, a folder of them, a glob in quotes, or an s3://, gs:// or hdfs:// URI."""
+    output: str
+    """A folder or URI for the results; made if it is not there."""
+    keep_all: bool = False
+    """Keep every candidate, a row each, with its rank (0 is the best) and its place in the order of generation."""
+    prompt_column: ColumnName | None = None
+    """Column of the prompt: a string or messages."""
+    messages_column: ColumnName | None = None
+    """Column of messages that end in a user's turn: a list of {role, content}, or a JSON string of one."""
+    output_prefix: str = ""
+    """Put in front of the names of the new columns."""
+
+
+class BestOfNConfig(EngineOptions, GeneratorOptions, SamplingOptions, PromptOptions):
+    """Generate several responses to each prompt and keep the best; a stopped job is taken up by the same command."""
+
+    system_prompt: str | None = None
+    """A system message for the reward model alone, put in front of what it reads: the text, or @FILE that holds it."""
+    rows_per_unit: PositiveInt | None = None
+    """Prompts that are committed together: by default from the number of prompts, 16 to 1024."""
+    max_errors: NonNegativeInt | None = None
+    """Stop once more prompts than this have no response."""
+
+    @property
+    def added_columns(self) -> list[str]:
+        """The names of the columns that the output has beside the input's."""
+        names = [*ADDED_COLUMNS, *(RANK_COLUMNS if self.keep_all else ())]
+        return [self.output_prefix + name for name in names]
+
+
+def main() -> int:
+    """Run the command line; the exit status."""
+    config = tyro.cli(BestOfNConfig, description=__doc__, prog="python -m jobs.best_of_n")
+    return run_command("jobs.best_of_n", lambda: EXIT_ROW_ERRORS if run(config).errors else 0)
+
+
+def run(config: BestOfNConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> UnitStats:
+    """Answer the prompts as `config` says; the counts of the whole output.
+
+    Args:
+        config: the job.
+        load: makes the reward model on a worker.
+
+    Raises:
+        RaywardError: the job cannot start, or stops; what is committed stays.
+    """
+    inputs = _Inputs.of(config)
+    with connect(config.address) as resources:
+        plan = _plan(config, inputs, resources)
+        _announce(config, plan)
+        if plan.unit_run.left:
+            plan.generator.check()
+        progress = plan.unit_run.run(_stages(config, inputs, plan, load))
+    print(_summary(config, progress))
+    return progress.total
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What is read and written; mistakes in it show before Ray starts."""
+
+    ledger: Ledger
+    corpus: Corpus
+    columns: ConversationColumns
+    system_prompt: SystemPrompt
+
+    @classmethod
+    def of(cls, config: BestOfNConfig) -> _Inputs:
+        system_prompt = SystemPrompt.of(
+            config.system_prompt, config.system_prompt_column, replaces=config.replace_system_prompt
+        )
+        corpus = Corpus.open(config.prompts, output=config.output)
+        columns = prompt_columns_of(
+            corpus,
+            ConversationColumns(messages=config.messages_column, prompt=config.prompt_column),
+            added=[*config.added_columns, GENERATION_COLUMN],
+            system_prompt_column=config.system_prompt_column,
+        )
+        return cls(Ledger(config.output), corpus, columns, system_prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What generates, what scores, where, and what is left to do."""
+
+    unit_run: UnitRun
+    generator: HttpSource | LocalSource
+    model: ModelSource
+    pools: Pools
+
+
+def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -> _Plan:
+    generator = source_of(config, config.sampling, resources)
+    model = ModelSource.of(config, resources)
+    pools = plan_pools(
+        resources,
+        config,
+        config,
+        scoring_device=model.device,
+        generating_device=generator.device if isinstance(generator, LocalSource) else None,
+    )
+    default = auto_rows_per_unit(inputs.corpus.num_rows) // ROWS_SMALLER
+    rows_per_unit = rows_per_unit_of(inputs.ledger, config.rows_per_unit, default=default)
+    units = inputs.corpus.units(rows_per_unit)
+    identity = {
+        "prompts": identity_of(config.prompts),
+        **generator.identity,
+        "sampling": asdict(config.sampling),
+        "model_fingerprint": model.fingerprint,
+        "device": model.device,
+        "dtype": model.dtype,
+        "truncation": config.truncation,
+        "max_tokens": config.max_tokens,
+        "system_prompt": asdict(inputs.system_prompt),
+        "columns": asdict(inputs.columns),
+        "keep_all": config.keep_all,
+        "output_prefix": config.output_prefix,
+        "rows_per_unit": rows_per_unit,
+    }
+    unit_run = UnitRun(
+        ledger=inputs.ledger,
+        corpus=inputs.corpus,
+        units=units,
+        done=inputs.ledger.check(identity, units),
+        identity=identity,
+        arguments=config,
+        max_errors=config.max_errors,
+        error_column=f"{config.output_prefix}error",
+    )
+    return _Plan(unit_run, generator, model, pools)
+
+
+def _stages(
+    config: BestOfNConfig, inputs: _Inputs, plan: _Plan, load: Callable[[ModelSource], RewardModel]
+) -> list[Stage]:
+    make_generator = partial(UnitGenerator, plan.generator.load, inputs.ledger, columns=inputs.columns)
+    make_scorer = partial(
+        CandidateScorer,
+        partial(load, plan.model),
+        inputs.ledger,
+        columns=inputs.columns,
+        system_prompt=inputs.system_prompt,
+        truncation=config.truncation,
+        max_tokens=config.max_tokens,
+        prefix=config.output_prefix,
+        keep_all=config.keep_all,
+    )
+    return [
+        Stage(make_generator, plan.pools.generating, _units_at_once(config, plan)),
+        Stage(make_scorer, plan.pools.scoring),
+    ]
+
+
+def _units_at_once(config: BestOfNConfig, plan: _Plan) -> int:
+    """An endpoint is asked for several units, so that it is busy while the last prompts of one are answered."""
+    if isinstance(plan.generator, LocalSource):
+        return 1
+    largest = max((unit.num_rows for unit in plan.unit_run.left), default=1)
+    return min(MAX_UNITS_AT_ONCE, 1 + math.ceil(config.concurrency / max(1, largest)))
+
+
+def _announce(config: BestOfNConfig, plan: _Plan) -> None:
+    if config.generator == TINY:
+        logger.warning("the generator is tiny: it talks nonsense; name a real one with --generator")
+    if config.model in (None, TINY):
+        logger.warning("the model is tiny: random weights, its scores mean nothing; name a real one with --model")
+    if config.temperature == 0 and config.n > 1:
+        logger.warning("a temperature of 0 gives %d equal candidates", config.n)
+    logger.info(
+        "%s prompts with %d candidates each, units left: %d of %d; generator: %s, actors: %d; model: %s on %s in %s, "
+        "actors: %d",
+        f"{plan.unit_run.corpus.num_rows:,}",
+        config.n,
+        len(plan.unit_run.left),
+        len(plan.unit_run.units),
+        plan.generator.title,
+        plan.pools.generating.num_actors,
+        config.model or TINY,
+        plan.model.device,
+        plan.model.dtype,
+        plan.pools.scoring.num_actors,
+    )
+
+
+def _summary(config: BestOfNConfig, progress: Progress) -> str:
+    total, new = progress.total, progress.stats
+    before = f" ({total.rows - new.rows:,} of them before)" if total.rows > new.rows else ""
+    return (
+        f"{total.rows:,} prompts in {config.output}{before}: {total.rows - total.errors:,} answered, "
+        f"{total.counts.get('answered_in_part', 0):,} of them with fewer candidates than asked for, {total.errors:,} "
+        f"without a response; {total.counts.get('candidates', 0):,} candidates, {total.tokens:,} tokens scored; "
+        f"this run {new.rows:,} prompts in {clock(progress.seconds)} with start-up"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

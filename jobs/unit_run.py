@@ -1,0 +1,76 @@
+"""Units of a corpus through stages of actors into an output folder: begun, taken up again, watched and closed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from jobs.corpus import Corpus, Unit
+from jobs.errors import TooManyErrorsError
+from jobs.ledger import Ledger, UnitStats
+from jobs.manifest import is_complete, recorded
+from jobs.pipeline import Stage, run_units
+from jobs.progress import Progress
+
+__all__ = ["UnitRun", "rows_per_unit_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitRun:
+    """What a job has to do: its units, those that are done by id, and what a restart must have in common with it.
+
+    `arguments` are for the manifest alone; `error_column` is where the reasons are that `max_errors` counts.
+    """
+
+    ledger: Ledger
+    corpus: Corpus
+    units: list[Unit]
+    done: dict[str, UnitStats]
+    identity: dict[str, Any]
+    arguments: BaseModel
+    max_errors: int | None
+    error_column: str
+
+    @property
+    def left(self) -> list[Unit]:
+        return [unit for unit in self.units if unit.id not in self.done]
+
+    def run(self, stages: Sequence[Stage]) -> Progress:
+        """Pass what is left through the stages on the connected Ray, and commit it; the counts, of this run and in all.
+
+        Raises:
+            RaywardError: the job cannot start, or stops; what is committed stays.
+        """
+        if not self.left and is_complete(self.ledger):
+            return self._work(stages)
+        with recorded(self.ledger, identity=self.identity, arguments=self.arguments) as results:
+            progress = self._work(stages)
+            results |= {"units": len(self.units), **progress.total.figures()}
+        return progress
+
+    def _work(self, stages: Sequence[Stage]) -> Progress:
+        done = sum(self.done.values(), UnitStats())
+        with Progress(num_rows=self.corpus.num_rows, done=done) as progress:
+            self._check_errors(done)
+            if self.left:
+                reports = run_units(self.left, filesystem=self.corpus.filesystem, ledger=self.ledger, stages=stages)
+                for report in reports:
+                    progress.add(report.stats)
+                    self._check_errors(progress.total)
+        return progress
+
+    def _check_errors(self, total: UnitStats) -> None:
+        if self.max_errors is not None and total.errors > self.max_errors:
+            raise TooManyErrorsError(
+                f"{total.errors} rows failed, --max-errors allows {self.max_errors}; their reasons are in the column "
+                f"{self.error_column} of {self.ledger.folder}"
+            )
+
+
+def rows_per_unit_of(ledger: Ledger, chosen: int | None, *, default: int) -> int:
+    """The unit size: the one `chosen`, else that of the run which began the folder, else the `default`."""
+    before = (ledger.read_manifest() or {}).get("identity", {}).get("rows_per_unit")
+    return chosen or (before if isinstance(before, int) else default)
