@@ -94,20 +94,24 @@ def test_no_rows_make_no_pairs_and_missing_scores_are_told(tmp_path: Path) -> No
         run(config(tmp_path, score_column="reward"))
 
 
-def test_a_job_killed_in_both_stages_ends_with_the_pairs_of_one_left_alone(tmp_path: Path, shared: Path) -> None:
-    rows = real(shared, tmp_path / "in", 10)
-    for path in (tmp_path / "in").iterdir():
-        pq.write_table(pq.read_table(path).drop_columns(["score"]), path)
-    options = {"model": "tiny", "dtype": "float32", "cpus_per_actor": 2, "rows_per_unit": 12}
+def test_a_killed_job_ends_with_the_pairs_of_one_left_alone(tmp_path: Path, shared: Path) -> None:
+    real(shared, tmp_path / "in", 100)
     command = [sys.executable, "-m", "jobs.pairs", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
-    command += [word for name, value in options.items() for word in ("--" + name.replace("_", "-"), str(value))]
-    kill_after(command, tmp_path / "out" / "_scored", 3)
     kill_after(command, tmp_path / "out", 0)
-    total = run(config(tmp_path, **options))
-    alone = run(config(tmp_path, **options, output=str(tmp_path / "alone")))
-    assert total == alone
-    assert total.prompts == len({row["prompt"] for row in rows})
+    total = run(config(tmp_path))
+    assert total == run(config(tmp_path, output=str(tmp_path / "alone")))
+    assert total.pairs == 100
     assert read_parts(tmp_path / "out").equals(read_parts(tmp_path / "alone"))
+
+
+def test_an_unscored_corpus_is_scored_first(tmp_path: Path, shared: Path) -> None:
+    rows = real(shared, tmp_path / "in", 5)
+    total = run(config(tmp_path, model="tiny", score_column="tiny_score", dtype="float32", cpus_per_actor=2))
+    assert (total.prompts, total.pairs) == (5, 5)
+    scored = {row["response"]: row["tiny_score"] for row in read_parts(tmp_path / "out" / "_scored").to_pylist()}
+    assert scored.keys() == {row["response"] for row in rows}
+    for pair in read_parts(tmp_path / "out").to_pylist():
+        assert pair["score_chosen"] == scored[pair["chosen"][0]["content"]] > pair["score_rejected"]
 
 
 @pytest.mark.filterwarnings("ignore")  # those of the training libraries

@@ -56,18 +56,13 @@ def test_groups_that_span_files_and_units_are_ranked_in_input_order(tmp_path: Pa
     assert run(config(tmp_path, rows_per_unit=2)) == total
 
 
-def test_an_unscored_corpus_is_scored_first_and_both_stages_are_taken_up(
+def test_an_unscored_corpus_is_scored_first_with_the_engines_bits(
     tmp_path: Path, shared: Path, tiny: RewardModel
 ) -> None:
     table = candidates(shared, 12)
     (tmp_path / "in").mkdir()
     pq.write_table(table, tmp_path / "in" / "a.parquet")
-    options = {"model": "tiny", "dtype": "float32", "cpus_per_actor": 2, "rows_per_unit": 12}
-    command = [sys.executable, "-m", "jobs.rank", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
-    command += [word for name, value in options.items() for word in ("--" + name.replace("_", "-"), str(value))]
-    kill_after(command, tmp_path / "out" / "_scored", 3)
-    kill_after(command, tmp_path / "out", 2)
-    total = run(config(tmp_path, **options))
+    total = run(config(tmp_path, model="tiny", dtype="float32", cpus_per_actor=2, rows_per_unit=16))
     found = read_parts(tmp_path / "out")
     assert total.rows == found.num_rows == 72
     assert found.select(table.column_names).equals(table)
@@ -79,6 +74,21 @@ def test_an_unscored_corpus_is_scored_first_and_both_stages_are_taken_up(
     for _, group in groupby(rows, key=lambda row: row["prompt_id"]):
         own = list(group)
         assert [row["rank"] for row in own] == ranks([row["score"] for row in own])
+
+
+def test_a_job_killed_while_it_commits_goes_on_where_it_was(tmp_path: Path, shared: Path) -> None:
+    table = candidates(shared, 798)
+    scores = [float(number * 37 % 101) for number in range(table.num_rows)]
+    (tmp_path / "in").mkdir()
+    pq.write_table(table.append_column("score", pa.array(scores, pa.float32())), tmp_path / "in" / "a.parquet")
+    command = [sys.executable, "-m", "jobs.rank", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    kill_after([*command, "--rows-per-unit", "12"], tmp_path / "out", 20)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
+    assert 20 <= len(before) < 399
+    assert run(config(tmp_path, rows_per_unit=12)).rows == 4788
+    assert run(config(tmp_path, rows_per_unit=12, output=str(tmp_path / "alone"))).rows == 4788
+    assert read_parts(tmp_path / "out").equals(read_parts(tmp_path / "alone"))
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in before}.items()
 
 
 def test_top_k_keeps_the_best_of_each_group(tmp_path: Path) -> None:
