@@ -107,6 +107,10 @@ class Decoder:
         """One layer's matrix products."""
         return self._layers[0].linears
 
+    def weights(self) -> tuple[object, ...]:
+        """Every weight, in tensors and dataclasses of tensors."""
+        return (self.embedding, self._norm_weight, self._head, *self._layers)
+
     def release_buffers(self) -> None:
         """Give the memory of the buffers back, as after an out-of-memory error."""
         self._buffers.clear()

@@ -7,6 +7,7 @@ becomes a special token (`markup.py`).
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -266,15 +267,19 @@ def _without_oldest_turns(messages: Sequence[Message]) -> list[Sequence[Message]
     return [(*messages[:first], *messages[start:]) for start in starts]
 
 
+# Filters and levels belong to the process: two threads that set them and put them back would leave them changed.
+_QUIET = threading.Lock()
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Hold back what Transformers says of a model type it does not know: only its tokenizer is used here."""
     logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with _QUIET, warnings.catch_warnings():
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
+        try:
             yield
-    finally:
-        logger.setLevel(level)
+        finally:
+            logger.setLevel(level)

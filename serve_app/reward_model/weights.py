@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +41,16 @@ class DecoderWeights:
     layers: list[LayerWeights]
     norm: Tensor
     head: Tensor
+
+    def moved_to(self, device: torch.device) -> DecoderWeights:
+        """The same weights on `device`; layers leave this object as they go, so that the host does not hold two."""
+        layers = [_moved(self.layers.pop(0), device) for _ in range(len(self.layers))]
+        return DecoderWeights(self.embedding.to(device), layers, self.norm.to(device), self.head.to(device))
+
+
+def _moved(layer: LayerWeights, device: torch.device) -> LayerWeights:
+    tensors = {field.name: getattr(layer, field.name) for field in fields(layer)}
+    return replace(layer, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
 
 
 def allocate(config: DecoderConfig, *, device: torch.device, dtype: torch.dtype) -> DecoderWeights:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -257,3 +259,13 @@ def test_truncation_and_padding_saved_with_a_tokenizer_do_nothing() -> None:
     fast.chat_template = "{{ messages[0]['content'] }}"
     tokenizer = Tokenizer(fast, reward_token_id=None, max_tokens=64)
     assert [len(tokenizer.encode(chat("x" * length))) for length in (1, 50)] == [1, 50]
+
+
+def test_tokenizers_may_be_read_in_several_threads(tmp_path: Path) -> None:
+    """The filters that hold Transformers' warnings back belong to the process; here any warning is an error."""
+    tiny.write(tmp_path)
+    config = DecoderConfig.from_folder(tmp_path)
+    level = logging.getLogger("transformers").level
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: Tokenizer.from_pretrained(tmp_path, config=config), range(16)))
+    assert logging.getLogger("transformers").level == level

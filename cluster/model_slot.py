@@ -1,0 +1,280 @@
+"""The model of one actor, and how its weights come, go to sleep and are exchanged. All of it runs in one thread."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from cluster.reward_errors import AsleepError, RewardPoolError, SleepError, WeightsUpdateError
+from serve_app.reward_model import RewardModel, ScoringError
+from serve_app.reward_model.architecture import DecoderConfig
+from serve_app.reward_model.checkpoint import fingerprint, load_weights, resolve
+from serve_app.reward_model.decoder import Decoder
+from serve_app.reward_model.linear import Quantization
+from serve_app.reward_model.parked_weights import ParkedWeights
+from serve_app.reward_model.tokenizer import Tokenizer
+from serve_app.reward_model.weights import DecoderWeights
+
+__all__ = ["ModelSlot", "ModelSpec", "WeightsVersion"]
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+# A checkpoint that a trainer saved may carry a tokenizer of its own: it must make the same ids of these.
+PROBE = (
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What's 12 * 34?  \u4f60\u597d \U0001f600\n\tdef f(x): return x"},
+    {"role": "assistant", "content": "408 <|im_end|> </s> \u00e9\u00e0"},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which model an actor scores with, and how: the arguments of `RewardModel.from_pretrained`."""
+
+    model: str = "tiny"
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    token_budget: int | Literal["auto"] = "auto"
+    quantization: Quantization = "none"
+
+    def load(self) -> RewardModel:
+        return RewardModel.from_pretrained(
+            self.model,
+            revision=self.revision,
+            device=self.device,
+            dtype=self.dtype,
+            token_budget=self.token_budget,
+            quantization=self.quantization,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsVersion:
+    """The weights that a pool scores with: the `number` rises with each update, `fingerprint` is of their files."""
+
+    number: int
+    model: str
+    revision: str | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """New weights in host memory, checked, and where they are from."""
+
+    folder: Path
+    config: DecoderConfig
+    weights: DecoderWeights
+
+
+@dataclass(frozen=True, slots=True)
+class _Previous:
+    """What scored before the last exchange, until that is final; `parked` are its weights, where they moved."""
+
+    model: RewardModel | None
+    version: WeightsVersion
+    parked: ParkedWeights | None
+
+
+class ModelSlot:
+    """Holds a model: awake, or asleep with its weights on the host (CUDA) or given up and read again (CPU)."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.named = spec
+        """As it was named at first: later weights come without a tokenizer, or with the same."""
+        self._spec = spec
+        self._model: RewardModel | None = None
+        self._parked: ParkedWeights | None = None
+        self._staged: _Staged | None = None
+        self._previous: _Previous | None = None
+        self._version: WeightsVersion | None = None
+
+    @property
+    def version(self) -> WeightsVersion:
+        if self._version is None:
+            raise RewardPoolError("no model was loaded yet")
+        return self._version
+
+    @cached_property
+    def _probe_ids(self) -> list[int]:
+        folder = resolve(self.named.model, self.named.revision, weights=False)
+        return Tokenizer.from_pretrained(folder, config=DecoderConfig.from_folder(folder)).encode(PROBE)
+
+    @property
+    def is_asleep(self) -> bool:
+        return self._model is None or self._parked is not None
+
+    @property
+    def model(self) -> RewardModel:
+        """The model, awake. Raises `AsleepError` where it is not."""
+        if self._model is None or self._parked is not None:
+            raise AsleepError("the pool sleeps: call wake() before it scores")
+        return self._model
+
+    def open(self, version: WeightsVersion | None, *, asleep: bool) -> None:
+        """Take up the model for the first time, or `version` of it after a restart; `asleep` leaves it on disk.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+            RewardPoolError: its files are no longer those of the version.
+        """
+        if version is not None:
+            self._spec = replace(self._spec, model=version.model, revision=version.revision)
+            self._version = version
+            if asleep:
+                return
+            self._check_files(version)
+        self._model = self._spec.load()
+        if version is None:
+            self._version = WeightsVersion(0, self._spec.model, self._spec.revision, self._model.fingerprint)
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[float | ScoringError]:
+        """The score of each sequence, in order, or the error that it alone has."""
+        return self.model.scorer.score(sequences)
+
+    def empty_cache(self) -> None:
+        """Give the memory back that is kept between calls."""
+        if self._model is not None:
+            self._model.scorer.decoder.release_buffers()
+            _empty_cuda_cache(self._model.device)
+
+    def sleep(self) -> None:
+        """Free the device's memory of the weights. Asleep already, it stays so.
+
+        Raises:
+            SleepError: the host has not the memory for them; the model is awake then.
+        """
+        if self.is_asleep:
+            return
+        model = self.model
+        if model.device.type != "cuda":
+            self._spec = replace(self._spec, token_budget=model.scorer.token_budget)
+            self._model = None
+            return
+        try:
+            self._parked = ParkedWeights(model.scorer.decoder)
+        except (MemoryError, RuntimeError) as error:
+            raise SleepError(f"the weights do not fit the host's memory: {error}") from error
+
+    def wake(self) -> None:
+        """Bring the weights back, bit for bit. Awake already, it stays so.
+
+        Raises:
+            SleepError: the device has not the memory, or the files are not those any more; it sleeps on then.
+        """
+        if not self.is_asleep:
+            return
+        try:
+            if self._parked is not None:
+                self._parked.put_back()
+                self._parked = None
+            else:
+                self._check_files(self.version)
+                self._model = self._spec.load()
+        except (MemoryError, RuntimeError) as error:
+            raise SleepError(f"the weights do not fit the device's memory: {error}") from error
+
+    def stage(self, model: str, revision: str | None) -> str:
+        """Read a checkpoint into host memory, beside the weights in use; its files' fingerprint.
+
+        Raises:
+            CheckpointError: it cannot be read.
+            WeightsUpdateError: it is of another architecture, shape or tokenizer.
+            AsleepError: the weights in use are not on the device.
+        """
+        current = self.model
+        self._staged = None
+        folder = resolve(model, revision)
+        config = DecoderConfig.from_folder(folder)
+        _check_same(current.config, config, folder)
+        has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
+        if has_tokenizer and Tokenizer.from_pretrained(folder, config=config).encode(PROBE) != self._probe_ids:
+            raise WeightsUpdateError(f"the tokenizer or chat template in {folder} makes other token ids")
+        weights = load_weights(folder, config, device=torch.device("cpu"), dtype=current.dtype)
+        self._staged = _Staged(folder, config, weights)
+        return fingerprint(folder)
+
+    def commit(self, version: WeightsVersion) -> None:
+        """Score with the staged weights from now on; the ones before stay at hand until `finish` or `roll_back`.
+
+        Raises:
+            WeightsUpdateError: there are none, or the device has not the memory; the weights are the ones before.
+        """
+        staged, before = self._staged, self.model
+        if staged is None:
+            raise WeightsUpdateError("there are no staged weights")
+        self._staged = None
+        try:
+            parked = ParkedWeights(before.scorer.decoder) if before.device.type == "cuda" else None
+        except (MemoryError, RuntimeError) as error:
+            raise WeightsUpdateError(f"the weights in use do not fit the host's memory: {error}") from error
+        self._previous = _Previous(before, self.version, parked)
+        lacking = self._exchange(staged, before)
+        if lacking is not None:  # outside of the handler, whose traceback would keep the new weights in memory
+            self.roll_back()
+            raise WeightsUpdateError(f"the new weights do not fit the device's memory: {lacking}")
+        self._take(version)
+
+    def _exchange(self, staged: _Staged, before: RewardModel) -> str | None:
+        """Make the staged weights a model on the device; what the device says where it lacks the memory."""
+        try:
+            weights = staged.weights.moved_to(before.device)
+            decoder = Decoder(staged.config, weights, quantization=self._spec.quantization)
+        except (MemoryError, RuntimeError) as error:
+            return str(error)
+        self._model = RewardModel(decoder, staged.folder, token_budget=before.scorer.token_budget)
+        return None
+
+    def roll_back(self) -> None:
+        """Score with the weights again that were there before the last `stage` or `commit`."""
+        self._staged = None
+        previous, self._previous = self._previous, None
+        if previous is None:
+            return
+        device = previous.model.device if previous.model is not None else torch.device("cpu")
+        self._model = None
+        _empty_cuda_cache(device)
+        if previous.parked is not None:
+            previous.parked.put_back()
+        self._model = previous.model
+        self._take(previous.version)
+
+    def finish(self) -> None:
+        """Let go of the weights before the last `commit`."""
+        self._previous = None
+
+    def _take(self, version: WeightsVersion) -> None:
+        self._version = version
+        self._spec = replace(self._spec, model=version.model, revision=version.revision)
+
+    def _check_files(self, version: WeightsVersion) -> None:
+        found = fingerprint(resolve(version.model, version.revision))
+        if found != version.fingerprint:
+            raise SleepError(
+                f"the files of {version.model} changed since their weights were taken ({version.fingerprint} then, "
+                f"{found} now), so the same scores cannot be had again; put them back, or make a new pool for these"
+            )
+
+
+def _check_same(ours: DecoderConfig, theirs: DecoderConfig, folder: Path) -> None:
+    """A new checkpoint may differ in its weights and their dtype alone."""
+    differ = [
+        f"{name} {getattr(ours, name)} -> {getattr(theirs, name)}"
+        for name in DecoderConfig.__slots__
+        if name != "dtype" and getattr(ours, name) != getattr(theirs, name)
+    ]
+    if differ:
+        raise WeightsUpdateError(f"{folder} is another model: {', '.join(differ)}")
+
+
+def _empty_cuda_cache(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

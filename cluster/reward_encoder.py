@@ -1,0 +1,152 @@
+"""What callers hand in - conversations, rendered texts, a policy's ids - checked, read and made token ids of.
+
+It runs where the caller is, so that nothing but token ids travels to the actors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from cluster.policy_ids import unpadded
+from cluster.policy_text import PolicyText, without_thinking
+from cluster.reward_errors import PolicyTokenizerError, RewardInputError
+from serve_app.reward_model import Conversation, ConversationError, ConversationLike, Message, ScoringError
+from serve_app.reward_model.architecture import DecoderConfig
+from serve_app.reward_model.checkpoint import resolve
+from serve_app.reward_model.rendered_text import RenderedTextError
+from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
+
+__all__ = ["Encoding", "OnError", "RewardEncoder", "values_of"]
+
+OnError = Literal["raise", "null"]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How conversations become token ids.
+
+    Args:
+        policy_tokenizer: the policy's tokenizer, a folder or a Hugging Face id; `forward` needs it.
+        truncation: what is done with a conversation over the limit: see `Tokenizer.encode_batch`.
+        max_tokens: a limit below the model's own.
+        strip_thinking: leave `<think>` blocks of assistants' messages out.
+        keep_default_system: keep the system prompt that the policy's template writes unasked.
+    """
+
+    policy_tokenizer: Any = None
+    truncation: Truncation = "error"
+    max_tokens: int | None = None
+    strip_thinking: bool = False
+    keep_default_system: bool = False
+
+    def __post_init__(self) -> None:
+        if self.truncation not in ("error", "right", "left"):
+            raise RewardInputError(f"truncation is 'error', 'right' or 'left', not {self.truncation!r}")
+        if self.max_tokens is not None and self.max_tokens < 2:
+            raise RewardInputError(f"max_tokens is at least 2 (BOS and the reward token), not {self.max_tokens}")
+
+
+class RewardEncoder:
+    """Reads and tokenises for one reward model, whose configuration and tokenizer are in `folder`."""
+
+    def __init__(self, folder: Path, encoding: Encoding) -> None:
+        self._encoding = encoding
+        self._tokenizer = Tokenizer.from_pretrained(folder, config=DecoderConfig.from_folder(folder))
+
+    @classmethod
+    def of_model(cls, model: str, revision: str | None, encoding: Encoding) -> RewardEncoder:
+        """For a model's name: its small files are enough. Raises `CheckpointError` where they cannot be had."""
+        return cls(resolve(model, revision, weights=False), encoding)
+
+    @cached_property
+    def _policy(self) -> PolicyText | None:
+        declared = self._encoding.policy_tokenizer
+        if declared is None:
+            return None
+        return PolicyText.from_pretrained(declared, keep_default_system=self._encoding.keep_default_system)
+
+    def check_policy(self) -> None:
+        """Read the policy's tokenizer, where one is declared. Raises `PolicyTokenizerError` if it cannot be."""
+        self._policy  # noqa: B018
+
+    def conversations(self, sources: Sequence[ConversationLike]) -> list[Conversation | ScoringError]:
+        """Each checked, or what is wrong with it. Raises `RewardInputError` where `sources` is no list of them."""
+        if isinstance(sources, Conversation | str | Mapping) or not isinstance(sources, Sequence):
+            raise RewardInputError(f"a list of conversations is wanted, not {type(sources).__name__}")
+        if sources and isinstance(sources[0], Mapping | Message):
+            raise RewardInputError("a list of conversations is wanted, not one conversation: put it into a list")
+        return [_outcome(Conversation.parse, source) for source in sources]
+
+    def texts(self, texts: Sequence[str]) -> list[Conversation | ScoringError]:
+        """Each rendered text read, or why it cannot be: in the policy's template or ChatML, or in the model's."""
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise RewardInputError(f"a list of texts is wanted, not {type(texts).__name__}")
+        return [_outcome(self._read, text) for text in texts]
+
+    def policy_ids(
+        self,
+        sequences: Tensor,
+        attention_mask: Tensor | None,
+        packed_seq_lens: Sequence[int] | Tensor | None,
+        pad_sequence: bool,
+    ) -> list[Conversation | ScoringError]:
+        """Each sequence of the policy's ids decoded and read, or why it cannot be: see `policy_ids.unpadded`."""
+        if self._policy is None:
+            raise PolicyTokenizerError(
+                "forward decodes the policy's token ids: declare policy_tokenizer, a folder or a Hugging Face id"
+            )
+        ids = unpadded(sequences, attention_mask, packed_seq_lens, pad_sequence=pad_sequence)
+        return list(self._policy.of_ids(ids))
+
+    def encode(self, parsed: Sequence[Conversation | ScoringError]) -> list[EncodedConversation | ScoringError]:
+        """The token ids of each conversation, in order, or the error that keeps it from being scored."""
+        ready = [self._thoughtless(item) for item in parsed if isinstance(item, Conversation)]
+        encoding = self._encoding
+        encoded = iter(
+            self._tokenizer.encode_batch(ready, truncation=encoding.truncation, max_tokens=encoding.max_tokens)
+        )
+        return [next(encoded) if isinstance(item, Conversation) else item for item in parsed]
+
+    def _read(self, text: str) -> Conversation:
+        if not isinstance(text, str):
+            raise ConversationError(f"a rendered text is a string, not {type(text).__name__}")
+        if self._policy is not None:
+            try:
+                return self._policy.of_text(text)
+            except RenderedTextError:
+                pass  # perhaps the model's own template; if not, that reader says what was expected
+        return self._tokenizer.read_rendered(text)
+
+    def _thoughtless(self, conversation: Conversation) -> Conversation:
+        if not self._encoding.strip_thinking:
+            return conversation
+        messages = (
+            replace(message, content=without_thinking(message.content)) if message.role == "assistant" else message
+            for message in conversation.messages
+        )
+        return Conversation(tuple(messages))
+
+
+def values_of(outcomes: Sequence[float | ScoringError], on_error: OnError) -> list[float | None]:
+    """Each score; of an item without one null or, where errors are to be raised, the first error, its place told."""
+    if on_error not in ("raise", "null"):
+        raise RewardInputError(f"on_error is 'raise' or 'null', not {on_error!r}")
+    for place, outcome in enumerate(outcomes):
+        if isinstance(outcome, ScoringError) and on_error == "raise":
+            outcome.index = place
+            raise outcome
+    return [None if isinstance(outcome, ScoringError) else outcome for outcome in outcomes]
+
+
+def _outcome(read: Any, source: Any) -> Conversation | ScoringError:
+    try:
+        conversation: Conversation = read(source)
+    except ScoringError as error:
+        return error
+    return conversation

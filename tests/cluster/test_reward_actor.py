@@ -1,0 +1,205 @@
+"""The actor's class without Ray: what it answers, in one thread, and how it takes wrong input."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+
+from cluster.reward_actor import Encoding, ModelSpec, RewardActor
+from cluster.reward_encoder import RewardEncoder, values_of
+from cluster.reward_errors import (
+    AsleepError,
+    PolicyTokenizerError,
+    RewardInputError,
+    RewardPoolError,
+)
+from serve_app.reward_model import ConversationError, ConversationTooLongError, RewardModel, ScoringError
+from tests.cluster import policies
+from tests.conftest import chat
+
+T = TypeVar("T")
+CHATML = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+CHATS = [chat("What is 2 + 2?", "4"), chat("Hi", "Hello"), chat("What is 2 + 2?", "Five, I think.")]
+
+
+@pytest.fixture(scope="module")
+def policy(tiny: RewardModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    policies.chatml(tiny.folder).save_pretrained(folder)
+    return folder
+
+
+def run(work: Callable[[RewardActor], Awaitable[T]], tiny: RewardModel, **encoding: Any) -> T:
+    """What `work` returns of an actor that has the embedded model."""
+
+    async def opened() -> T:
+        actor = RewardActor(num_threads=torch.get_num_threads())
+        await actor.open(ModelSpec(str(tiny.folder), device="cpu", dtype="float32"), Encoding(**encoding))
+        return await work(actor)
+
+    return asyncio.run(opened())
+
+
+def padded(rows: list[list[int]], *, left: bool, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids as a trainer pads them, and their mask."""
+    width = max(map(len, rows)) + 2
+    sequences = torch.full((len(rows), width), pad)
+    mask = torch.zeros(len(rows), width, dtype=torch.int64)
+    for place, ids in enumerate(rows):
+        where = slice(width - len(ids), width) if left else slice(0, len(ids))
+        sequences[place, where] = torch.tensor(ids)
+        mask[place, where] = 1
+    return sequences, mask
+
+
+def test_scores_are_the_engines_and_computed_in_one_thread(tiny: RewardModel) -> None:
+    threads = set()
+
+    async def score(actor: RewardActor) -> list[float | None]:
+        scorer = actor._slot.model.scorer
+        counted = scorer.score
+
+        def counting(sequences: Sequence[Sequence[int]]) -> list[float | ScoringError]:
+            threads.add(threading.get_ident())
+            return counted(sequences)
+
+        scorer.score = counting  # type: ignore[method-assign]
+        answers = await asyncio.gather(*(actor.score([chat]) for chat in CHATS * 5))
+        return [value for answer in answers for value in answer]
+
+    assert run(score, tiny) == tiny.get_scores(CHATS) * 5
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+
+
+def test_texts_and_ids_give_the_conversations_scores(tiny: RewardModel, policy: Path) -> None:
+    tokenizer = policies.chatml(tiny.folder)
+    texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in CHATS]
+    rows = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    expected = tiny.get_scores(CHATS)
+
+    async def ask(actor: RewardActor) -> list[Any]:
+        found: list[Any] = [await actor.score_text(texts)]
+        for left in (False, True):
+            found.append((await actor.forward(*padded(rows, left=left, pad=tokenizer.eos_token_id))).tolist())
+        sequences, mask = padded(rows, left=False, pad=tokenizer.eos_token_id)
+        data: dict[str, Any] = {
+            "sequences": [sequences[:2], sequences],
+            "attention_mask": [mask[:2], mask],
+            "pad_sequence": [True] * 2,
+        }
+        found += [tensor.tolist() for tensor in await actor.execute_batch("forward", data, 1, 2)]
+        packed = torch.tensor([[token for row in rows for token in row]])
+        found.append((await actor.forward(packed, packed_seq_lens=[len(row) for row in rows])).tolist())
+        await actor.empty_cache()
+        return found
+
+    assert run(ask, tiny, policy_tokenizer=str(policy)) == [expected] * 5
+
+
+def test_the_result_is_a_float32_tensor_of_the_batch(tiny: RewardModel, policy: Path) -> None:
+    async def ask(actor: RewardActor) -> tuple[torch.Tensor, list[Any], list[Any]]:
+        empty = torch.empty(0, 4, dtype=torch.int64)
+        return await actor.forward(empty, empty), await actor.score([]), await actor.execute_batch("score", {}, 0, 4)
+
+    rewards, scores, batch = run(ask, tiny, policy_tokenizer=str(policy))
+    assert rewards.shape == (0,)
+    assert rewards.dtype == torch.float32
+    assert scores == batch == []
+
+
+def test_wrong_calls_are_typed_errors(tiny: RewardModel, policy: Path) -> None:
+    ids = torch.ones(2, 3, dtype=torch.int64)
+    calls: list[tuple[type[Exception], str, Callable[[RewardActor], Awaitable[Any]]]] = [
+        (RewardInputError, "put it into a list", lambda actor: actor.score(CHATS[0])),  # type: ignore[arg-type]
+        (RewardInputError, "list of conversations", lambda actor: actor.score("Hi")),  # type: ignore[arg-type]
+        (RewardInputError, "list of texts", lambda actor: actor.score_text("Hi")),
+        (RewardInputError, "on_error", lambda actor: actor.score(CHATS, on_error="skip")),  # type: ignore[arg-type]
+        (RewardInputError, "float32", lambda actor: actor.forward(ids.float())),
+        (RewardInputError, "no method '_open'", lambda actor: actor.execute_batch("_open", {"a": [1]}, 0, 1)),
+        (RewardInputError, "differ in length", lambda actor: actor.execute_batch("score", {"a": [1], "b": []}, 0, 1)),
+        (ConversationError, "item 0: the text", lambda actor: actor.forward(ids)),
+        (ConversationError, "item 1: .*ChatML", lambda actor: actor.score_text([CHATML + "Yo", "plain"])),
+        (ConversationError, "item 1: .*no response", lambda actor: actor.score_text([CHATML, CHATML[:20]])),
+    ]
+
+    async def ask(actor: RewardActor) -> None:
+        for error, message, call in calls:
+            with pytest.raises(error, match=message):
+                await call(actor)
+
+    run(ask, tiny, policy_tokenizer=str(policy))
+
+
+def test_one_bad_item_is_null_on_request_and_named_otherwise(tiny: RewardModel) -> None:
+    good = tiny.get_scores(CHATS[:1])[0]
+    batch = [CHATS[0], [{"role": "user"}], chat("Hi", "yes " * 200), CHATS[0]]
+
+    async def ask(actor: RewardActor) -> tuple[list[float | None], int | None, str]:
+        values = await actor.score(batch, on_error="null")
+        with pytest.raises(ScoringError, match="item 1: message 0 lacks") as caught:
+            await actor.score(batch)
+        with pytest.raises(ConversationTooLongError, match="item 1: .*the limit is 50"):
+            await actor.score(batch[::2])
+        with pytest.raises(PolicyTokenizerError, match="declare policy_tokenizer"):
+            await actor.forward(torch.ones(1, 2, dtype=torch.int64))
+        return values, caught.value.index, str(caught.value)
+
+    values, index, _ = run(ask, tiny, max_tokens=50)
+    assert values == [good, None, None, good]
+    assert index == 1
+
+
+def test_sleep_waits_for_what_was_begun(tiny: RewardModel) -> None:
+    expected = tiny.get_scores(CHATS)
+
+    async def ask(actor: RewardActor) -> None:
+        begun = asyncio.create_task(actor.score(CHATS))
+        while not actor._lock._num_shared:
+            await asyncio.sleep(0)
+        await actor.sleep()
+        assert await begun == expected
+        assert (await actor.status()).is_asleep
+        with pytest.raises(AsleepError):
+            await actor.score(CHATS)
+        await actor.wake()
+        assert await actor.score(CHATS) == expected
+
+    run(ask, tiny)
+
+
+def test_an_actor_without_a_model_says_so() -> None:
+    with pytest.raises(RewardPoolError, match="no model was loaded"):
+        asyncio.run(RewardActor().score(CHATS))
+
+
+def test_encoding_is_checked_at_once(tiny: RewardModel) -> None:
+    for wrong in ({"truncation": "middle"}, {"max_tokens": 1}):
+        with pytest.raises(RewardInputError, match=next(iter(wrong))):
+            Encoding(**wrong)
+    with pytest.raises(PolicyTokenizerError, match="/no/such"):
+        run(lambda actor: actor.score([]), tiny, policy_tokenizer="/no/such")
+
+
+def test_thoughts_are_left_out_where_asked_for(tiny: RewardModel) -> None:
+    thoughtful = chat("Hi", "<think>\nWell <im>.\n</think>\n\nHello")
+    stripped = RewardEncoder(tiny.folder, Encoding(strip_thinking=True))
+    kept = RewardEncoder(tiny.folder, Encoding())
+    bare = kept.encode(kept.conversations([chat("Hi", "Hello")]))
+    assert stripped.encode(stripped.conversations([thoughtful])) == bare
+    assert kept.encode(kept.conversations([thoughtful])) != bare
+    users = chat("<think>a</think>Hi", "Hello")
+    assert stripped.encode(stripped.conversations([users])) == kept.encode(kept.conversations([users]))
+
+
+def test_values_name_the_first_item_without_a_score() -> None:
+    errors: list[float | ScoringError] = [1.0, ConversationError("bad"), ConversationError("worse")]
+    assert values_of(errors, "null") == [1.0, None, None]
+    with pytest.raises(ConversationError, match="item 1: bad"):
+        values_of(errors, "raise")
