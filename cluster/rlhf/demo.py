@@ -81,7 +81,7 @@ def main(algorithms: tuple[Algorithm, ...] = ("grpo", "ppo"), prog: str = "pytho
 def demo(config: DemoConfig) -> int:
     """Train, print the table and save the picture; the exit status."""
     with connect(config.address):
-        from cluster.reward_actor_pool import RewardActorPool  # it imports Ray, for which `connect` sets variables
+        from cluster.reward_pool.pool import RewardActorPool  # it imports Ray, for which `connect` sets variables
 
         with RewardActorPool(config.model, num_actors=config.num_actors, num_cpus=config.cpus_per_actor) as pool:
             trainings = [(algorithm, seed) for algorithm in config.algorithms for seed in config.seeds]

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.reward_errors import RewardInputError
+from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.errors import FrameworkError
 from cluster.rlhf.frameworks import framework_module
 from cluster.rlhf.reward_source import OnError

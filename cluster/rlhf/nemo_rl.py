@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.reward_errors import RewardInputError
+from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.frameworks import framework_module
 from cluster.rlhf.rollout_reader import RolloutReader
 from cluster.rlhf.rollout_scorer import RolloutScorer

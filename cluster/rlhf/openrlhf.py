@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.reward_errors import RewardInputError
+from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.rollout_scorer import RolloutScorer
 from serve_app.reward_model.errors import RaywardError
 from serve_app.reward_model.rendered_text import opens_turn

@@ -20,8 +20,8 @@ from typing import Any
 
 import ray
 
-from cluster.reward_actor import Encoding, ModelSpec, RewardActor
-from cluster.reward_errors import RewardInputError
+from cluster.reward_pool.actor import Encoding, ModelSpec, RewardActor
+from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.errors import FrameworkError
 from cluster.rlhf.frameworks import framework_module
 

@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cluster.reward_pool.token_rewards import place_at_last_token
 from cluster.rlhf.errors import TrainingError
 from cluster.rlhf.learning_curve import LearningCurve
 from cluster.rlhf.rollout_scorer import RolloutScorer
 from cluster.rlhf.tiny_policy import PROMPTS, Rollout, generate, random_policy, random_values
-from cluster.token_rewards import place_at_last_token
 
 __all__ = ["PpoOptions", "advantages_and_returns", "main", "policy_loss", "train_ppo", "value_loss"]
 

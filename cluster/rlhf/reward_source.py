@@ -114,6 +114,6 @@ def reward_source_from_environment() -> RewardSource:
 
 def pool_named(name: str) -> RewardSource:
     """The detached `RewardActorPool` of that name. Raises PoolClosedError where there is none."""
-    from cluster.reward_actor_pool import RewardActorPool
+    from cluster.reward_pool.pool import RewardActorPool
 
     return RewardActorPool.attach(name)

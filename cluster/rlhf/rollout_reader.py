@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from cluster.policy_text import PolicyText, without_thinking
+from cluster.reward_pool.policy_text import PolicyText, without_thinking
 from serve_app.reward_model import Conversation, ConversationError, Message, ScoringError
 from serve_app.reward_model.rendered_text import RenderedTextReader, opens_turn, without_ending
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from cluster.reward_errors import RewardInputError
+from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.errors import RewardSourceError
 from cluster.rlhf.reward_source import OnError, RewardSource, as_reward_source, reward_source_from_environment
 from cluster.rlhf.rollout_reader import RolloutReader, Turns

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.reward_errors import RewardInputError
+from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.reward_source import RewardSource, as_reward_source, pool_named
 from cluster.rlhf.rollout_scorer import RolloutScorer
 

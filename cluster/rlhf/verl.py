@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from cluster.reward_errors import RewardInputError
+from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.frameworks import framework_module
 from cluster.rlhf.rollout_scorer import RolloutScorer
 from cluster.rlhf.source_settings import SourceSettings

@@ -29,8 +29,8 @@ import ray
 import torch
 
 from cluster.connect import connect
-from cluster.reward_actor_pool import RewardActorPool
-from cluster.token_batch import TokenBatch
+from cluster.reward_pool.pool import RewardActorPool
+from cluster.reward_pool.token_batch import TokenBatch
 from serve_app.reward_model import RewardModel
 from tests.benchmarks.bench_engine import RESULTS, hardware
 from tests.benchmarks.bench_serve import conversations, write_checkpoint

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import cluster.rlhf.ms_swift as adapter
-from cluster.reward_errors import RewardInputError
+from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.errors import FrameworkError
 from tests.cluster.rlhf.conftest import TOO_LONG, RecordingSource, turns
 

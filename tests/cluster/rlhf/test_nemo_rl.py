@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import cluster.rlhf.nemo_rl as adapter
-from cluster.reward_errors import RewardInputError
+from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.errors import FrameworkError
 from cluster.rlhf.rollout_scorer import RolloutScorer
 from serve_app.reward_model import ConversationError

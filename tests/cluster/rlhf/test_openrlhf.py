@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import cluster.rlhf.openrlhf as adapter
-from cluster.reward_errors import RewardInputError
+from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.openrlhf import RewardFunction
 from cluster.rlhf.tiny_policy import policy_tokenizer
 from serve_app.reward_model import ConversationError, RewardModel

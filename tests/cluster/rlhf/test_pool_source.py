@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from cluster.reward_errors import PoolClosedError
+from cluster.reward_pool.errors import PoolClosedError
 from cluster.rlhf.openrlhf import RewardFunction as OpenRlhfRewardFunction
 from cluster.rlhf.rollout_scorer import RolloutScorer
 from cluster.rlhf.trl import AsyncRewardFunction, RewardFunction
@@ -20,7 +20,7 @@ NAME = "rewards-of-tests"
 def test_every_way_to_a_pool_gives_the_engines_bits(
     local_ray: None, tiny: RewardModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cluster.reward_actor_pool import RewardActorPool
+    from cluster.reward_pool.pool import RewardActorPool
 
     prompts, completions = ["Hi", "Hi", "What time is it?"], ["Hello", "Go away", "Late"]
     expected = tiny.get_scores([turns(p, c) for p, c in zip(prompts, completions, strict=True)])

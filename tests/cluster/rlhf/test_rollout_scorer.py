@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from cluster.reward_errors import RewardInputError
+from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.errors import RewardSourceError
 from cluster.rlhf.reward_source import LocalRewardSource, as_reward_source
 from cluster.rlhf.rollout_scorer import RolloutScorer

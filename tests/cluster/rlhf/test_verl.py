@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import cluster.rlhf.verl as adapter
-from cluster.reward_errors import RewardInputError
+from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.errors import FrameworkError
 from cluster.rlhf.rollout_scorer import RolloutScorer
 from cluster.rlhf.tiny_policy import policy_tokenizer

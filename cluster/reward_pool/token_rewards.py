@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cluster.reward_errors import RewardInputError
+from cluster.reward_pool.errors import RewardInputError
 
 __all__ = ["place_at_last_token"]
 

@@ -10,8 +10,8 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
-from cluster.moments import Moments
-from cluster.reward_errors import RewardInputError
+from cluster.reward_pool.errors import RewardInputError
+from cluster.reward_pool.moments import Moments
 
 __all__ = ["Combination", "Rewards", "RunningNormalization", "clip", "combine", "group_advantages"]
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from cluster.moments import Moments
-from cluster.reward_ensemble import OnError, RewardEnsemble
-from cluster.reward_errors import RewardInputError
-from cluster.shaping import RunningNormalization, clip, combine, group_advantages
+from cluster.reward_pool.ensemble import OnError, RewardEnsemble
+from cluster.reward_pool.errors import RewardInputError
+from cluster.reward_pool.moments import Moments
+from cluster.reward_pool.shaping import RunningNormalization, clip, combine, group_advantages
 from serve_app.reward_model import ConversationLike
 from tests.conftest import chat
 

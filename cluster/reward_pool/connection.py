@@ -10,11 +10,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.dispatch import Part, dispatch
-from cluster.pool_keeper import PROBE_TIMEOUT_S, Member, PoolPlan, Roster
-from cluster.remote_call import answer
-from cluster.reward_errors import PoolClosedError
-from cluster.token_batch import ScoreReply, TokenBatch
+from cluster.reward_pool.dispatch import Part, dispatch
+from cluster.reward_pool.errors import PoolClosedError
+from cluster.reward_pool.keeper import PROBE_TIMEOUT_S, Member, PoolPlan, Roster
+from cluster.reward_pool.remote_call import answer
+from cluster.reward_pool.token_batch import ScoreReply, TokenBatch
 
 __all__ = ["PoolConnection"]
 

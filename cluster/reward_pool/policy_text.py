@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from functools import partial
 from typing import Any
 
-from cluster.reward_errors import PolicyTokenizerError
+from cluster.reward_pool.errors import PolicyTokenizerError
 from serve_app.reward_model import Conversation, ConversationError, Message, TokenIdsError
 from serve_app.reward_model.markup import MARK, escape
 from serve_app.reward_model.rendered_text import RenderedTextReader

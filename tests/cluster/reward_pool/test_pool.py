@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.reward_actor_pool import RewardActorPool
-from cluster.reward_errors import (
+from cluster.reward_pool.errors import (
     AsleepError,
     PolicyTokenizerError,
     PoolClosedError,
@@ -25,9 +24,10 @@ from cluster.reward_errors import (
     RewardInputError,
     WeightsUpdateError,
 )
+from cluster.reward_pool.pool import RewardActorPool
 from serve_app.reward_model import CheckpointError, ConversationError, RewardModel
-from tests.cluster import policies
-from tests.cluster.checkpoints import reshaped, retrained
+from tests.cluster.reward_pool import policies
+from tests.cluster.reward_pool.checkpoints import reshaped, retrained
 from tests.conftest import chat
 
 WORDS = ("the", "sea", "is", "wide", "while", "rivers", "run", "to", "it")

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cluster.policy_ids import unpadded
-from cluster.policy_text import PolicyText, template_of_day, without_thinking
-from cluster.reward_errors import PolicyTokenizerError, RewardInputError
+from cluster.reward_pool.errors import PolicyTokenizerError, RewardInputError
+from cluster.reward_pool.policy_ids import unpadded
+from cluster.reward_pool.policy_text import PolicyText, template_of_day, without_thinking
 from serve_app.reward_model import Conversation, ConversationError, RewardModel, TokenIdsError
-from tests.cluster import policies
+from tests.cluster.reward_pool import policies
 from tests.conftest import chat
 
 CHATS = [

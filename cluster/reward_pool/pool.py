@@ -3,8 +3,8 @@
     with RewardActorPool("internlm/internlm2-1_8b-reward", num_actors=2, num_gpus=0.5) as pool:
         rewards = pool.score(conversations)
 
-A batch's path: `reward_encoder.py` reads and tokenises it here, `parts.py` cuts it, `dispatch.py` sends it, and the
-actors of `reward_actor.py` score it. `pool_keeper.py` holds the pool together; `pool_start.py` starts it.
+A batch's path: `encoder.py` reads and tokenises it here, `parts.py` cuts it, `dispatch.py` sends it, and the
+actors of `actor.py` score it. `keeper.py` holds the pool together; `start.py` starts it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import ray
 from torch import Tensor
 
 from cluster.connect import connect
-from cluster.model_slot import ModelSpec, WeightsVersion
-from cluster.pool_connection import PoolConnection
-from cluster.pool_keeper import MemberHealth, PoolPlan, Roster
-from cluster.pool_start import absolute, attached, cpus_of_actor, device_and_gpus, started
-from cluster.remote_call import blocking
-from cluster.reward_actor import tensor_of
-from cluster.reward_batch import score_batch
-from cluster.reward_encoder import Encoding, OnError, RewardEncoder, values_of
-from cluster.reward_errors import PoolClosedError, RewardInputError
+from cluster.reward_pool.actor import tensor_of
+from cluster.reward_pool.batch import score_batch
+from cluster.reward_pool.connection import PoolConnection
+from cluster.reward_pool.encoder import Encoding, OnError, RewardEncoder, values_of
+from cluster.reward_pool.errors import PoolClosedError, RewardInputError
+from cluster.reward_pool.keeper import MemberHealth, PoolPlan, Roster
+from cluster.reward_pool.model_slot import ModelSpec, WeightsVersion
+from cluster.reward_pool.remote_call import blocking
+from cluster.reward_pool.start import absolute, attached, cpus_of_actor, device_and_gpus, started
 from serve_app.reward_model import Conversation, ConversationLike, ScoringError
 from serve_app.reward_model.linear import Quantization
 from serve_app.reward_model.tokenizer import Truncation

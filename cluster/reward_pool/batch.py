@@ -7,12 +7,12 @@ import logging
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from cluster.dispatch import Part
-from cluster.parts import plan_parts
-from cluster.pool_connection import PoolConnection
-from cluster.reward_encoder import RewardEncoder
-from cluster.reward_errors import RewardPoolError
-from cluster.token_batch import TokenBatch
+from cluster.reward_pool.connection import PoolConnection
+from cluster.reward_pool.dispatch import Part
+from cluster.reward_pool.encoder import RewardEncoder
+from cluster.reward_pool.errors import RewardPoolError
+from cluster.reward_pool.parts import plan_parts
+from cluster.reward_pool.token_batch import TokenBatch
 from serve_app.reward_model import Conversation, ScoringError
 from serve_app.reward_model.prefixes import together
 from serve_app.reward_model.tokenizer import EncodedConversation

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.model_slot import ModelSlot, ModelSpec, WeightsVersion
-from cluster.reward_errors import AsleepError, RewardPoolError, SleepError, WeightsUpdateError
+from cluster.reward_pool.errors import AsleepError, RewardPoolError, SleepError, WeightsUpdateError
+from cluster.reward_pool.model_slot import ModelSlot, ModelSpec, WeightsVersion
 from serve_app.reward_model import CheckpointError, RewardModel, WeightError
-from tests.cluster.checkpoints import copied, reshaped, retrained
+from tests.cluster.reward_pool.checkpoints import copied, reshaped, retrained
 
 SEQUENCES = [[1, *range(10, 10 + length), 3] for length in (5, 60, 200)]
 
@@ -97,7 +97,7 @@ def test_a_device_without_the_memory_keeps_the_old_weights(
     def full(*args: object, **options: object) -> None:
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr("cluster.model_slot.Decoder", full)
+    monkeypatch.setattr("cluster.reward_pool.model_slot.Decoder", full)
     with pytest.raises(WeightsUpdateError, match="out of memory"):
         slot.commit(version)
     assert slot.score(SEQUENCES) == before

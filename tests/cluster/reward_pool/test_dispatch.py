@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from ray.exceptions import RayActorError
 
-from cluster.dispatch import MAX_RETRIES, PARTS_UNDER_WAY, Part, dispatch
-from cluster.pool_keeper import Member
-from cluster.reward_errors import ActorLostError, AsleepError, PoolClosedError, RewardPoolError
-from cluster.token_batch import ScoreReply
+from cluster.reward_pool.dispatch import MAX_RETRIES, PARTS_UNDER_WAY, Part, dispatch
+from cluster.reward_pool.errors import ActorLostError, AsleepError, PoolClosedError, RewardPoolError
+from cluster.reward_pool.keeper import Member
+from cluster.reward_pool.token_batch import ScoreReply
 from serve_app.batcher_errors import OverloadedError
 
 

@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from cluster import pool_keeper
-from cluster.model_slot import WeightsVersion
-from cluster.pool_keeper import PoolKeeper, PoolPlan
-from cluster.reward_actor import ActorStatus
-from cluster.reward_errors import (
+from cluster.reward_pool import keeper
+from cluster.reward_pool.actor import ActorStatus
+from cluster.reward_pool.errors import (
     ActorLostError,
     AsleepError,
     PoolStartError,
@@ -23,6 +21,8 @@ from cluster.reward_errors import (
     SleepError,
     WeightsUpdateError,
 )
+from cluster.reward_pool.keeper import PoolKeeper, PoolPlan
+from cluster.reward_pool.model_slot import WeightsVersion
 from serve_app.reward_model import CheckpointError
 
 OLD = WeightsVersion(0, "old", None, "aa")
@@ -76,8 +76,8 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> list[FakeActor]:
         started.append(FakeActor())
         return started[-1]
 
-    monkeypatch.setattr(pool_keeper, "launch", launch)
-    monkeypatch.setattr(pool_keeper, "_kill", lambda member: setattr(member.handle, "is_killed", True))
+    monkeypatch.setattr(keeper, "launch", launch)
+    monkeypatch.setattr(keeper, "_kill", lambda member: setattr(member.handle, "is_killed", True))
     return started
 
 
@@ -228,7 +228,7 @@ def test_a_start_that_fails_says_why(actors: list[FakeActor], monkeypatch: pytes
     async def work(keeper: PoolKeeper) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(pool_keeper, "launch", launch)
+    monkeypatch.setattr(keeper, "launch", launch)
     for error, raised in ((CheckpointError("no such model"), CheckpointError), (RayActorError(), PoolStartError)):
         fingerprints.clear()
         broken.fails["open"] = error

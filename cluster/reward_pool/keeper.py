@@ -17,11 +17,9 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError
 
-from cluster.model_slot import ModelSpec, WeightsVersion
-from cluster.remote_call import answer
-from cluster.reward_actor import ActorStatus, RewardActor, launch
-from cluster.reward_encoder import Encoding
-from cluster.reward_errors import (
+from cluster.reward_pool.actor import ActorStatus, RewardActor, launch
+from cluster.reward_pool.encoder import Encoding
+from cluster.reward_pool.errors import (
     ActorLostError,
     AsleepError,
     PoolStartError,
@@ -29,6 +27,8 @@ from cluster.reward_errors import (
     SleepError,
     WeightsUpdateError,
 )
+from cluster.reward_pool.model_slot import ModelSpec, WeightsVersion
+from cluster.reward_pool.remote_call import answer
 from serve_app.reward_model import RaywardError
 
 __all__ = ["Member", "MemberHealth", "PoolKeeper", "PoolPlan", "Roster"]

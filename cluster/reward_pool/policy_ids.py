@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cluster.reward_errors import RewardInputError
+from cluster.reward_pool.errors import RewardInputError
 
 __all__ = ["unpadded"]
 

@@ -14,9 +14,9 @@ from typing import Protocol
 
 from ray.exceptions import RayError
 
-from cluster.pool_keeper import Member
-from cluster.reward_errors import ActorLostError, RewardTimeoutError
-from cluster.token_batch import ScoreReply
+from cluster.reward_pool.errors import ActorLostError, RewardTimeoutError
+from cluster.reward_pool.keeper import Member
+from cluster.reward_pool.token_batch import ScoreReply
 from serve_app.batcher_errors import BatcherStalledError, ForwardError, OverloadedError
 from serve_app.reward_model import RaywardError
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from cluster.parts import MIN_PART_TOKENS, plan_parts
+from cluster.reward_pool.parts import MIN_PART_TOKENS, plan_parts
 
 
 def candidates(num_prompts: int, each: int, prompt_tokens: int, own_tokens: int) -> tuple[list[list[int]], list[int]]:

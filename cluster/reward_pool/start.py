@@ -9,11 +9,11 @@ from typing import Any
 import ray
 
 from cluster.connect import ClusterResources
-from cluster.pool_connection import PoolConnection
-from cluster.pool_keeper import PoolKeeper, PoolPlan, Roster
-from cluster.remote_call import blocking
-from cluster.reward_actor import MAX_CONCURRENCY, NAMESPACE
-from cluster.reward_errors import PoolClosedError, PoolStartError, RewardInputError, RewardTimeoutError
+from cluster.reward_pool.actor import MAX_CONCURRENCY, NAMESPACE
+from cluster.reward_pool.connection import PoolConnection
+from cluster.reward_pool.errors import PoolClosedError, PoolStartError, RewardInputError, RewardTimeoutError
+from cluster.reward_pool.keeper import PoolKeeper, PoolPlan, Roster
+from cluster.reward_pool.remote_call import blocking
 
 __all__ = ["absolute", "attached", "cpus_of_actor", "device_and_gpus", "started"]
 

@@ -11,16 +11,16 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from cluster.reward_actor import Encoding, ModelSpec, RewardActor
-from cluster.reward_encoder import RewardEncoder, values_of
-from cluster.reward_errors import (
+from cluster.reward_pool.actor import Encoding, ModelSpec, RewardActor
+from cluster.reward_pool.encoder import RewardEncoder, values_of
+from cluster.reward_pool.errors import (
     AsleepError,
     PolicyTokenizerError,
     RewardInputError,
     RewardPoolError,
 )
 from serve_app.reward_model import ConversationError, ConversationTooLongError, RewardModel, ScoringError
-from tests.cluster import policies
+from tests.cluster.reward_pool import policies
 from tests.conftest import chat
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.reward_errors import RewardPoolError, RewardTimeoutError
+from cluster.reward_pool.errors import RewardPoolError, RewardTimeoutError
 from serve_app.reward_model import RaywardError
 
 __all__ = ["answer", "blocking"]

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from cluster.reward_errors import AsleepError, RewardPoolError, SleepError, WeightsUpdateError
+from cluster.reward_pool.errors import AsleepError, RewardPoolError, SleepError, WeightsUpdateError
 from serve_app.reward_model import RewardModel, ScoringError
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.checkpoint import fingerprint, load_weights, resolve
