@@ -10,7 +10,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from cluster.join_failure import explained, unreachable
+from cluster.node_code import COMPARED, code_here, code_on_nodes, missing_modules, runtime_env_with_code, why_ship
 from serve_app.reward_model.errors import RaywardError
 
 __all__ = ["ClusterError", "ClusterResources", "connect", "local_cores"]
@@ -20,6 +23,7 @@ logger = logging.getLogger(__name__)
 # An embedded Ray lists this many CPUs more than there are cores: reading and committing are scheduled on it, while a
 # scoring actor holds all the cores. Ray's CPUs are bookkeeping and bind nothing.
 IO_CPUS = 1
+LOCAL = "local"
 
 
 class ClusterError(RaywardError):
@@ -42,14 +46,20 @@ def local_cores() -> int:
 
 @contextmanager
 def connect(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[ClusterResources]:
-    """Join the cluster at `address` (`auto`, `host:port`, `ray://host:port`), or start an embedded local Ray.
+    """Join the cluster at `address`, or start an embedded local Ray.
 
-    `num_cpus` is how many CPUs an embedded Ray lists: by default the cores of this process and one more. Leaves on
-    exit what it joined and stops what it started. Where this process is connected to Ray already, that connection is
-    used and left as it is.
+    Leaves on exit what it joined and stops what it started. Where this process is connected to Ray already, that
+    connection is used and left as it is. A cluster whose nodes lack rayward, or have another one, is sent the code of
+    this process; PyTorch and the other requirements must be there.
+
+    Args:
+        address: `auto` (the cluster this machine belongs to), `host:port` of a head, `ray://host:port` of its Ray
+            Client server, or `local`; by default what RAY_ADDRESS says, else `local`.
+        num_cpus: how many CPUs an embedded Ray lists: by default the cores of this process and one more.
 
     Raises:
-        ClusterError: there is no cluster at the address, or a local Ray does not start.
+        ClusterError: there is no cluster at the address, it asks for a token, it runs another Ray or Python, its nodes
+            lack what rayward requires, or a local Ray does not start.
     """
     _set_quiet_environment()  # read by Ray when it is imported
     import ray
@@ -57,21 +67,50 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     if ray.is_initialized():
         yield _resources()
         return
-    options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        options |= {"num_cpus": num_cpus or local_cores() + IO_CPUS, "include_dashboard": False}
-    else:
-        logger.info("joining the Ray cluster at %s", address)
+    where = address or os.environ.get("RAY_ADDRESS") or LOCAL
     try:
-        with _muted_stderr(), _own_sigterm():
-            ray.init(address or "local", **options)  # type: ignore[arg-type]  # ray.init is typed option by option
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = f"--address {address} cannot be joined" if address else "a local Ray does not start"
-        raise ClusterError(f"{where}: {error}") from error
-    try:
+        if where == LOCAL:
+            _init(LOCAL, num_cpus=num_cpus or local_cores() + IO_CPUS, include_dashboard=False)
+        else:
+            logger.info("joining the Ray cluster at %s", where)
+            _join(where)
         yield _resources()
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    """Connect, and once more with the code of this process if a node's is another."""
+    import ray
+
+    if why := unreachable(address):
+        raise ClusterError(f"--address {address} cannot be joined: {why}")
+    _init(address)
+    nodes, here = code_on_nodes(), code_here()
+    if missing := missing_modules(nodes):
+        raise ClusterError(f"--address {address}: {missing}; install rayward's requirements (constraints.txt) there")
+    if len({node.versions for node in nodes if node.versions}) > 1:
+        logger.warning("nodes differ in %s: scores may differ in their last bits", ", ".join(COMPARED))
+    why = why_ship(nodes, here)
+    if why is None:
+        return
+    logger.info("sending rayward's code along, since %s", why)
+    ray.shutdown()
+    _init(address, runtime_env=runtime_env_with_code())
+    if why := why_ship(code_on_nodes(), here):
+        raise ClusterError(f"--address {address}: rayward's code does not reach every node: {why}")
+
+
+def _init(address: str, **options: Any) -> None:
+    import ray
+
+    try:
+        with _muted_stderr(), _own_sigterm():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        if address == LOCAL:
+            raise ClusterError(f"a local Ray does not start: {error}") from error
+        raise ClusterError(f"--address {address} cannot be joined: {explained(error, address)}") from error
 
 
 def _resources() -> ClusterResources:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from cluster.connect import ClusterResources
 from jobs.errors import ResourceError
 
-__all__ = ["IO_CPUS", "ActorPool", "plan_actors"]
+__all__ = ["IO_CPUS", "ActorPool", "plan_actors", "plan_forwarders"]
 
 # What a reading or committing task takes; a node must have as much beside its actors, or nothing is ever read.
 IO_CPUS = 0.5
+REPLICAS_PER_FORWARDER = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,23 @@ def plan_actors(
             f"{wanted} actors of {cpus:g} CPUs do not fit: nodes {resources.num_nodes}, CPUs of each "
             f"{resources.node_cpus}, of which reading and writing need {IO_CPUS:g}; lower --num-actors or "
             "--cpus-per-actor"
+        )
+    return ActorPool(wanted, cpus, 0.0)
+
+
+def plan_forwarders(
+    free_cpus: float, *, num_replicas: int, num_actors: int | None = None, cpus_per_actor: int | None = None
+) -> ActorPool:
+    """Processes that tokenise for replicas elsewhere and send to them: one for every four, half a CPU each.
+
+    Raises:
+        ResourceError: so many CPUs are not free.
+    """
+    wanted, cpus = num_actors or max(1, math.ceil(num_replicas / REPLICAS_PER_FORWARDER)), cpus_per_actor or IO_CPUS
+    if wanted * cpus + IO_CPUS > free_cpus:
+        raise ResourceError(
+            f"{wanted} processes of {cpus:g} CPUs that send to the replicas, and {IO_CPUS:g} for reading and writing, "
+            f"do not fit the {free_cpus:g} CPUs that are free; add a node, or lower --num-actors"
         )
     return ActorPool(wanted, cpus, 0.0)
 

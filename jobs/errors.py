@@ -7,6 +7,7 @@ RaywardError
    |- ResourceError     the cluster has no room for the actors that were asked for
    |- WorkerError       a task on a worker failed in a way that no row explains
    |- ScorerError       the model cannot be loaded on the workers, or keeps dying
+   |- ServedModelError  the application of --via-serve is not there, or serves another model
    |- GeneratorError    the generator cannot be reached, loaded or used, or keeps dying
    `- TooManyErrorsError    more rows failed than --max-errors allows
 """
@@ -22,6 +23,7 @@ __all__ = [
     "OutputError",
     "ResourceError",
     "ScorerError",
+    "ServedModelError",
     "TooManyErrorsError",
     "WorkerError",
 ]
@@ -57,3 +59,7 @@ class GeneratorError(JobError):
 
 class TooManyErrorsError(JobError):
     """More rows failed than the caller allows."""
+
+
+class ServedModelError(JobError):
+    """The application that should score is not there, or it serves another model than was asked for."""

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import os
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from jobs.columns import ConversationColumns
 from serve_app.reward_model.tiny import NAME as TINY
@@ -61,8 +71,18 @@ class EngineOptions(BaseModel):
     """Rows that are committed together: by default from the corpus's size, 256 to 16384."""
     max_errors: NonNegativeInt | None = None
     """Stop once more rows than this have failed."""
-    address: str | None = None
-    """A running Ray cluster (auto, host:port or ray://host:port); without it a local one is started."""
+    address: str | None = Field(default=None, validate_default=True)
+    """A Ray cluster: auto, or host:port of its head; by default RAY_ADDRESS, else a local one is started."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_no_client(cls, address: str | None) -> str | None:
+        if (address or os.environ.get("RAY_ADDRESS", "")).startswith("ray://"):
+            raise ValueError(
+                "Ray Data, which jobs run on, does not work through Ray Client (ray://); give the head's host:port, or "
+                "submit the job: ray job submit --address http://HEAD:8265 --working-dir . -- python -m jobs.score ..."
+            )
+        return address
 
 
 class ScoringOptions(EngineOptions):
@@ -74,6 +94,16 @@ class ScoringOptions(EngineOptions):
     """Column of the prompt: a string or messages. Goes with --response-column."""
     response_column: ColumnName | None = None
     """Column of the response: a string."""
+    via_serve: str | None = Field(default=None, min_length=1)
+    """Score with the replicas of this running Serve application: its name, or NAME/MODEL where it serves several."""
+
+    @model_validator(mode="after")
+    def _replicas_are_as_they_are(self) -> Self:
+        fixed = [name for name in ("gpus_per_actor", "token_budget") if getattr(self, name) is not None]
+        if self.via_serve is not None and fixed:
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in fixed)
+            raise ValueError(f"{flags} cannot be set with --via-serve: the application's replicas decide it")
+        return self
 
     @property
     def columns(self) -> ConversationColumns:

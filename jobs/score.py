@@ -30,6 +30,9 @@ __all__ = ["ScoreConfig", "main", "run"]
 class ScoreConfig(ScoringOptions, CorpusOptions):
     """Score every conversation of a Parquet corpus; a stopped job is taken up by the same command."""
 
+    model: str | None = None
+    """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing; by
+    default tiny, and with --via-serve whatever the application serves."""
     output_prefix: str = ""
     """Put in front of the names of the four new columns."""
 

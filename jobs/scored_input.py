@@ -51,7 +51,7 @@ class ScoredInput:
         self._scoring: ScoringRun | None = None
         self.location = options.input
         """Where the scored rows are, or will be."""
-        if options.model is not None:
+        if options.model is not None or options.via_serve is not None:
             self._check_unscored()
             self.location = part_below(options.output, SCORED)
             self._scoring = ScoringRun(
@@ -78,11 +78,11 @@ class ScoredInput:
     def _check_unscored(self) -> None:
         column = self._options.score_column
         if not column.endswith("score"):
-            raise CorpusError(f"--score-column {column}: with --model its name must end in 'score'")
+            raise CorpusError(f"--score-column {column}: with --model or --via-serve its name must end in 'score'")
         if column in self.corpus.schemas[0].names:
             raise CorpusError(
-                f"the input has a column {column!r} already: leave --model out to use it, or name the new one with "
-                f"--score-column, such as --score-column new_{column}"
+                f"the input has a column {column!r} already: leave --model and --via-serve out to use it, or name the "
+                f"new one with --score-column, such as --score-column new_{column}"
             )
 
 

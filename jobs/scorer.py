@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -12,12 +13,12 @@ from jobs.columns import ConversationColumns, conversations
 from jobs.corpus import Unit
 from jobs.ledger import Ledger, UnitStats
 from jobs.system_prompt import SystemPrompt
-from serve_app.reward_model import RewardModel, Score, ScoringError
+from serve_app.reward_model import Score, ScoringError
 from serve_app.reward_model.conversation import Conversation
 from serve_app.reward_model.errors import ConversationError
 from serve_app.reward_model.tokenizer import Truncation
 
-__all__ = ["DeadRowError", "UnitScorer", "outcomes_of", "reason_of", "score_columns"]
+__all__ = ["ConversationScorer", "DeadRowError", "UnitScorer", "outcomes_of", "reason_of", "score_columns"]
 
 
 class DeadRowError(ScoringError):
@@ -29,12 +30,22 @@ class DeadRowError(ScoringError):
         return cls(f"the scoring process died {strikes} times on this row alone")
 
 
+class ConversationScorer(Protocol):
+    """What scores conversations: a `RewardModel` in this process, or a `ServedModel` elsewhere."""
+
+    def outcomes(
+        self, conversations: Sequence[Conversation], *, truncation: Truncation, max_tokens: int | None
+    ) -> Sequence[Score | ScoringError]:
+        """The score of each conversation, in order, or the error that it alone has."""
+        ...
+
+
 class UnitScorer:
     """Scores units: adds `score`, `num_tokens`, `truncated` and `error` to their tables. `load` makes the model."""
 
     def __init__(
         self,
-        load: Callable[[], RewardModel],
+        load: Callable[[], ConversationScorer],
         ledger: Ledger,
         *,
         columns: ConversationColumns,
@@ -67,13 +78,13 @@ class UnitScorer:
         errors = sum(isinstance(outcome, ScoringError) for outcome in outcomes)
         return score_columns(table, outcomes, prefix=self._prefix), UnitStats(len(outcomes), errors, tokens, seconds)
 
-    def _score_rows(self, model: RewardModel, table: pa.Table) -> list[Score | ScoringError]:
+    def _score_rows(self, model: ConversationScorer, table: pa.Table) -> list[Score | ScoringError]:
         rows = conversations(table, self._columns, self._system_prompt)
         return outcomes_of(model, rows, truncation=self._truncation, max_tokens=self._max_tokens)
 
 
 def outcomes_of(
-    model: RewardModel,
+    model: ConversationScorer,
     rows: Sequence[Conversation | ConversationError],
     *,
     truncation: Truncation,

@@ -16,7 +16,8 @@ from jobs.model_source import ModelSource
 from jobs.options import ScoringOptions
 from jobs.pipeline import Stage
 from jobs.progress import Progress, clock
-from jobs.scorer import UnitScorer
+from jobs.scorer import ConversationScorer, UnitScorer
+from jobs.served_source import UNITS_AT_ONCE, ServedModelSource
 from jobs.system_prompt import SystemPrompt
 from jobs.unit_run import UnitRun, rows_per_unit_of
 from serve_app.reward_model import RewardModel
@@ -68,19 +69,33 @@ class ScoringRun:
         Raises:
             RaywardError: the job cannot start, or stops; what is committed stays.
         """
-        model = ModelSource.of(self._options, resources)
+        options = self._options
+        if options.via_serve is not None:
+            served = ServedModelSource.of(options)
+            return self._score(served, served.load, served.pool, units_at_once=UNITS_AT_ONCE)
+        model = ModelSource.of(options, resources)
         pool = plan_actors(
             resources,
             device=model.device,
-            num_actors=self._options.num_actors,
-            cpus_per_actor=self._options.cpus_per_actor,
-            gpus_per_actor=self._options.gpus_per_actor,
+            num_actors=options.num_actors,
+            cpus_per_actor=options.cpus_per_actor,
+            gpus_per_actor=options.gpus_per_actor,
         )
+        return self._score(model, partial(self._load, model), pool)
+
+    def _score(
+        self,
+        model: ModelSource | ServedModelSource,
+        load: Callable[[], ConversationScorer],
+        pool: ActorPool,
+        *,
+        units_at_once: int = 1,
+    ) -> UnitStats:
         run = self._unit_run(model)
         self._announce(run, model, pool)
         make_scorer = partial(
             UnitScorer,
-            partial(self._load, model),
+            load,
             self._ledger,
             columns=self._columns,
             system_prompt=self._system_prompt,
@@ -88,11 +103,11 @@ class ScoringRun:
             max_tokens=self._options.max_tokens,
             prefix=self._prefix,
         )
-        progress = run.run([Stage(make_scorer, pool)])
+        progress = run.run([Stage(make_scorer, pool, units_at_once)])
         self.summary = _summary(self._output, progress)
         return progress.total
 
-    def _unit_run(self, model: ModelSource) -> UnitRun:
+    def _unit_run(self, model: ModelSource | ServedModelSource) -> UnitRun:
         options = self._options
         rows_per_unit = rows_per_unit_of(
             self._ledger, options.rows_per_unit, default=auto_rows_per_unit(self._corpus.num_rows)
@@ -111,6 +126,11 @@ class ScoringRun:
         }
         if self._system_prompt != SystemPrompt():
             identity["system_prompt"] = asdict(self._system_prompt)
+        facts = {}
+        if isinstance(model, ServedModelSource):
+            facts = model.facts
+            if model.quantization != "none":  # actors of the job's own have none
+                identity["quantization"] = model.quantization
         return UnitRun(
             ledger=self._ledger,
             corpus=self._corpus,
@@ -120,21 +140,23 @@ class ScoringRun:
             arguments=options,
             max_errors=options.max_errors,
             error_column=f"{self._prefix}error",
+            facts=facts,
         )
 
-    def _announce(self, run: UnitRun, model: ModelSource, pool: ActorPool) -> None:
-        name = self._options.model or TINY
-        if name == TINY:
+    def _announce(self, run: UnitRun, model: ModelSource | ServedModelSource, pool: ActorPool) -> None:
+        if model.model == TINY:
             logger.warning("the model is tiny: random weights, its scores mean nothing; name a real one with --model")
+        doer = f"the app {model.app}, senders" if isinstance(model, ServedModelSource) else "actors"
         logger.info(
-            "%s rows, files: %d, units left: %d of %d; %s on %s in %s, actors: %d",
+            "%s rows, files: %d, units left: %d of %d; %s on %s in %s, %s: %d",
             f"{self._corpus.num_rows:,}",
             len(self._corpus.files),
             len(run.left),
             len(run.units),
-            name,
+            self._options.model or model.model,
             model.device,
             model.dtype,
+            doer,
             pool.num_actors,
         )
 

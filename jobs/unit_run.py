@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,7 +22,8 @@ __all__ = ["UnitRun", "rows_per_unit_of"]
 class UnitRun:
     """What a job has to do: its units, those that are done by id, and what a restart must have in common with it.
 
-    `arguments` are for the manifest alone; `error_column` is where the reasons are that `max_errors` counts.
+    `arguments` and `facts` are for the manifest alone; `error_column` is where the reasons are, which `max_errors`
+    counts.
     """
 
     ledger: Ledger
@@ -33,6 +34,7 @@ class UnitRun:
     arguments: BaseModel
     max_errors: int | None
     error_column: str
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def left(self) -> list[Unit]:
@@ -48,7 +50,7 @@ class UnitRun:
             return self._work(stages)
         with recorded(self.ledger, identity=self.identity, arguments=self.arguments) as results:
             progress = self._work(stages)
-            results |= {"units": len(self.units), **progress.total.figures()}
+            results |= self.facts | {"units": len(self.units), **progress.total.figures()}
         return progress
 
     def _work(self, stages: Sequence[Stage]) -> Progress:

@@ -52,6 +52,8 @@ def _deployment(model: ModelConfig, num_sharing: int) -> Application:
         "health_check_period_s": 10.0,
         "health_check_timeout_s": 30.0,
     }
+    if model.gpu_type is not None:
+        options["ray_actor_options"]["accelerator_type"] = model.gpu_type
     if model.max_replicas_per_node is not None:
         options["max_replicas_per_node"] = model.max_replicas_per_node
     if model.max_replicas is None:
@@ -69,8 +71,12 @@ def _deployment(model: ModelConfig, num_sharing: int) -> Application:
 
 
 def _num_gpus(model: ModelConfig) -> float:
-    """As configured, or 1 where there are GPUs: in the cluster, or on this machine before Ray is joined."""
+    """As configured, or 1 where there are GPUs: in the cluster, or on this machine before Ray is joined. A model that
+    wants GPUs of some type gets 1 wherever it is: the cluster may have none yet.
+    """
     if model.num_gpus is not None:
         return model.num_gpus
+    if model.gpu_type is not None:
+        return 1.0
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0 if ray.is_initialized() else torch.cuda.is_available()
     return 1.0 if has_gpus else 0.0

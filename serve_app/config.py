@@ -26,6 +26,9 @@ class ModelConfig(BaseModel):
         description="GPUs of one replica, parts allowed; by default 1 where the cluster has any (before Ray is joined: "
         "this machine), else 0",
     )
+    gpu_type: str | None = Field(
+        None, description="only on GPUs of this type, as Ray names them: H100, A100-80G, L40S, L4", min_length=1
+    )
     num_cpus: NonNegativeFloat = Field(1.0, description="CPUs that Ray sets aside for one replica")
     threads: PositiveInt | None = Field(None, description="CPU threads of one replica; by default an even share")
     num_replicas: PositiveInt = Field(1, description="replicas, where they do not follow the load")
@@ -41,6 +44,8 @@ class ModelConfig(BaseModel):
     def _check(self) -> Self:
         if not self.name:
             object.__setattr__(self, "name", PurePath(self.model).name or self.model)
+        if self.gpu_type is not None and self.num_gpus == 0:
+            raise ValueError(f"gpu_type {self.gpu_type} with num_gpus 0: leave one of them out")
         if self.max_replicas is not None and self.max_replicas < max(1, self.min_replicas):
             raise ValueError(f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}")
         return self

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from serve_app.batcher_errors import (
 from serve_app.config import ModelConfig
 from serve_app.metrics import ReplicaMetrics
 from serve_app.reward_model import RaywardError, RewardModel
-from serve_app.reward_model.sequence_scorer import SequenceScorer
+from serve_app.reward_model.checkpoint import fingerprint
 
 __all__ = ["Refusal", "RewardReplica", "ScoreReply", "TokenLists"]
 
@@ -54,9 +54,11 @@ class TokenLists:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a replica gives no scores: it is `"overloaded"` or `"unavailable"`, or the `"deadline"` is past."""
+    """Why a replica gives no scores: it is `"overloaded"` or `"unavailable"`, the `"deadline"` is past, or it has
+    `"another_model"` than the caller asks for.
+    """
 
-    reason: Literal["overloaded", "unavailable", "deadline"]
+    reason: Literal["overloaded", "unavailable", "deadline", "another_model"]
     retry_after_s: int = 1
 
 
@@ -80,7 +82,9 @@ class RewardReplica:
     def __init__(self, config: ModelConfig, device: str, num_sharing: int) -> None:
         # All that PyTorch does here it does in one thread: a second one would bring a second pool of threads.
         executor = ThreadPoolExecutor(1, thread_name_prefix="device")
-        scorer, self._tokens_per_s = executor.submit(_loaded, config, device, num_sharing).result()
+        model, self._tokens_per_s = executor.submit(_loaded, config, device, num_sharing).result()
+        scorer = model.scorer
+        self._facts = _facts(config, model)
         bound = config.max_queued_tokens or max(2 * scorer.token_budget, int(config.max_wait_s * self._tokens_per_s))
         self._metrics = ReplicaMetrics(config.name)
         self._batcher = TokenBatcher(
@@ -122,6 +126,18 @@ class RewardReplica:
         self._metrics.answered(values, errors)
         return ScoreReply(np.array(values, dtype=np.float32), errors)
 
+    async def score_ids(self, ids: NDArray[np.int32], lengths: NDArray[np.int32], key: str) -> ScoreReply:
+        """`score` for callers that hold on to one model, as a batch job does: refused where `key` is not that of
+        `describe`, as after an upgrade.
+        """
+        if key != self._facts["key"]:
+            return self._refuse(Refusal("another_model"))
+        return await self.score(TokenLists(ids, lengths))
+
+    async def describe(self) -> dict[str, Any]:
+        """What decides this replica's scores, with a `key` that stands for it, and how much it takes at once."""
+        return self._facts
+
     async def ready(self) -> bool:
         """Answers once the model can score: Serve starts a replica's methods after its constructor."""
         return True
@@ -147,8 +163,26 @@ class RewardReplica:
         self._metrics.batch(report, queued_tokens=self._batcher.queued_tokens)
 
 
-def _loaded(config: ModelConfig, device: str, num_sharing: int) -> tuple[SequenceScorer, float]:
-    """The model's scorer, and the tokens per second of a full batch; the trial also warms the device up.
+def _facts(config: ModelConfig, model: RewardModel) -> dict[str, Any]:
+    """For `RewardReplica.describe`: read once, since files may change under a running replica."""
+    deciding = {
+        "fingerprint": model.fingerprint,
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": config.quantization,
+    }
+    return {
+        **deciding,
+        "key": "/".join(deciding.values()),
+        "model": config.model,
+        "revision": config.revision,
+        "tokenizer_fingerprint": fingerprint(model.folder, weights=False),
+        "token_budget": model.scorer.token_budget,
+    }
+
+
+def _loaded(config: ModelConfig, device: str, num_sharing: int) -> tuple[RewardModel, float]:
+    """The model, and the tokens per second of a full batch; the trial also warms the device up.
 
     On CPU `num_sharing` replicas divide the threads of this machine, unless the configuration says how many.
     """
@@ -168,4 +202,4 @@ def _loaded(config: ModelConfig, device: str, num_sharing: int) -> tuple[Sequenc
     model.scorer.score(sequences)
     started = time.perf_counter()
     model.scorer.score(sequences)
-    return model.scorer, count * length / (time.perf_counter() - started)
+    return model, count * length / (time.perf_counter() - started)

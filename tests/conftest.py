@@ -64,7 +64,7 @@ def local_ray(tiny: RewardModel) -> Iterator[None]:
     """A local Ray of 4 logical CPUs, stopped at the end. Its workers find the embedded model where `tiny` was made."""
     from cluster.connect import connect
 
-    with connect(num_cpus=4):
+    with connect("local", num_cpus=4):
         import ray
 
         yield

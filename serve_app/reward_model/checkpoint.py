@@ -60,12 +60,13 @@ def resolve(model: str, revision: str | None, *, weights: bool = True, also: Seq
         ) from error
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, *, weights: bool = True) -> str:
     """A hash of what decides a score: configuration and tokenizer whole, and of each weight file its size and 64
-    samples of 64 kB. It tells one model or fine-tune from another; a change of a few weights may escape it.
+    samples of 64 kB. It tells one model or fine-tune from another; a change of a few weights may escape it. Without
+    `weights` it is that of the files which decide the token ids.
     """
     digest = hashlib.sha256()
-    files = [path for pattern in HASHED_FILES for path in folder.glob(pattern)]
+    files = [path for pattern in (HASHED_FILES if weights else SMALL_FILES) for path in folder.glob(pattern)]
     for path in sorted(files):
         digest.update(f"{path.name}:{path.stat().st_size}:".encode())
         with path.open("rb") as file:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from serve_app.app import build_app
+from serve_app.app import _deployment, build_app
 from serve_app.autoscaling import QUEUED_SECONDS, replicas_for_queue
 from serve_app.config import ServiceConfig
 
@@ -35,6 +35,7 @@ def test_one_model_needs_no_list() -> None:
         ({"model": "tiny", "max_replicas": 2, "min_replicas": 3}, "less than min_replicas"),
         ({"models": [{"model": "a/tiny"}, {"model": "b/tiny"}]}, "different names"),
         ({"model": "tiny", "token_budget": 0}, "token_budget"),
+        ({"model": "tiny", "gpu_type": "L4", "num_gpus": 0}, "leave one of them out"),
     ],
 )
 def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
@@ -45,6 +46,12 @@ def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
 def test_serve_knows_how_to_read_its_command_line() -> None:
     """It does so where the annotation of the builder is the class itself, not its name."""
     assert inspect.signature(build_app).parameters["config"].annotation is ServiceConfig
+
+
+def test_a_type_of_gpu_is_asked_of_ray() -> None:
+    """Also before the cluster has such a GPU: the autoscaler brings it."""
+    deployment = _deployment(parsed(model="tiny", gpu_type="L4").models[0], 1)._bound_deployment
+    assert deployment.ray_actor_options == {"num_cpus": 1.0, "num_gpus": 1.0, "accelerator_type": "L4"}
 
 
 def test_the_shipped_configuration_is_valid() -> None:

@@ -1,0 +1,220 @@
+"""What a reward model needs of GPUs, memory and time: plain arithmetic over plain values, no Ray and no GPU.
+
+Bytes follow from the model's shape and from what the engine keeps per token (see `decoder.py`). Tokens per second are
+those that were measured, or else an assumption: the GPU's peak times `assumed_efficiency`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from serve_app.reward_model.architecture import DecoderConfig, RopeConfig
+from serve_app.reward_model.sequence_scorer import budget_for
+
+__all__ = [
+    "GPUS",
+    "INTERNLM2",
+    "Fleet",
+    "Gpu",
+    "ReplicaSize",
+    "Throughput",
+    "bytes_per_token",
+    "fleet",
+    "flops_per_token",
+    "model_volume_gib",
+    "pod_memory_gib",
+    "replica_size",
+    "throughput",
+    "weight_bytes",
+]
+
+GB = 10**9
+GIB = 2**30
+WEIGHT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "fp8": 1}
+
+# What a CUDA context and its libraries keep, and what a loading process holds beside one shard of the weights.
+CUDA_CONTEXT_BYTES = GIB
+HOST_PROCESS_BYTES = 4 * GIB
+# Hugging Face cuts checkpoints into files of at most this size; the host holds one beside the model (`checkpoint.py`).
+SHARD_BYTES = 5 * GB
+# Ray's default for the object store (`object_store_memory` of `ray start`), and what jobs read and write beside it.
+OBJECT_STORE_SHARE = 0.3
+IO_SHARE = 0.2
+
+ASSUMED_EFFICIENCY = 0.4
+"""Share of a GPU's peak that a forward pass reaches. Assumed: no GPU figure of rayward's own exists yet."""
+ASSUMED_SCALING = 0.9
+"""Share of linear scaling that a job reaches over its replicas: what `bench_scale` measures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU: what Ray calls its type, memory in bytes, and dense bfloat16 operations a second by the vendor's data
+    sheet (without sparsity).
+    """
+
+    name: str
+    ray_type: str
+    memory_bytes: int
+    peak_flops: float
+    has_fp8: bool
+    source: str
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("H200", "H200", 141 * GB, 989.4e12, True, "NVIDIA H200 data sheet, SXM"),
+        Gpu("H100", "H100", 80 * GB, 989.4e12, True, "NVIDIA H100 data sheet, SXM"),
+        Gpu("A100-80", "A100-80G", 80 * GB, 312e12, False, "NVIDIA A100 data sheet"),
+        Gpu("A100-40", "A100-40G", 40 * GB, 312e12, False, "NVIDIA A100 data sheet"),
+        Gpu("L40S", "L40S", 48 * GB, 362e12, False, "NVIDIA L40S data sheet"),
+        Gpu("L4", "L4", 24 * GB, 121e12, False, "NVIDIA L4 data sheet"),
+    )
+}
+
+
+def _internlm2(hidden: int, layers: int, heads: int, intermediate: int) -> DecoderConfig:
+    return DecoderConfig(
+        architecture="InternLM2ForRewardModel",
+        vocab_size=92544,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=8,
+        head_dim=128,
+        intermediate_size=intermediate,
+        rms_eps=1e-5,
+        max_positions=32768,
+        rope=RopeConfig(theta=1e6),
+        dtype="float16",
+    )
+
+
+INTERNLM2 = {
+    "internlm/internlm2-1_8b-reward": _internlm2(2048, 24, 16, 8192),
+    "internlm/internlm2-7b-reward": _internlm2(4096, 32, 32, 14336),
+    "internlm/internlm2-20b-reward": _internlm2(6144, 48, 48, 16384),
+}
+"""Their shapes, so that nothing has to be downloaded to plan with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSize:
+    """What one replica takes of its GPU and its host, in bytes; `token_budget` is what the engine then chooses."""
+
+    weight_bytes: int
+    bytes_per_token: int
+    token_budget: int
+    gpu_bytes: int
+    host_bytes: int
+    disk_bytes: int
+
+
+def weight_bytes(config: DecoderConfig, dtype: str) -> int:
+    """Bytes of the weights on the device: matrices in `dtype`, the embedding in the checkpoint's."""
+    matrices = config.num_parameters * WEIGHT_BYTES[dtype]
+    embedding = config.vocab_size * config.hidden_size * WEIGHT_BYTES[config.dtype]
+    norms = (2 * config.num_layers + 2) * config.hidden_size * 4
+    return matrices + embedding + norms
+
+
+def bytes_per_token(config: DecoderConfig) -> int:
+    """Bytes of a forward pass for each token on a GPU.
+
+    The residual stream and one temporary of its width in float32, one in the model's dtype, then queries, keys, values
+    and what is attended to of one layer, and gate and up of one MLP. Keys and values of other layers are not kept.
+    """
+    streams = config.hidden_size * (4 + 4 + 2)
+    attention = 2 * (2 * config.query_size + 2 * config.kv_size)
+    return streams + attention + 2 * 2 * config.intermediate_size
+
+
+def replica_size(config: DecoderConfig, gpu: Gpu, *, dtype: str = "float16") -> ReplicaSize | None:
+    """What a replica takes on `gpu`, with the token budget that the engine chooses there; None where it does not fit.
+
+    A model runs on one GPU: rayward does not cut models in parts.
+    """
+    weights, per_token = weight_bytes(config, dtype), bytes_per_token(config)
+    free = gpu.memory_bytes - CUDA_CONTEXT_BYTES - weights
+    if free < config.max_tokens * per_token:
+        return None
+    budget = budget_for(free, per_token)
+    disk = config.num_parameters * WEIGHT_BYTES[config.dtype] + 2 * config.vocab_size * config.hidden_size
+    return ReplicaSize(
+        weight_bytes=weights,
+        bytes_per_token=per_token,
+        token_budget=budget,
+        gpu_bytes=weights + CUDA_CONTEXT_BYTES + max(budget, config.max_tokens) * per_token,
+        host_bytes=min(disk, SHARD_BYTES) + HOST_PROCESS_BYTES,
+        disk_bytes=disk,
+    )
+
+
+def pod_memory_gib(size: ReplicaSize) -> int:
+    """Memory to ask for a container with one replica, in GiB: Ray's object store takes its share of it, and so do the
+    tasks of a job that read and write.
+    """
+    return math.ceil(size.host_bytes / (1 - OBJECT_STORE_SHARE - IO_SHARE) / GIB)
+
+
+def model_volume_gib(size: ReplicaSize) -> int:
+    """Disk for a model's files, in GiB, a tenth to spare."""
+    return math.ceil(1.1 * size.disk_bytes / GIB)
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Tokens a second of one replica, and where the figure is from."""
+
+    tokens_per_s: float
+    source: str
+
+
+def flops_per_token(config: DecoderConfig, tokens_per_row: float) -> float:
+    """Operations for each token: two for each parameter, and attention over half of the row on average.
+
+    Attention multiplies each query with keys and weighs values: 2 products of 2 operations over `query_size`, in each
+    layer, for every earlier token.
+    """
+    return 2 * config.num_parameters + config.num_layers * 4 * config.query_size * tokens_per_row / 2
+
+
+def throughput(config: DecoderConfig, gpu: Gpu, *, tokens_per_row: float, efficiency: float) -> Throughput:
+    """What to assume where nothing was measured."""
+    tokens_per_s = efficiency * gpu.peak_flops / flops_per_token(config, tokens_per_row)
+    peak = f"{gpu.peak_flops / 1e12:g} TFLOP/s ({gpu.source}, bfloat16, dense)"
+    return Throughput(tokens_per_s, f"assumed: {efficiency:.0%} of {peak}; NOT measured")
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """So many replicas, one on each GPU, finish in so many hours."""
+
+    num_replicas: int
+    hours: float
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.num_replicas * self.hours
+
+
+def fleet(
+    num_tokens: float,
+    tokens_per_s: float,
+    *,
+    num_replicas: int | None = None,
+    within_hours: float | None = None,
+    scaling: float = ASSUMED_SCALING,
+) -> Fleet:
+    """The replicas that score `num_tokens` `within_hours`, or the hours that `num_replicas` take.
+
+    One replica reaches `tokens_per_s`, several the share `scaling` of what they would alone.
+    """
+    hours_alone = num_tokens / tokens_per_s / 3600
+    if num_replicas is None:
+        if within_hours is None:
+            raise ValueError("give num_replicas or within_hours")
+        num_replicas = 1 if hours_alone <= within_hours else math.ceil(hours_alone / scaling / within_hours)
+    return Fleet(num_replicas, hours_alone if num_replicas == 1 else hours_alone / num_replicas / scaling)

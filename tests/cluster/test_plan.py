@@ -1,0 +1,73 @@
+"""What the estimate says, and that it never passes an assumption for a measurement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from cluster import plan
+from cluster.plan import PlanConfig, main, report
+
+
+def printed(**options: Any) -> str:
+    text, fits = report(PlanConfig.model_validate({"rows": 1_000_000, "tokens_per_row": 500} | options))
+    assert fits
+    return text
+
+
+@pytest.fixture(autouse=True)
+def _nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "measured", lambda *known, **more: None)
+
+
+def test_what_is_assumed_is_said() -> None:
+    text = printed()
+    assert "500,000,000 tokens" in text
+    assert "assumed: 40% of 989.4 TFLOP/s (NVIDIA H100 data sheet, SXM, bfloat16, dense); NOT measured" in text
+    assert "No rate of rayward was measured on this GPU" in text
+
+
+def test_a_given_rate_is_used() -> None:
+    text = printed(tokens_per_s=10_000, replicas=4)
+    assert "10,000 tokens/s a replica (given with --tokens-per-s)" in text
+    assert "       4     4       3.9       15.4" in text  # 500e6 / 1e4 / 3600 / 4 / 0.9
+    assert "of the GPU's peak" not in text
+
+
+def test_within_hours_finds_the_replicas() -> None:
+    assert "       5     5       3.1       15.4" in printed(tokens_per_s=10_000, within_hours=3.2)
+
+
+def test_a_model_that_does_not_fit_says_where_it_would() -> None:
+    config = PlanConfig(rows=1, tokens_per_row=1, model="internlm/internlm2-20b-reward", gpu="A100-40")
+    text, fits = report(config)
+    assert not fits
+    assert "does not fit one A100-40 of 40.0 GB" in text
+    assert "it fits H200, H100, A100-80, L40S" in text
+
+
+def test_a_folder_is_planned_with(golden_folder: Path) -> None:
+    assert "tiny-internlm2-reward in float16 on L4" in printed(model=str(golden_folder), gpu="L4")
+
+
+def test_the_command_prints_it_and_names_what_it_cannot_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["plan", "--rows", "10", "--tokens-per-row", "5", "--replicas", "1"])
+    assert main() == 0
+    assert "GPU memory of a replica" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["plan", "--rows", "10", "--tokens-per-row", "5", "--model", "./nowhere"])
+    assert main() == 1
+    assert "model folder ./nowhere does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"replicas": 1, "within_hours": 1}, "not both"), ({"dtype": "fp8", "gpu": "L4"}, "fp8 needs an H100 or H200")],
+)
+def test_what_cannot_be_is_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        printed(**options)
