@@ -9,6 +9,7 @@ RaywardError
    |- ScorerError       the model cannot be loaded on the workers, or keeps dying
    |- ServedModelError  the application of --via-serve is not there, or serves another model
    |- GeneratorError    the generator cannot be reached, loaded or used, or keeps dying
+   |- MissingPackageError  a job needs a package that is not installed
    `- TooManyErrorsError    more rows failed than --max-errors allows
 """
 
@@ -20,6 +21,7 @@ __all__ = [
     "CorpusError",
     "GeneratorError",
     "JobError",
+    "MissingPackageError",
     "OutputError",
     "ResourceError",
     "ScorerError",
@@ -39,6 +41,10 @@ class CorpusError(JobError):
 
 class OutputError(JobError):
     """The output folder cannot be written, or it holds the work of a run with other settings."""
+
+
+class MissingPackageError(JobError):
+    """A job needs a package that is not installed; the text names the extra that brings it."""
 
 
 class ResourceError(JobError):

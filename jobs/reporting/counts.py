@@ -1,0 +1,165 @@
+"""What is counted of a corpus once its scales are known: each stretch by itself, then added up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from jobs.reporting.columns import ReportColumns, ScoreColumn
+from jobs.reporting.errors_by_kind import ErrorKinds
+from jobs.reporting.extremes import Extremes
+from jobs.reporting.groups import codes_of, label_codes
+from jobs.reporting.histogram import histogram
+from jobs.reporting.moments import CoMoments, Moments
+from jobs.reporting.scales import LengthScale, Scales, ScoreScale, finite_scores, has_both
+
+__all__ = ["Counts", "GroupCounts", "LengthCounts", "ScoreCounts", "counts_of", "sides_of"]
+
+MAP_BINS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCounts:
+    """The scores of each of some groups: counts of fine bins, [groups, FINE_BINS + 2], and moments."""
+
+    histogram: NDArray[np.int64]
+    moments: Moments
+
+    @classmethod
+    def of(
+        cls,
+        scores: NDArray[np.float32],
+        scale: ScoreScale,
+        codes: NDArray[np.int64] | None = None,
+        *,
+        num_codes: int = 1,
+    ) -> GroupCounts:
+        """Those of scores without NaN; the groups are by `codes`, -1 for none."""
+        return cls(
+            histogram(scale.axis, scores, codes, num_codes=num_codes),
+            Moments.of(scores, codes, num_codes=num_codes),
+        )
+
+    def __add__(self, other: GroupCounts) -> GroupCounts:
+        return GroupCounts(self.histogram + other.histogram, self.moments + other.moments)
+
+
+@dataclass(frozen=True, slots=True)
+class LengthCounts:
+    """Scores against token counts.
+
+    `map` has the rows of each bin of tokens and of scores, without those off an axis; `shares` the scores of each
+    share of the lengths and `lengths` its tokens; `linear` correlates tokens with scores, `ranked` their ranks, and
+    `doubling` the logarithm of base 2 of the tokens with scores.
+    """
+
+    map: NDArray[np.int64]
+    shares: Moments
+    lengths: Moments
+    linear: CoMoments
+    ranked: CoMoments
+    doubling: CoMoments
+
+    @classmethod
+    def of(
+        cls, scores: NDArray[np.float32], tokens: NDArray[np.float32], scale: ScoreScale, lengths: LengthScale
+    ) -> LengthCounts:
+        """Those of rows that have both."""
+        both = has_both(scores, tokens)
+        scores, tokens = scores[both], tokens[both]
+        columns = lengths.axis.num_bins
+        fine = histogram(scale.axis, scores, lengths.axis.bins_of(tokens) - 1, num_codes=columns + 1)[:columns]
+        share = np.searchsorted(lengths.share_edges, tokens, side="left").astype(np.int64)
+        num_shares = len(lengths.share_edges) + 1
+        return cls(
+            fine[:, 1:-1].reshape(columns, MAP_BINS, -1).sum(-1),
+            Moments.of(scores, share, num_codes=num_shares),
+            Moments.of(tokens, share, num_codes=num_shares),
+            CoMoments.of(tokens, scores),
+            CoMoments.of(lengths.ranks(tokens), lengths.score_ranks(scores)),
+            CoMoments.of(np.log2(tokens.astype(np.float64)), scores),
+        )
+
+    def __add__(self, other: LengthCounts) -> LengthCounts:
+        return LengthCounts(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCounts:
+    """All that is counted of a column of scores. `sides` are the groups of the label: 0 rejected, 1 chosen."""
+
+    scores: GroupCounts
+    by: Mapping[str, GroupCounts]
+    sides: GroupCounts | None
+    lengths: LengthCounts | None
+    errors: ErrorKinds
+    extremes: Extremes
+
+    def __add__(self, other: ScoreCounts) -> ScoreCounts:
+        return ScoreCounts(
+            self.scores + other.scores,
+            {name: own + other.by[name] for name, own in self.by.items()},
+            self.sides + other.sides if self.sides and other.sides else None,
+            self.lengths + other.lengths if self.lengths and other.lengths else None,
+            self.errors + other.errors,
+            self.extremes + other.extremes,
+        )
+
+
+Counts = dict[str, ScoreCounts]
+"""By the name of the column of scores."""
+
+
+def counts_of(
+    tables: Iterable[pa.Table], columns: ReportColumns, scales: Scales, *, stretch: int, num_examples: int
+) -> Counts:
+    """The counts of a stretch, the `stretch`-th of the corpus, whose tables have the narrow columns at least."""
+    total: Counts = {}
+    first_row = 0
+    for table in tables:
+        by = {name: codes_of(table.column(name), scales.values[name] or ()) for name in columns.by}
+        sides = sides_of(table, columns)
+        for column in columns.scores:
+            extremes = Extremes.of(
+                finite_scores(table, column.name), stretch=stretch, first_row=first_row, k=num_examples
+            )
+            found = _score_counts(table, column, scales, by, sides, extremes)
+            total[column.name] = total[column.name] + found if column.name in total else found
+        first_row += table.num_rows
+    return total
+
+
+def sides_of(table: pa.Table, columns: ReportColumns) -> NDArray[np.int64] | None:
+    """1 for each chosen row, 0 for each rejected one, -1 for each that is neither; None without a label."""
+    return label_codes(table.column(columns.label.name)) if columns.label else None
+
+
+def _score_counts(
+    table: pa.Table,
+    column: ScoreColumn,
+    scales: Scales,
+    by: Mapping[str, NDArray[np.int64]],
+    sides: NDArray[np.int64] | None,
+    extremes: Extremes,
+) -> ScoreCounts:
+    scores, scale = finite_scores(table, column.name), scales.scores[column.name]
+    has_score = ~np.isnan(scores)
+    scored = scores[has_score]
+
+    def grouped(codes: NDArray[np.int64], num_codes: int) -> GroupCounts:
+        return GroupCounts.of(scored, scale, codes[has_score], num_codes=num_codes)
+
+    return ScoreCounts(
+        GroupCounts.of(scored, scale),
+        {name: grouped(codes, len(scales.values[name] or ())) for name, codes in by.items()},
+        None if sides is None else grouped(sides, 2),
+        LengthCounts.of(scores, finite_scores(table, column.tokens), scale, scales.lengths[column.name])
+        if column.tokens
+        else None,
+        ErrorKinds.of(table.filter(pa.array(~has_score)), column),
+        extremes,
+    )

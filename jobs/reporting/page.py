@@ -1,0 +1,93 @@
+"""The report as a page: one file, nothing loaded from elsewhere, no scripts, every text escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+__all__ = ["Cards", "Figure", "Page", "Section", "Table", "Tile", "render"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A number that is seen first, and what it is."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A drawing with its title, and what it says. `legend` names colours: (CSS variable, words)."""
+
+    title: str
+    svg: Markup
+    caption: str
+    legend: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells of text below their heads; all but the first are numbers, or all but the first and the last. Folded away
+    where `summary` is given."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    last_is_text: bool = False
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A row of the corpus as it is shown: where it is, its score, other values, and its texts."""
+
+    place: str
+    score: str
+    facts: Sequence[tuple[str, str]]
+    prompt: str | None
+    response: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cards:
+    """Rows below a title."""
+
+    title: str
+    cards: Sequence[Card]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the page with a name of its own (`anchor`)."""
+
+    anchor: str
+    title: str
+    words: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+    columns: Sequence[Cards] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """All that the page shows."""
+
+    title: str
+    source: str
+    notes: Sequence[str]
+    tiles: Sequence[Tile]
+    sections: Sequence[Section] = field(default_factory=list)
+
+
+def render(page: Page) -> str:
+    """The page as HTML."""
+    folder = resources.files(__package__)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((folder / "page.html.jinja").read_text(encoding="utf-8"))
+    css = Markup((folder / "page.css").read_text(encoding="utf-8"))
+    return template.render(page=page, css=css)

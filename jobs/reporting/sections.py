@@ -1,0 +1,256 @@
+"""What was found in a corpus as sections of a page; a section is there where the corpus has what it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from jobs.reporting import wording
+from jobs.reporting.counts import GroupCounts, LengthCounts, ScoreCounts
+from jobs.reporting.extremes import ShownRow
+from jobs.reporting.figures import distribution, length_map, mean_by_length
+from jobs.reporting.group_sections import group_sections, pair_sections
+from jobs.reporting.histogram import Axis
+from jobs.reporting.labelled import MAX_SIDE
+from jobs.reporting.page import Card, Cards, Figure, Page, Section, Table, Tile
+from jobs.reporting.pair_counts import PairCounts
+from jobs.reporting.pair_figures import accuracy_by_margin, calibration, margins
+from jobs.reporting.provenance import Provenance, ScoringRecord
+from jobs.reporting.scales import LengthScale, ScoreScale
+from jobs.reporting.stage import Findings
+from jobs.reporting.svg import inline
+from serve_app.reward_model.tiny import NAME as TINY
+
+__all__ = ["page_of"]
+
+SHARES = {
+    "lowest": "0",
+    "5 %": "0.05",
+    "25 %": "0.25",
+    "median": "0.5",
+    "75 %": "0.75",
+    "95 %": "0.95",
+    "highest": "1",
+}
+CHANCE = "of Bradley and Terry (1952), sigmoid of the margin"
+
+
+def page_of(findings: Findings, *, title: str, source: str, provenance: Provenance) -> Page:
+    """The page that tells what was found.
+
+    Args:
+        findings: of the corpus.
+        title: of the page.
+        source: what was read, in a line.
+        provenance: how the scores were made.
+    """
+    sections: list[Section] = []
+    several = len(findings.columns.scores) > 1
+    if findings.columns.pair is not None:
+        pair = findings.columns.pair
+        chosen, rejected = (findings.scales.scores[side.name] for side in (pair.chosen, pair.rejected))
+        sections.append(_pairs(findings, pair.name, chosen.margins(rejected), anchor="pairs", prefix=""))
+        sections += pair_sections(findings, pair.name)
+    for number, column in enumerate(findings.columns.scores):
+        prefix = f"{column.name} \u00b7 " if several else ""
+        sections += _score_sections(findings, column.name, anchor=f"s{number}", prefix=prefix)
+    records = provenance.records
+    sections += [_record(record, several=len(records) > 1) for record in records]
+    numbered = [replace(section, anchor=f"{section.anchor}-{number}") for number, section in enumerate(sections)]
+    return Page(title, source, list(_notes(findings, provenance)), list(_tiles(findings)), numbered)
+
+
+def _score_sections(findings: Findings, name: str, *, anchor: str, prefix: str) -> Iterator[Section]:
+    counts, scale = findings.counts[name], findings.scales.scores[name]
+    if counts.scores.moments.count[0]:
+        yield _scores(findings, name, anchor=anchor, prefix=prefix)
+        columns, pairs = findings.columns, findings.pairs
+        # Labels that nobody named may be there without a counterpart, as in the best of each prompt.
+        if columns.label is not None and pairs and (pairs.counts[name].num_pairs or not columns.guessed_label):
+            yield _pairs(findings, name, scale.margins(scale), anchor=anchor, prefix=prefix)
+        yield from group_sections(findings, name, anchor=anchor, prefix=prefix)
+        if findings.best[name]:
+            cards = [
+                Cards("Highest scores", _cards(findings.best[name])),
+                Cards("Lowest scores", _cards(findings.worst[name])),
+            ]
+            words = ["Rows are counted from 0 in their file."]
+            yield Section(f"{anchor}-rows", f"{prefix}Best and worst rows", words, columns=cards)
+    if counts.errors.kinds:
+        yield _errors(counts, findings.scales.num_rows, anchor=anchor, prefix=prefix)
+
+
+def _scores(findings: Findings, name: str, *, anchor: str, prefix: str) -> Section:
+    """The distribution, and how scores go with length where lengths are known."""
+    counts, scale = findings.counts[name], findings.scales.scores[name]
+    words, figures = [], [_distribution(findings, counts, scale, anchor=anchor)]
+    tokens = next(column.tokens for column in findings.columns.scores if column.name == name)
+    if tokens is not None and counts.lengths is not None and counts.lengths.ranked.count:
+        words.append(wording.length_bias(counts.lengths))
+        figures += _length(counts.lengths, findings.scales.lengths[name], scale, tokens=tokens, anchor=anchor)
+    return Section(f"{anchor}-scores", f"{prefix}Scores", words, figures, [_moments(name, counts.scores, scale)])
+
+
+def _distribution(findings: Findings, counts: ScoreCounts, scale: ScoreScale, *, anchor: str) -> Figure:
+    outside = int(counts.scores.histogram[0, [0, -1]].sum())
+    beyond = f" {wording.count(outside, 'row')} beyond the axis." if outside else ""
+    sides = counts.sides if counts.sides is not None and counts.sides.moments.count.all() else None
+    label = findings.columns.label.name if findings.columns.label else ""
+    return Figure(
+        "Distribution",
+        inline(distribution(counts.scores, sides, scale), name=anchor, title="Distribution"),
+        ("Rows by score." if sides else "Rows by score; the line is the median.") + beyond,
+        (("--accent", f"chosen ({label})"), ("--second", "rejected")) if sides else (),
+    )
+
+
+def _moments(name: str, counts: GroupCounts, scale: ScoreScale) -> Table:
+    row = [
+        name,
+        f"{int(counts.moments.count[0]):,}",
+        wording.score(float(counts.moments.mean[0])),
+        wording.score(float(counts.moments.deviation[0])),
+        *(wording.score(scale.quantiles[share]) for share in SHARES.values()),
+    ]
+    return Table(["", "rows", "mean", "sd", *SHARES], [row])
+
+
+def _length(
+    counts: LengthCounts, lengths: LengthScale, scale: ScoreScale, *, tokens: str, anchor: str
+) -> Iterator[Figure]:
+    yield Figure(
+        "Scores and lengths",
+        inline(length_map(counts, lengths, scale), name=f"{anchor}-map", title="Rows by length and score"),
+        f"The stronger the colour, the more rows. Length is {tokens}: prompt and response together.",
+    )
+    if len(lengths.share_edges):
+        yield Figure(
+            "Mean score by length",
+            inline(mean_by_length(counts, lengths), name=f"{anchor}-mean", title="Mean score by length"),
+            f"{len(lengths.share_edges) + 1} groups of about as many rows each, with 95\u00a0% intervals.",
+        )
+
+
+def _pairs(findings: Findings, name: str, axis: Axis, *, anchor: str, prefix: str) -> Section:
+    assert findings.pairs is not None
+    pairs = findings.pairs.counts[name]
+    if not pairs.num_pairs:
+        return Section(
+            f"{anchor}-pairs", f"{prefix}Pairs", ["There are no pairs in which both responses have a score."]
+        )
+    figures = [
+        Figure(
+            "Margins",
+            inline(margins(pairs, axis), name=f"{anchor}-margins", title="Margins"),
+            "Score of the chosen response minus score of the rejected one; what is left of zero is wrong.",
+        ),
+        Figure(
+            "Accuracy by margin",
+            inline(accuracy_by_margin(pairs, axis), name=f"{anchor}-accuracy", title="Accuracy by margin"),
+            f"Groups of about as many pairs each, with 95\u00a0% intervals. Dashed: the probability {CHANCE}.",
+        ),
+        Figure(
+            "Calibration",
+            inline(calibration(pairs), name=f"{anchor}-calibration", title="Calibration"),
+            "How often the higher score is right, by the probability that the scores give it. On the dashed line "
+            "the two are the same; below it the scores promise too much.",
+        ),
+    ]
+    return Section(f"{anchor}-pairs", f"{prefix}Pairs", list(_pair_words(findings, pairs)), figures)
+
+
+def _pair_words(findings: Findings, pairs: PairCounts) -> Iterator[str]:
+    assert findings.pairs is not None
+    column = findings.columns.label
+    if column is not None:
+        how = f"column {column.name}, candidates of one {column.keys.column or 'prompt'}"
+        made = f"{wording.count(findings.pairs.prompts, 'prompt')} with chosen and rejected responses ({how})"
+    else:
+        made = "every row is a pair"
+    ties = f"; {wording.count(pairs.ties, 'tie')}, which count half" if pairs.ties else ""
+    yield f"Accuracy {wording.accuracy(pairs)}{ties}; {made}."
+    yield (
+        f"Probabilities {CHANCE}: expected calibration error {wording.percent(pairs.calibration_error)}, mean log loss "
+        f"{pairs.mean_log_loss:.3f} (0.693 is that of no scores at all)."
+    )
+    if longer := wording.longer_response(pairs):
+        yield longer
+    if findings.pairs.alone:
+        yield f"{wording.count(findings.pairs.alone, 'labelled row')} without a counterpart of the same prompt."
+    if findings.pairs.cut:
+        yield (
+            f"{wording.count(findings.pairs.cut, 'prompt')} with more than {MAX_SIDE} chosen or rejected responses: "
+            f"the first {MAX_SIDE} of each are paired."
+        )
+
+
+def _cards(rows: Sequence[ShownRow]) -> list[Card]:
+    return [
+        Card(f"{row.file}, row {row.row:,}", wording.score(row.score), row.facts, row.prompt, row.response)
+        for row in rows
+    ]
+
+
+def _errors(counts: ScoreCounts, num_rows: int, *, anchor: str, prefix: str) -> Section:
+    total = counts.errors.total
+    ordered = sorted(counts.errors.kinds.items(), key=lambda item: (-item[1].count, item[0]))
+    rows = [
+        [kind, f"{found.count:,}", wording.percent(found.count / num_rows), found.example] for kind, found in ordered
+    ]
+    words = f"{wording.count(total, 'row')} of {num_rows:,} without a score ({wording.percent(total / num_rows)})."
+    table = Table(["kind", "rows", "of all", "for example"], rows, last_is_text=True)
+    return Section(f"{anchor}-errors", f"{prefix}Rows without a score", [words], tables=[table])
+
+
+def _record(record: ScoringRecord, *, several: bool) -> Section:
+    rows = [
+        ("model", record.model),
+        ("fingerprint of its files", record.fingerprint),
+        ("device, dtype", ", ".join(filter(None, (record.device, record.dtype)))),
+        ("status", record.status if record.status != "complete" else None),
+        ("rows, tokens", f"{record.rows:,}, {record.tokens:,}" if record.rows else None),
+        ("without a score", f"{record.errors:,}" if record.errors else None),
+        ("scoring", f"{record.seconds:,.1f} s, summed over actors" if record.seconds else None),
+        ("throughput of an actor", f"{record.tokens_per_s:,.0f} tokens/s" if record.tokens_per_s else None),
+        ("last run, with start-up", f"{record.elapsed_s:,.1f} s" if record.elapsed_s else None),
+        ("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())),
+    ]
+    name = f"{record.prefix}score: " if several else ""
+    table = Table(["", ""], [(key, value) for key, value in rows if value], last_is_text=True)
+    return Section("throughput", f"{name}How it was scored", tables=[table])
+
+
+def _notes(findings: Findings, provenance: Provenance) -> Iterator[str]:
+    if any(record.model == TINY for record in provenance.records):
+        yield "The model is tiny: its weights are random, and its scores mean nothing."
+    if provenance.is_selected and findings.columns.pair is not None:
+        yield "jobs.pairs chose these pairs by their scores: every one is right, which says nothing of the model."
+    if not findings.scales.num_rows:
+        yield "The corpus has no rows."
+    elif not any(counts.scores.moments.count[0] for counts in findings.counts.values()):
+        yield "No row has a score."
+    yield from (f"Left out: {reason}." for reason in findings.left_out)
+
+
+def _tiles(findings: Findings) -> Iterator[Tile]:
+    num_rows = findings.scales.num_rows
+    yield Tile("rows", f"{num_rows:,}")
+    several = len(findings.columns.scores) > 1
+    for name, counts in findings.counts.items():
+        scored = int(counts.scores.moments.count[0])
+        if scored < num_rows:
+            yield Tile(f"without {name if several else 'a score'}", f"{num_rows - scored:,}")
+        if scored:
+            scale = findings.scales.scores[name]
+            low, high = (wording.score(scale.quantiles[share]) for share in ("0.05", "0.95"))
+            yield Tile(f"median {name}", wording.score(scale.quantiles["0.5"]), f"90\u00a0% from {low} to {high}")
+    for name, pairs in (findings.pairs.counts if findings.pairs else {}).items():
+        if pairs.num_pairs:
+            note = f"of {wording.count(pairs.num_pairs, 'pair')}"
+            yield Tile(f"accuracy of {name}" if several else "accuracy", wording.percent(pairs.accuracy), note)
+    for name, counts in findings.counts.items():
+        lengths = counts.lengths
+        if lengths and lengths.ranked.correlation is not None and lengths.ranked.count >= wording.MIN_ROWS_OF_TREND:
+            title = f"length and {name}" if several else "length and score"
+            strength = wording.strength(lengths.ranked.correlation)
+            yield Tile(title, wording.correlation(lengths.ranked.correlation), f"Spearman: {strength}")
