@@ -111,7 +111,7 @@ def _staged(dataset: ray.data.Dataset, stage: Stage) -> ray.data.Dataset:
     return dataset.map_batches(
         _ActorStage,
         fn_constructor_args=(stage.make, pool.num_threads),
-        batch_size=None,
+        batch_size=1,  # one parcel; Ray Data refuses to leave it out where there are GPUs
         batch_format="pyarrow",
         compute=strategy,
         num_cpus=pool.cpus_per_actor,

@@ -31,7 +31,8 @@ __all__ = ["RANK_COLUMNS", "RankStage", "ScoredRows", "Stretch", "num_partitions
 
 RANK_COLUMNS = ("rank", "group_size", "margin")
 MAX_TASKS = 200
-ROWS_PER_PARTITION = 1 << 18
+# Pieces of less than 100 kB would be kept in the driver, so shares are large.
+ROWS_PER_PARTITION = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

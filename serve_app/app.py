@@ -13,10 +13,10 @@ from ray.serve import Application
 
 from serve_app.config import ModelConfig, ServiceConfig
 from serve_app.ingress import Ingress
-from serve_app.replica import RewardReplica
+from serve_app.replica import Load, RewardReplica, load_model
 from serve_app.security import digests_from_environment
 
-__all__ = ["build_app"]
+__all__ = ["application", "build_app"]
 
 # Requests wait in the replicas' own queues, bounded in tokens; Serve's bounds in requests stay out of the way.
 MAX_ONGOING_REQUESTS = 10_000
@@ -28,9 +28,14 @@ DRAIN_S = 600.0
 
 
 def build_app(config: ServiceConfig) -> Application:
-    """The application: an ingress and one deployment for each model. Serve passes the arguments of its command line."""
+    """The application, for Serve, which passes the arguments of its command line."""
+    return application(config)
+
+
+def application(config: ServiceConfig, *, load: Load = load_model) -> Application:
+    """An ingress and one deployment for each model, which `load` makes on the replicas."""
     num_cpu_replicas = sum(model.max_replicas or model.num_replicas for model in config.models if not _num_gpus(model))
-    replicas = [_deployment(model, max(1, num_cpu_replicas)) for model in config.models]
+    replicas = [_deployment(model, max(1, num_cpu_replicas), load) for model in config.models]
     ingress = serve.deployment(
         name="ingress",
         num_replicas=config.num_ingress_replicas,
@@ -41,7 +46,7 @@ def build_app(config: ServiceConfig) -> Application:
     return ingress.bind(config, digests_from_environment(), *replicas)
 
 
-def _deployment(model: ModelConfig, num_sharing: int) -> Application:
+def _deployment(model: ModelConfig, num_sharing: int, load: Load) -> Application:
     num_gpus = _num_gpus(model)
     options: dict[str, Any] = {
         "name": model.name,
@@ -67,7 +72,7 @@ def _deployment(model: ModelConfig, num_sharing: int) -> Application:
             "policy": {"policy_function": AUTOSCALING_POLICY},
         }
     deployment = serve.deployment(**options)(RewardReplica)
-    return deployment.bind(model, "cuda" if num_gpus else "cpu", num_sharing)
+    return deployment.bind(model, "cuda" if num_gpus else "cpu", num_sharing, load)
 
 
 def _num_gpus(model: ModelConfig) -> float:

@@ -6,10 +6,10 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -29,11 +29,13 @@ from serve_app.metrics import ReplicaMetrics
 from serve_app.reward_model import RaywardError, RewardModel
 from serve_app.reward_model.checkpoint import fingerprint
 
-__all__ = ["Refusal", "RewardReplica", "ScoreReply", "TokenLists"]
+__all__ = ["Load", "Refusal", "RewardReplica", "ScoreReply", "TokenLists", "load_model"]
 
 logger = logging.getLogger("ray.serve")  # the one whose lines Serve keeps
 
 STALL_S = 300.0
+Load: TypeAlias = Callable[[ModelConfig, str], RewardModel]
+"""Makes the model of a replica, from its options and its device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +79,12 @@ class ScoreReply:
 
 
 class RewardReplica:
-    """The deployment's class: one model on one device, and its batcher."""
+    """The deployment's class: one model on one device, and its batcher. `load` makes the model."""
 
-    def __init__(self, config: ModelConfig, device: str, num_sharing: int) -> None:
+    def __init__(self, config: ModelConfig, device: str, num_sharing: int, load: Load) -> None:
         # All that PyTorch does here it does in one thread: a second one would bring a second pool of threads.
         executor = ThreadPoolExecutor(1, thread_name_prefix="device")
-        model, self._tokens_per_s = executor.submit(_loaded, config, device, num_sharing).result()
+        model, self._tokens_per_s = executor.submit(_loaded, config, device, num_sharing, load).result()
         scorer = model.scorer
         self._facts = _facts(config, model)
         bound = config.max_queued_tokens or max(2 * scorer.token_budget, int(config.max_wait_s * self._tokens_per_s))
@@ -181,14 +183,9 @@ def _facts(config: ModelConfig, model: RewardModel) -> dict[str, Any]:
     }
 
 
-def _loaded(config: ModelConfig, device: str, num_sharing: int) -> tuple[RewardModel, float]:
-    """The model, and the tokens per second of a full batch; the trial also warms the device up.
-
-    On CPU `num_sharing` replicas divide the threads of this machine, unless the configuration says how many.
-    """
-    if device == "cpu" or config.threads is not None:
-        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // num_sharing))
-    model = RewardModel.from_pretrained(
+def load_model(config: ModelConfig, device: str) -> RewardModel:
+    """The model of a replica."""
+    return RewardModel.from_pretrained(
         config.model,
         revision=config.revision,
         device=device,
@@ -196,6 +193,16 @@ def _loaded(config: ModelConfig, device: str, num_sharing: int) -> tuple[RewardM
         token_budget=config.token_budget,
         quantization=config.quantization,
     )
+
+
+def _loaded(config: ModelConfig, device: str, num_sharing: int, load: Load) -> tuple[RewardModel, float]:
+    """The model, and the tokens per second of a full batch; the trial also warms the device up.
+
+    On CPU `num_sharing` replicas divide the threads of this machine, unless the configuration says how many.
+    """
+    if device == "cpu" or config.threads is not None:
+        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // num_sharing))
+    model = load(config, device)
     length = min(256, model.config.max_tokens)
     count = max(1, min(model.scorer.token_budget, 4096) // length)
     sequences = [[1 + place] * length for place in range(count)]

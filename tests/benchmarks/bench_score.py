@@ -20,7 +20,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
 import tyro
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -32,6 +31,7 @@ from jobs.score import ScoreConfig, run
 from jobs.unit_reader import UnitReader
 from serve_app.reward_model import Conversation, RewardModel
 from serve_app.reward_model.tiny import NAME as TINY
+from tests.benchmarks.commits import commit_rate
 
 
 class BenchConfig(BaseModel):
@@ -103,10 +103,7 @@ def _job_rate(config: BenchConfig) -> float:
         for copy in range(config.copies):
             shutil.copytree(config.input, corpus / str(copy))
         run(ScoreConfig(input=str(corpus), output=output, model=config.model))
-        parts = sorted(Path(output).glob("part-*.parquet"), key=lambda part: part.stat().st_mtime_ns)
-        first, last = (parts[place].stat().st_mtime_ns for place in (0, -1))
-        tokens = sum(sum(pq.read_table(part, columns=["num_tokens"])["num_tokens"].to_pylist()) for part in parts[1:])
-    return tokens / (last - first) * 1e9
+        return commit_rate(Path(output))
 
 
 def processor() -> str:

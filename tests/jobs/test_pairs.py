@@ -36,7 +36,9 @@ def real(shared: Path, folder: Path, num_prompts: int) -> list[dict[str, Any]]:
     return rows
 
 
-def test_the_best_and_the_worst_of_every_prompt_are_joined_with_their_texts(tmp_path: Path, shared: Path) -> None:
+def test_the_best_and_the_worst_of_every_prompt_are_joined_with_their_texts(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = real(shared, tmp_path / "in", 50)
     total = run(config(tmp_path, rows_per_unit=20))
     groups = defaultdict(list)
@@ -58,6 +60,11 @@ def test_the_best_and_the_worst_of_every_prompt_are_joined_with_their_texts(tmp_
     assert read_parts(tmp_path / "out").to_pylist() == wanted  # prompts in input order
     assert (total.prompts, total.paired, total.pairs) == (50, 50, 50)
     assert run(config(tmp_path, rows_per_unit=20)) == total
+    monkeypatch.setattr("jobs.ranking.ROWS_PER_PARTITION", 60)
+    shares = run(config(tmp_path, rows_per_unit=20, output=str(tmp_path / "shares")))
+    assert shares == total
+    assert len(list((tmp_path / "shares").glob("part-*-of-00005.parquet"))) == 5
+    assert sorted(read_parts(tmp_path / "shares").to_pylist(), key=str) == sorted(wanted, key=str)
     with pytest.raises(OutputError, match="min_margin"):
         run(config(tmp_path, rows_per_unit=20, min_margin=1.0))
 

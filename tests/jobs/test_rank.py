@@ -76,7 +76,9 @@ def test_an_unscored_corpus_is_scored_first_with_the_engines_bits(
         assert [row["rank"] for row in own] == ranks([row["score"] for row in own])
 
 
-def test_a_job_killed_while_it_commits_goes_on_where_it_was(tmp_path: Path, shared: Path) -> None:
+def test_a_job_killed_while_it_commits_goes_on_where_it_was(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = candidates(shared, 798)
     scores = [float(number * 37 % 101) for number in range(table.num_rows)]
     (tmp_path / "in").mkdir()
@@ -86,6 +88,7 @@ def test_a_job_killed_while_it_commits_goes_on_where_it_was(tmp_path: Path, shar
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
     assert 20 <= len(before) < 399
     assert run(config(tmp_path, rows_per_unit=12)).rows == 4788
+    monkeypatch.setattr("jobs.ranking.ROWS_PER_PARTITION", 500)  # ten shares of the groups instead of one
     assert run(config(tmp_path, rows_per_unit=12, output=str(tmp_path / "alone"))).rows == 4788
     assert read_parts(tmp_path / "out").equals(read_parts(tmp_path / "alone"))
     assert before.items() <= {path: path.stat().st_mtime_ns for path in before}.items()

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from serve_app.app import _deployment, build_app
 from serve_app.autoscaling import QUEUED_SECONDS, replicas_for_queue
 from serve_app.config import ServiceConfig
+from serve_app.replica import load_model
 
 
 def parsed(**options: Any) -> ServiceConfig:
@@ -50,7 +51,7 @@ def test_serve_knows_how_to_read_its_command_line() -> None:
 
 def test_a_type_of_gpu_is_asked_of_ray() -> None:
     """Also before the cluster has such a GPU: the autoscaler brings it."""
-    deployment = _deployment(parsed(model="tiny", gpu_type="L4").models[0], 1)._bound_deployment
+    deployment = _deployment(parsed(model="tiny", gpu_type="L4").models[0], 1, load_model)._bound_deployment
     assert deployment.ray_actor_options == {"num_cpus": 1.0, "num_gpus": 1.0, "accelerator_type": "L4"}
 
 
