@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.connect import ClusterResources
 from jobs.errors import ResourceError
 
-__all__ = ["IO_CPUS", "ActorPool", "plan_actors", "plan_forwarders"]
+__all__ = ["IO_CPUS", "ActorPool", "plan_actors", "plan_forwarders", "shortage"]
 
 # What a reading or committing task takes; a node must have as much beside its actors, or nothing is ever read.
 IO_CPUS = 0.5
@@ -57,6 +58,20 @@ def plan_actors(
             "--cpus-per-actor"
         )
     return ActorPool(wanted, cpus, 0.0)
+
+
+def shortage(pool: ActorPool, free: Mapping[str, float]) -> str | None:
+    """Why not even one actor can start now: what it takes and what of that others leave; None where one can.
+
+    Args:
+        pool: the actors.
+        free: what is free in the cluster, as `ray.available_resources` tells it.
+    """
+    wanted = {"CPU": pool.cpus_per_actor, "GPU": pool.gpus_per_actor}
+    lacking = [
+        f"{free.get(name, 0.0):g} of {wants:g} {name}s" for name, wants in wanted.items() if free.get(name, 0.0) < wants
+    ]
+    return f"only {' and '.join(lacking)} that an actor takes are free" if lacking else None
 
 
 def plan_forwarders(

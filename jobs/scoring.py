@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 
 from cluster.connect import ClusterResources
-from jobs.actors import ActorPool, plan_actors
+from jobs.actors import ActorPool, plan_actors, shortage
 from jobs.columns import columns_of
 from jobs.corpus import Corpus, auto_rows_per_unit, identity_of
 from jobs.ledger import Ledger, UnitStats
@@ -144,6 +144,8 @@ class ScoringRun:
         )
 
     def _announce(self, run: UnitRun, model: ModelSource | ServedModelSource, pool: ActorPool) -> None:
+        import ray
+
         if model.model == TINY:
             logger.warning("the model is tiny: random weights, its scores mean nothing; name a real one with --model")
         doer = f"the app {model.app}, senders" if isinstance(model, ServedModelSource) else "actors"
@@ -159,6 +161,8 @@ class ScoringRun:
             doer,
             pool.num_actors,
         )
+        if run.left and (lacking := shortage(pool, ray.available_resources())):
+            logger.warning("%s: the job waits until others leave them (--cpus-per-actor, --gpus-per-actor)", lacking)
 
 
 def _summary(output: str, progress: Progress) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.connect import ClusterResources
-from jobs.actors import ActorPool, plan_actors
+from jobs.actors import ActorPool, plan_actors, shortage
 from jobs.errors import ResourceError
 
 LAPTOP = ClusterResources(num_nodes=1, num_gpus=0, node_cpus=3)
@@ -52,3 +52,10 @@ def test_actors_are_planned(
 def test_what_does_not_fit_is_refused(resources: ClusterResources, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ResourceError, match=reason):
         plan_actors(resources, **options)
+
+
+def test_what_others_hold_is_told() -> None:
+    pool = ActorPool(num_actors=2, cpus_per_actor=2.0, gpus_per_actor=0.5)
+    assert shortage(pool, {"CPU": 2.0, "GPU": 0.5}) is None
+    assert shortage(pool, {"CPU": 0.5, "GPU": 1.0}) == "only 0.5 of 2 CPUs that an actor takes are free"
+    assert shortage(pool, {"CPU": 3.0}) == "only 0 of 0.5 GPUs that an actor takes are free"
