@@ -9,6 +9,7 @@ tokens have. The last line is JSON.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import socket
@@ -46,6 +47,7 @@ from tests.conftest import chat
 WORDS = ("the", "sea", "is", "wide", "while", "rivers", "run", "to", "it", "from", "hills", "since", "spring")
 ROWS_PER_UNIT = 256
 REQUEST_CONVERSATIONS = 16
+REQUESTS_PER_CLIENT = 4
 CLIENTS_PER_REPLICA = 3
 WAIT_S = 240.0
 POLL_S = 0.05
@@ -107,9 +109,12 @@ def main() -> int:
 
 
 def conversations(count: int, words: int, seed: int) -> list[list[dict[str, str]]]:
-    """Made conversations with responses of `words` words."""
+    """Made conversations with responses of `words` words. They begin differently: shared tokens would be read once."""
     chooser = random.Random(seed)
-    return [chat(f"Question {seed}.{place}?", " ".join(chooser.choices(WORDS, k=words))) for place in range(count)]
+    return [
+        chat(f"{chooser.getrandbits(64):x}, what of it?", " ".join(chooser.choices(WORDS, k=words)))
+        for _ in range(count)
+    ]
 
 
 class _Job:
@@ -180,26 +185,28 @@ class _Endpoint:
     def drive(self, replicas: int, config: ScaleConfig, *, during: Callable[[], None] | None = None) -> Driven:
         """Load for so many replicas, for the seconds of `config`; `during` is called in the midst of it."""
         self.deploy(replicas)
-        asked = conversations(REQUEST_CONVERSATIONS * 8, config.words, seed=99)
+        num_clients = CLIENTS_PER_REPLICA * replicas
+        # Each client has conversations of its own: equal ones in a batch would be read once.
+        asked = conversations(REQUEST_CONVERSATIONS * REQUESTS_PER_CLIENT * num_clients, config.words, seed=0)
         expected = _expected(self._tokenizer, asked)
         answered: list[tuple[float, int]] = []
         stop = threading.Event()
 
-        def ask(seed: int) -> None:
-            chooser = random.Random(seed)
+        def ask(client_number: int) -> None:
             with httpx.Client(base_url=self._url, timeout=WAIT_S) as client:
-                while not stop.is_set():
-                    first = chooser.randrange(8) * REQUEST_CONVERSATIONS
-                    places = slice(first, first + REQUEST_CONVERSATIONS)
+                for number in itertools.count():
+                    if stop.is_set():
+                        return
+                    request = client_number * REQUESTS_PER_CLIENT + number % REQUESTS_PER_CLIENT
+                    places = slice(request * REQUEST_CONVERSATIONS, (request + 1) * REQUEST_CONVERSATIONS)
                     response = client.post("/v1/score", json={"conversations": asked[places]})
                     assert response.status_code == 200, response.text  # no retries: the endpoint mends what it can
                     body = response.json()
                     assert [result["score"] for result in body["results"]] == expected[places]
                     answered.append((time.monotonic(), body["usage"]["prompt_tokens"]))
 
-        num_clients = CLIENTS_PER_REPLICA * replicas
         with ThreadPoolExecutor(num_clients) as pool:
-            clients = [pool.submit(ask, seed) for seed in range(num_clients)]
+            clients = [pool.submit(ask, number) for number in range(num_clients)]
             try:
                 time.sleep(config.seconds / 4)
                 if during is not None:
