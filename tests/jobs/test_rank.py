@@ -158,7 +158,7 @@ def test_a_restart_after_the_input_grew_is_refused(tmp_path: Path) -> None:
         ({"group_by": "no"}, "has no column 'no' for --group-by"),
         ({"score_column": "no"}, "has no column 'no': name the scores with --score-column, or score the input"),
         ({"score_column": "prompt"}, "column 'prompt' is string; scores are numbers"),
-        ({"model": "tiny"}, "has a column 'score' already: leave --model out"),
+        ({"model": "tiny"}, "has a column 'score' already: leave --model and --via-serve out"),
         ({"group_by": "prompt", "prompt_column": "x", "output_prefix": "r_"}, None),
         ({}, r"already has the columns \['margin'\]"),
     ],
