@@ -28,6 +28,6 @@ lint: setup ## check format, style and types
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-bench: setup ## measure the engine and jobs.score, some 16 minutes; results go to tests/benchmarks/results
+bench: setup ## measure the engine and jobs.score, some 12 minutes; results go to tests/benchmarks/results
 	$(BIN)/python -m tests.benchmarks.bench_engine --preset mid --repeats 2 --save
 	$(BIN)/python -m tests.benchmarks.bench_score $(if $(wildcard $(GOLDEN)),--model $(GOLDEN))
