@@ -15,7 +15,6 @@ from typing import Literal, Self
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from cluster.measurements import measured
 from cluster.sizing import (
     ASSUMED_EFFICIENCY,
     ASSUMED_SCALING,
@@ -28,6 +27,7 @@ from cluster.sizing import (
     ReplicaSize,
     Throughput,
     fleet,
+    measured,
     replica_size,
     throughput,
     weight_bytes,
@@ -35,7 +35,7 @@ from cluster.sizing import (
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.checkpoint import resolve
 from serve_app.reward_model.errors import RaywardError
-from serve_app.reward_model.sequence_scorer import USED_SHARE
+from serve_app.reward_model.scorer import USED_SHARE
 
 __all__ = ["PlanConfig", "main", "report"]
 

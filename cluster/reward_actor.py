@@ -13,8 +13,7 @@ from __future__ import annotations
 from cluster.reward_pool.actor import RewardActor
 from cluster.reward_pool.ensemble import RewardEnsemble
 from cluster.reward_pool.pool import RewardActorPool
-from cluster.reward_pool.shaping import RunningNormalization, clip, combine, group_advantages
-from cluster.reward_pool.token_rewards import place_at_last_token
+from cluster.reward_pool.rewards import RunningNormalization, clip, combine, group_advantages, place_at_last_token
 
 __all__ = [
     "RewardActor",

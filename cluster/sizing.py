@@ -1,20 +1,21 @@
-"""What a reward model needs of GPUs, memory and time: plain arithmetic over plain values, no Ray and no GPU.
-
-Bytes follow from the model's shape and from what the engine keeps per token (see `decoder.py`). Tokens per second are
-those that were measured, or else an assumption: the GPU's peak times `assumed_efficiency`.
-"""
+"""GPUs, memory and time that a reward model needs: plain arithmetic over plain values, no Ray and no GPU."""
 
 from __future__ import annotations
 
+import json
+import logging
 import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from serve_app.reward_model.architecture import DecoderConfig, RopeConfig
-from serve_app.reward_model.sequence_scorer import budget_for
+from serve_app.reward_model.scorer import budget_for
 
 __all__ = [
     "GPUS",
     "INTERNLM2",
+    "RESULTS",
     "Fleet",
     "Gpu",
     "ReplicaSize",
@@ -22,12 +23,15 @@ __all__ = [
     "bytes_per_token",
     "fleet",
     "flops_per_token",
+    "measured",
     "model_volume_gib",
     "pod_memory_gib",
     "replica_size",
     "throughput",
     "weight_bytes",
 ]
+
+logger = logging.getLogger(__name__)
 
 GB = 10**9
 GIB = 2**30
@@ -218,3 +222,36 @@ def fleet(
             raise ValueError("give num_replicas or within_hours")
         num_replicas = 1 if hours_alone <= within_hours else math.ceil(hours_alone / scaling / within_hours)
     return Fleet(num_replicas, hours_alone if num_replicas == 1 else hours_alone / num_replicas / scaling)
+
+
+RESULTS = Path(__file__).parents[1] / "tests" / "benchmarks" / "results"
+WORKLOAD = "mixed"
+# The benchmark's presets, by the model whose shape they have.
+PRESETS = dict(zip(INTERNLM2, ("1.8b", "7b", "20b"), strict=True))
+
+
+def measured(config: DecoderConfig, gpu: Gpu, *, dtype: str, folder: Path = RESULTS) -> Throughput | None:
+    """The rate of this model's shape on this GPU in this dtype, with its file for a source; None where none is."""
+    presets = [PRESETS[name] for name, known in INTERNLM2.items() if _shape(known) == _shape(config)]
+    for preset in presets:
+        path = folder / f"bench_engine_{preset}_cuda.json"
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            precision = "fp8" if result["quantization"] == "fp8" else result["dtype"]
+            if _is_gpu(gpu, result["hardware"]) and precision == dtype:
+                return Throughput(float(result["workloads"][WORKLOAD]["tokens_per_s"]), f"measured: {path.name}")
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is no result of bench_engine and is left out: %r", path, error)
+    return None
+
+
+def _shape(config: DecoderConfig) -> tuple[int, int, int]:
+    return config.hidden_size, config.num_layers, config.num_parameters
+
+
+def _is_gpu(gpu: Gpu, hardware: str) -> bool:
+    """Whether CUDA's name of a device is that of the GPU, such as `NVIDIA A100-SXM4-80GB` of `A100-80`."""
+    name, _, memory = gpu.name.partition("-")
+    return bool(re.search(rf"\b{name}\b", hardware)) and (not memory or f"{memory}GB" in hardware)

@@ -24,25 +24,21 @@ import tyro
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from cluster.connect import ClusterResources, connect
-from jobs.candidate_scorer import CandidateScorer
-from jobs.columns import ConversationColumns
 from jobs.command import EXIT_ROW_ERRORS, run_command
-from jobs.corpus import Corpus, auto_rows_per_unit, identity_of
-from jobs.generation import COLUMN as GENERATION_COLUMN
-from jobs.generation import UnitGenerator
-from jobs.generators.actors import Pools, plan_pools
-from jobs.generators.options import GeneratorOptions, SamplingOptions
-from jobs.generators.source import HttpSource, LocalSource, source_of
-from jobs.generators.tiny import NAME as TINY
-from jobs.ledger import Ledger, UnitStats
-from jobs.model_source import ModelSource
+from jobs.corpus.conversations import ConversationColumns, SystemPrompt, prompt_columns_of
+from jobs.corpus.files import Corpus, auto_rows_per_unit, identity_of
+from jobs.generation.choosing import ADDED_COLUMNS, RANK_COLUMNS, CandidateScorer
+from jobs.generation.options import GeneratorOptions, SamplingOptions
+from jobs.generation.placement import Pools, plan_pools
+from jobs.generation.source import HttpSource, LocalSource, source_of
+from jobs.generation.stage import COLUMN as GENERATION_COLUMN
+from jobs.generation.stage import UnitGenerator
+from jobs.generation.tiny import NAME as TINY
 from jobs.options import ColumnName, EngineOptions
-from jobs.pipeline import Stage
-from jobs.progress import Progress, clock
-from jobs.prompt_columns import prompt_columns_of
-from jobs.selection import ADDED_COLUMNS, RANK_COLUMNS
-from jobs.system_prompt import SystemPrompt
-from jobs.unit_run import UnitRun, rows_per_unit_of
+from jobs.runs.ledger import Ledger, UnitStats
+from jobs.runs.pipeline import Stage
+from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
+from jobs.scoring.model_source import ModelSource
 from serve_app.reward_model import RewardModel
 
 __all__ = ["BestOfNConfig", "main", "run"]

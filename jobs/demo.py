@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict
 
 from jobs.command import run_command
 from jobs.errors import OutputError
-from jobs.ledger import Ledger
+from jobs.runs.ledger import Ledger
 from jobs.score import ScoreConfig, run
-from serve_app.reward_model import ranking
+from serve_app.reward_model.scores import order
 from serve_app.reward_model.tiny import NAME as TINY
 
 __all__ = ["SAMPLE", "DemoConfig", "demo", "main"]
@@ -78,7 +78,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
         candidates = list(group)
         lines.append("\n" + _short(candidates[0]["prompt"], WIDTH + 24))
         scored = [row for row in candidates if row["error"] is None]
-        for rank, index in enumerate(ranking.order([row["score"] for row in scored])):
+        for rank, index in enumerate(order([row["score"] for row in scored])):
             row = scored[index]
             mark = "*" if row["preferred"] else " "
             text = _short(row["response"], WIDTH)

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from jobs.columns import ConversationColumns
+from jobs.corpus.conversations import ConversationColumns
 from serve_app.reward_model.tiny import NAME as TINY
 from serve_app.reward_model.tokenizer import Truncation
 

@@ -20,17 +20,15 @@ import tyro
 from pydantic import Field, NonNegativeFloat
 
 from cluster.connect import connect
-from jobs.columns import conversation_columns
 from jobs.command import run_command
-from jobs.corpus import MAX_UNIT_ROWS, Corpus, identity_of
-from jobs.ledger import Ledger
-from jobs.manifest import is_complete, recorded
-from jobs.model_source import ModelSource
-from jobs.pair_selection import Strategy
-from jobs.pairing import PairStage, PairStats
-from jobs.progress import clock
-from jobs.ranking import num_partitions, stretches
-from jobs.scored_input import ScoredInput, ScoredOptions
+from jobs.corpus.conversations import conversation_columns
+from jobs.corpus.files import MAX_UNIT_ROWS, Corpus, identity_of
+from jobs.grouping.pairs import PairStage, PairStats, Strategy
+from jobs.grouping.ranks import num_partitions, stretches
+from jobs.runs.ledger import Ledger, is_complete, recorded
+from jobs.runs.unit_run import clock
+from jobs.scoring.model_source import ModelSource
+from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
 from serve_app.reward_model import RewardModel
 
 __all__ = ["PairsConfig", "main", "run"]

@@ -22,19 +22,18 @@ import tyro
 from pydantic import PositiveInt, model_validator
 
 from cluster.connect import connect
-from jobs.columns import conversation_columns
 from jobs.command import EXIT_ROW_ERRORS, run_command
-from jobs.corpus import MAX_UNIT_ROWS, Corpus, identity_of
+from jobs.corpus.conversations import conversation_columns
+from jobs.corpus.files import MAX_UNIT_ROWS, Corpus, identity_of
 from jobs.errors import CorpusError
-from jobs.group_keys import GroupKeys
-from jobs.ledger import Ledger, UnitStats
-from jobs.manifest import is_complete, recorded
-from jobs.model_source import ModelSource
+from jobs.grouping.keys import GroupKeys
+from jobs.grouping.quantiles import quantiles
+from jobs.grouping.ranks import RANK_COLUMNS, RankStage, Stretch, Summary, stretches
 from jobs.options import ColumnName
-from jobs.progress import Progress, clock
-from jobs.quantiles import quantiles
-from jobs.ranking import RANK_COLUMNS, RankStage, Stretch, Summary, stretches
-from jobs.scored_input import ScoredInput, ScoredOptions
+from jobs.runs.ledger import Ledger, UnitStats, is_complete, recorded
+from jobs.runs.unit_run import Progress, clock
+from jobs.scoring.model_source import ModelSource
+from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
 from serve_app.reward_model import RewardModel
 
 __all__ = ["RankConfig", "RankTotals", "main", "run"]

@@ -18,14 +18,14 @@ import tyro
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, field_validator
 
 from cluster.connect import connect
-from jobs.columns import ConversationColumns
 from jobs.command import run_command
-from jobs.corpus import MAX_UNIT_ROWS, Corpus
+from jobs.corpus.conversations import ConversationColumns
+from jobs.corpus.files import MAX_UNIT_ROWS, Corpus
+from jobs.corpus.storage import OutputFile
 from jobs.errors import MissingPackageError
+from jobs.grouping.ranks import stretches
 from jobs.options import ColumnName
-from jobs.ranking import stretches
 from jobs.reporting.columns import ChosenColumns, ReportColumns
-from jobs.reporting.output_file import OutputFile
 from jobs.reporting.provenance import Provenance
 from jobs.reporting.stage import Findings, ReportStage
 
@@ -124,9 +124,11 @@ def run(config: ReportConfig) -> Findings:
 
 
 def _write(config: ReportConfig, corpus: Corpus, findings: Findings, output: OutputFile) -> None:
-    from jobs.reporting.page import render  # matplotlib and jinja2 come with an extra
+    from jobs.reporting.page import (
+        render,  # matplotlib and jinja2 come with an extra
+        summary,
+    )
     from jobs.reporting.sections import page_of
-    from jobs.reporting.summary import summary
 
     title = config.title or f"Scores of {config.input.rstrip('/').rpartition('/')[2] or config.input}"
     files = f"{len(corpus.files):,} file{'s' if len(corpus.files) != 1 else ''}"

@@ -28,20 +28,20 @@ import tyro
 from pydantic import BaseModel, ConfigDict
 
 from cluster.connect import connect
-from jobs.benchmarks import report, rewardbench1, rewardbench2
+from jobs.benchmarks import rewardbench1, rewardbench2, table
 from jobs.benchmarks.conversation_file import ConversationFile
 from jobs.benchmarks.dataset import Benchmark, Dataset
 from jobs.benchmarks.outcome import AnsweredRow, Outcome
-from jobs.benchmarks.output_folder import OutputFolder
-from jobs.benchmarks.row_results import read_rows, table_of
+from jobs.benchmarks.table import read_rows, table_of
 from jobs.command import EXIT_ROW_ERRORS, run_command
-from jobs.corpus import Corpus
+from jobs.corpus.conversations import SystemPrompt
+from jobs.corpus.files import Corpus
+from jobs.corpus.storage import OutputFolder
 from jobs.errors import CorpusError
-from jobs.ledger import Ledger
-from jobs.model_source import ModelSource
 from jobs.options import EngineOptions, ScoringOptions
-from jobs.scoring import ScoringRun
-from jobs.system_prompt import SystemPrompt
+from jobs.runs.ledger import Ledger
+from jobs.scoring.model_source import ModelSource
+from jobs.scoring.run import ScoringRun
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.tiny import NAME as TINY
 
@@ -119,10 +119,10 @@ def _finish(config: RewardBenchConfig, folder: OutputFolder, dataset: Dataset, r
     outcome = rewardbench1.evaluate(rows) if is_first else rewardbench2.evaluate(rows)
     with folder.create("rows.parquet") as stream:
         pq.write_table(table_of(rows, rewardbench1.accuracy if is_first else rewardbench2.accuracy), stream)
-    data = report.as_data(outcome, rows=rows) | {"run": _run(config, folder)}
+    data = table.as_data(outcome, rows=rows) | {"run": _run(config, folder)}
     with folder.create("rewardbench.json") as stream:
         stream.write(json.dumps(data, indent=2, allow_nan=False).encode())
-    print(report.table(outcome, model=Path(config.model or TINY).name, rows=rows))
+    print(table.table(outcome, model=Path(config.model or TINY).name, rows=rows))
     print(f"in {folder.location}: rewardbench.json, rows.parquet")
     return outcome
 

@@ -18,10 +18,10 @@ import tyro
 
 from cluster.connect import connect
 from jobs.command import EXIT_ROW_ERRORS, run_command
-from jobs.ledger import UnitStats
-from jobs.model_source import ModelSource
 from jobs.options import CorpusOptions, ScoringOptions
-from jobs.scoring import ScoringRun
+from jobs.runs.ledger import UnitStats
+from jobs.scoring.model_source import ModelSource
+from jobs.scoring.run import ScoringRun
 from serve_app.reward_model import RewardModel
 
 __all__ = ["ScoreConfig", "main", "run"]

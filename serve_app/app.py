@@ -14,7 +14,7 @@ from ray.serve import Application
 from serve_app.config import ModelConfig, ServiceConfig
 from serve_app.ingress import Ingress
 from serve_app.replica import Load, RewardReplica, load_model
-from serve_app.security import digests_from_environment
+from serve_app.web.security import digests_from_environment
 
 __all__ = ["application", "build_app"]
 

@@ -11,14 +11,14 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.api_error import ApiError
 from serve_app.config import ServiceConfig
-from serve_app.http_app import http_app
 from serve_app.model_handle import ModelHandle
 from serve_app.replica import RewardReplica
 from serve_app.reward_model import Conversation, ConversationError, ConversationLike, Score
 from serve_app.reward_model.tokenizer import Truncation
-from serve_app.security import Guard
+from serve_app.web.gate import http_app
+from serve_app.web.security import Guard
+from serve_app.web.service import ApiError
 
 __all__ = ["Ingress", "ModelService"]
 

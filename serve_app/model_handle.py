@@ -12,10 +12,8 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.api_error import ApiError
-from serve_app.batcher_errors import ForwardError
+from serve_app.batching.errors import ForwardError
 from serve_app.config import ModelConfig
-from serve_app.deadline import seconds_left
 from serve_app.replica import Refusal, RewardReplica, ScoreReply, TokenLists
 from serve_app.reward_model import (
     Conversation,
@@ -31,6 +29,7 @@ from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.checkpoint import resolve
 from serve_app.reward_model.prefixes import together
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
+from serve_app.web.service import ApiError, seconds_left
 
 __all__ = ["ModelHandle"]
 

@@ -21,11 +21,3 @@ def test_the_python_example_prints_what_the_readme_shows() -> None:
             assert abs(float(ours) - float(theirs)) < 1e-4  # the last bits are the processor's
         else:
             assert ours == theirs
-
-
-def test_the_tree_names_every_module() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = text[text.index("## The tree") :]
-    for folder in ("serve_app", "jobs", "cluster"):
-        for file in (ROOT / folder).rglob("*.py"):
-            assert file.name == "__init__.py" or re.search(rf"\b{re.escape(file.name)}", tree), file

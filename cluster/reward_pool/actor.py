@@ -22,12 +22,12 @@ import ray
 import torch
 from torch import Tensor
 
+from cluster.reward_pool.calls import SharedLock
 from cluster.reward_pool.encoder import Encoding, OnError, RewardEncoder, values_of
 from cluster.reward_pool.errors import RewardInputError, RewardPoolError
-from cluster.reward_pool.model_slot import ModelSlot, ModelSpec, WeightsVersion
-from cluster.reward_pool.shared_lock import SharedLock
+from cluster.reward_pool.model_holder import ModelSlot, ModelSpec, WeightsVersion
 from cluster.reward_pool.token_batch import ScoreReply, TokenBatch
-from serve_app.batcher import TokenBatcher
+from serve_app.batching.batcher import TokenBatcher
 from serve_app.reward_model import Conversation, ConversationLike, ScoringError
 from serve_app.reward_model.tokenizer import EncodedConversation
 

@@ -1,22 +1,26 @@
-"""What a process knows of a pool: its keeper, its actors and how much each has to do for this process."""
+"""A process's connection to a pool: its supervisor, its actors and how much each has to do; and how a pool comes up."""
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
+from cluster.connect import ClusterResources
+from cluster.reward_pool.actor import MAX_CONCURRENCY, NAMESPACE
+from cluster.reward_pool.calls import answer, blocking
 from cluster.reward_pool.dispatch import Part, dispatch
-from cluster.reward_pool.errors import PoolClosedError
-from cluster.reward_pool.keeper import PROBE_TIMEOUT_S, Member, PoolPlan, Roster
-from cluster.reward_pool.remote_call import answer
+from cluster.reward_pool.errors import PoolClosedError, PoolStartError, RewardInputError, RewardTimeoutError
+from cluster.reward_pool.supervisor import PROBE_TIMEOUT_S, Member, PoolKeeper, PoolPlan, Roster
 from cluster.reward_pool.token_batch import ScoreReply, TokenBatch
 
-__all__ = ["PoolConnection"]
+__all__ = ["PoolConnection", "absolute", "attached", "cpus_of_actor", "device_and_gpus", "started"]
 
 # A keeper answers at once; what takes it long has a bound of its own, and this much more for the messages.
 KEEPER_TIMEOUT_S = 60.0
@@ -85,3 +89,110 @@ class PoolConnection:
     def _check_open(self) -> None:
         if self.is_closed:
             raise PoolClosedError("the pool was shut down")
+
+
+logger = logging.getLogger(__name__)
+
+
+def device_and_gpus(device: str, num_gpus: float | None, resources: ClusterResources) -> tuple[str, float]:
+    """The kind of device the actors use, and the GPUs of one.
+
+    Raises:
+        RewardInputError: the two do not go together.
+    """
+    if device == "auto":
+        has_gpus = resources.num_gpus > 0 if num_gpus is None else num_gpus > 0
+        device = "cuda" if has_gpus else "cpu"
+    if num_gpus is None:
+        num_gpus = 0.0 if device == "cpu" else 1.0
+    if num_gpus < 0 or (device == "cpu") != (num_gpus == 0):
+        raise RewardInputError(f"actors on {device} cannot have num_gpus={num_gpus:g}")
+    return device, num_gpus
+
+
+def cpus_of_actor(num_cpus: float | None, device: str, num_actors: int, resources: ClusterResources) -> float:
+    """The CPUs of one actor: as asked for; else 1 on CUDA, and on CPU a share of half a node's: a trainer needs some.
+
+    Raises:
+        RewardInputError: it is negative.
+    """
+    if num_cpus is not None:
+        if num_cpus < 0:
+            raise RewardInputError(f"num_cpus is at least 0, not {num_cpus:g}")
+        return num_cpus
+    if device != "cpu":
+        return 1.0
+    actors_per_node = -(-num_actors // max(1, resources.num_nodes))
+    return float(max(1, resources.node_cpus // 2 // actors_per_node))
+
+
+def absolute(model: str) -> str:
+    """A folder's whole path, since actors have another working directory; anything else as it is."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else model
+
+
+def started(plan: PoolPlan, *, name: str | None, detached: bool) -> PoolConnection:
+    """Start a pool, and wait until every actor can score.
+
+    Raises:
+        PoolStartError: the name is taken, or the actors do not come up in time.
+        CheckpointError: the model cannot be loaded.
+    """
+    _warn_if_full(plan)
+    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": MAX_CONCURRENCY}
+    if name is not None:
+        options |= {"name": name, "namespace": NAMESPACE}
+    if detached:
+        options["lifetime"] = "detached"
+    try:
+        keeper: Any = ray.remote(PoolKeeper).options(**options).remote(plan)
+    except ValueError as error:
+        raise PoolStartError(f"a pool {name!r} cannot be started: {error}; RewardActorPool.attach joins one") from error
+    try:
+        return blocking(_connected(keeper, plan, "start"))
+    except RewardTimeoutError as error:
+        text = f"{error}: {plan.num_actors} actors of {plan.num_cpus:g} CPUs and {plan.num_gpus:g} GPUs each; free are "
+        ray.kill(keeper)
+        raise PoolStartError(text + _named(ray.available_resources())) from None
+    except BaseException:
+        ray.kill(keeper)
+        raise
+
+
+def attached(name: str) -> PoolConnection:
+    """The connection to a running pool. Raises `PoolClosedError` where there is none of that name."""
+    try:
+        keeper = ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        raise PoolClosedError(f"there is no reward pool named {name!r}") from None
+
+    async def connected() -> PoolConnection:
+        plan = await PoolConnection(keeper, PoolPlan(), Roster((), 1)).ask_keeper("plan")
+        return await _connected(keeper, plan, "roster")
+
+    return blocking(connected())
+
+
+async def _connected(keeper: Any, plan: PoolPlan, method: str) -> PoolConnection:
+    """The connection, once the keeper has answered with its actors."""
+    unknown = PoolConnection(keeper, plan, Roster((), 1))
+    roster: Roster = await unknown.ask_keeper(method, timeout_s=plan.start_timeout_s)
+    return PoolConnection(keeper, plan, roster)
+
+
+def _warn_if_full(plan: PoolPlan) -> None:
+    """Say at once what is waited for: a cluster may grow, so it is no error yet."""
+    has = ray.cluster_resources()
+    wanted = {"CPU": plan.num_actors * plan.num_cpus, "GPU": plan.num_actors * plan.num_gpus}
+    if any(wanted[name] > has.get(name, 0) for name in wanted):
+        logger.warning(
+            "the pool wants %s and the cluster has %s; it waits for more, up to %g s",
+            _named(wanted),
+            _named(has),
+            plan.start_timeout_s,
+        )
+
+
+def _named(resources: dict[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"

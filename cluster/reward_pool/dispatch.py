@@ -15,9 +15,9 @@ from typing import Protocol
 from ray.exceptions import RayError
 
 from cluster.reward_pool.errors import ActorLostError, RewardTimeoutError
-from cluster.reward_pool.keeper import Member
+from cluster.reward_pool.supervisor import Member
 from cluster.reward_pool.token_batch import ScoreReply
-from serve_app.batcher_errors import BatcherStalledError, ForwardError, OverloadedError
+from serve_app.batching.errors import BatcherStalledError, ForwardError, OverloadedError
 from serve_app.reward_model import RaywardError
 
 __all__ = ["Actors", "Part", "dispatch"]

@@ -14,8 +14,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from cluster.reward_pool.errors import PolicyTokenizerError, RewardInputError
-from cluster.reward_pool.policy_ids import unpadded
-from cluster.reward_pool.policy_text import PolicyText, without_thinking
+from cluster.reward_pool.policy import PolicyText, unpadded, without_thinking
 from serve_app.reward_model import Conversation, ConversationError, ConversationLike, Message, ScoringError
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.checkpoint import resolve

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Protocol
 
 from cluster.reward_pool.errors import RewardInputError
-from cluster.reward_pool.shaping import Combination, Rewards, combine
+from cluster.reward_pool.rewards import Combination, Rewards, combine
 from serve_app.reward_model import ConversationLike
 
 __all__ = ["RewardEnsemble"]

@@ -23,13 +23,12 @@ from torch import Tensor
 from cluster.connect import connect
 from cluster.reward_pool.actor import tensor_of
 from cluster.reward_pool.batch import score_batch
-from cluster.reward_pool.connection import PoolConnection
+from cluster.reward_pool.calls import blocking
+from cluster.reward_pool.connection import PoolConnection, absolute, attached, cpus_of_actor, device_and_gpus, started
 from cluster.reward_pool.encoder import Encoding, OnError, RewardEncoder, values_of
 from cluster.reward_pool.errors import PoolClosedError, RewardInputError
-from cluster.reward_pool.keeper import MemberHealth, PoolPlan, Roster
-from cluster.reward_pool.model_slot import ModelSpec, WeightsVersion
-from cluster.reward_pool.remote_call import blocking
-from cluster.reward_pool.start import absolute, attached, cpus_of_actor, device_and_gpus, started
+from cluster.reward_pool.model_holder import ModelSpec, WeightsVersion
+from cluster.reward_pool.supervisor import MemberHealth, PoolPlan, Roster
 from serve_app.reward_model import Conversation, ConversationLike, ScoringError
 from serve_app.reward_model.linear import Quantization
 from serve_app.reward_model.tokenizer import Truncation

@@ -22,8 +22,8 @@ import tyro
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from cluster.connect import connect
-from cluster.rlhf.frameworks import framework_module
-from cluster.rlhf.learning_curve import SIGNIFICANT, LearningCurve, save_png, table
+from cluster.rlhf.errors import framework_module
+from cluster.rlhf.learning import SIGNIFICANT, LearningCurve, save_png, table
 from cluster.rlhf.ppo import PpoOptions, train_ppo
 from cluster.rlhf.tiny_policy import PROMPTS, policy_tokenizer, random_policy
 from cluster.rlhf.trl import RewardFunction

@@ -8,9 +8,12 @@ RaywardError
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 from serve_app.reward_model.errors import RaywardError
 
-__all__ = ["FrameworkError", "RewardSourceError", "TrainingError"]
+__all__ = ["FrameworkError", "RewardSourceError", "TrainingError", "framework_module"]
 
 
 class RewardSourceError(RaywardError):
@@ -23,3 +26,11 @@ class FrameworkError(RaywardError):
 
 class TrainingError(RaywardError):
     """An actor of a training program died, or gave no answer in time."""
+
+
+def framework_module(name: str, *, install: str) -> Any:
+    """The module of that name. Raises FrameworkError, which tells how to `install` it, where it cannot be imported."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise FrameworkError(f"{name} cannot be imported ({error}): {install}") from error

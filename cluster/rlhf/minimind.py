@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from cluster.rlhf.rollout_scorer import RolloutScorer
+from cluster.rlhf.rollouts import RolloutScorer
 
 __all__ = ["CLAMP", "LMForRewardModel", "RewardModelFacade", "with_rayward"]
 

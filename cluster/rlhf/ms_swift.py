@@ -17,10 +17,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.reward_pool.errors import RewardInputError
-from cluster.rlhf.errors import FrameworkError
-from cluster.rlhf.frameworks import framework_module
-from cluster.rlhf.reward_source import OnError
-from cluster.rlhf.rollout_scorer import Read, Rewards, RolloutScorer
+from cluster.rlhf.errors import FrameworkError, framework_module
+from cluster.rlhf.rollouts import Read, Rewards, RolloutScorer
+from cluster.rlhf.sources import OnError
 
 __all__ = ["register"]
 

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from cluster.reward_pool.errors import RewardInputError
-from cluster.rlhf.frameworks import framework_module
-from cluster.rlhf.rollout_reader import RolloutReader
-from cluster.rlhf.rollout_scorer import RolloutScorer
-from cluster.rlhf.source_settings import SourceSettings
+from cluster.rlhf.errors import framework_module
+from cluster.rlhf.rollouts import RolloutReader, RolloutScorer
+from cluster.rlhf.sources import SourceSettings
 from serve_app.reward_model import ConversationError
 from serve_app.reward_model.rendered_text import opens_turn
 

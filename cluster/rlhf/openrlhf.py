@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cluster.reward_pool.errors import RewardInputError
-from cluster.rlhf.rollout_scorer import RolloutScorer
+from cluster.rlhf.rollouts import RolloutScorer
 from serve_app.reward_model.errors import RaywardError
 from serve_app.reward_model.rendered_text import opens_turn
 

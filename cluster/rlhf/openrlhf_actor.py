@@ -22,8 +22,7 @@ import ray
 
 from cluster.reward_pool.actor import Encoding, ModelSpec, RewardActor
 from cluster.reward_pool.errors import RewardInputError
-from cluster.rlhf.errors import FrameworkError
-from cluster.rlhf.frameworks import framework_module
+from cluster.rlhf.errors import FrameworkError, framework_module
 
 __all__ = ["MAX_CONCURRENCY", "OpenRlhfRewardActor", "RewardModelActor", "main"]
 

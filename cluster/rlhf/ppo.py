@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cluster.reward_pool.token_rewards import place_at_last_token
+from cluster.reward_pool.rewards import place_at_last_token
 from cluster.rlhf.errors import TrainingError
-from cluster.rlhf.learning_curve import LearningCurve
-from cluster.rlhf.rollout_scorer import RolloutScorer
+from cluster.rlhf.learning import LearningCurve
+from cluster.rlhf.rollouts import RolloutScorer
 from cluster.rlhf.tiny_policy import PROMPTS, Rollout, generate, random_policy, random_values
 
 __all__ = ["PpoOptions", "advantages_and_returns", "main", "policy_loss", "train_ppo", "value_loss"]

@@ -16,9 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.rlhf.reward_source import OnError
-from cluster.rlhf.rollout_reader import Turns
-from cluster.rlhf.rollout_scorer import Rewards, RolloutScorer
+from cluster.rlhf.rollouts import Rewards, RolloutScorer, Turns
+from cluster.rlhf.sources import OnError
 
 __all__ = ["AsyncRewardFunction", "RewardFunction"]
 

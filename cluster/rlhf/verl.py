@@ -19,9 +19,9 @@ from functools import lru_cache
 from typing import Any
 
 from cluster.reward_pool.errors import RewardInputError
-from cluster.rlhf.frameworks import framework_module
-from cluster.rlhf.rollout_scorer import RolloutScorer
-from cluster.rlhf.source_settings import SourceSettings
+from cluster.rlhf.errors import framework_module
+from cluster.rlhf.rollouts import RolloutScorer
+from cluster.rlhf.sources import SourceSettings
 
 __all__ = ["RaywardRewardManager", "compute_score", "sample_conversation", "settings_of"]  # noqa: F822  # see below
 

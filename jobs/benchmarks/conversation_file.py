@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from jobs.benchmarks.dataset import Answer, Dataset
-from jobs.benchmarks.output_folder import OutputFolder
 from jobs.benchmarks.rewardbench2 import TIES
-from jobs.corpus import Corpus
+from jobs.corpus.files import Corpus
+from jobs.corpus.reader import UnitReader
+from jobs.corpus.storage import OutputFolder
 from jobs.errors import CorpusError, OutputError
-from jobs.unit_reader import UnitReader
 
 __all__ = ["ConversationFile"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.benchmarks.rewardbench2 import TIES, ties_number
-from jobs.columns import describe, is_messages, is_text, without_nulls
-from jobs.corpus import Corpus
+from jobs.corpus.conversations import describe, is_messages, is_text, without_nulls
+from jobs.corpus.files import Corpus
 from jobs.errors import CorpusError
 from serve_app.reward_model.conversation import Conversation
 from serve_app.reward_model.errors import ConversationError

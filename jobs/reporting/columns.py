@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from jobs.columns import ConversationColumns
-from jobs.corpus import Corpus
+from jobs.corpus.conversations import ConversationColumns
+from jobs.corpus.files import Corpus
 from jobs.errors import CorpusError
-from jobs.group_keys import GroupKeys
+from jobs.grouping.keys import GroupKeys
 
 __all__ = ["ChosenColumns", "LabelColumn", "PairColumns", "ReportColumns", "ScoreColumn"]
 

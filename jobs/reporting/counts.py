@@ -1,23 +1,132 @@
-"""What is counted of a corpus once its scales are known: each stretch by itself, then added up."""
+"""Counts of a corpus once its scales are known: scores, groups and errors, each stretch by itself, then added up."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.reporting.columns import ReportColumns, ScoreColumn
-from jobs.reporting.errors_by_kind import ErrorKinds
 from jobs.reporting.extremes import Extremes
-from jobs.reporting.groups import codes_of, label_codes
-from jobs.reporting.histogram import histogram
-from jobs.reporting.moments import CoMoments, Moments
 from jobs.reporting.scales import LengthScale, Scales, ScoreScale, finite_scores, has_both
+from jobs.reporting.stats import CoMoments, Moments, histogram
 
-__all__ = ["Counts", "GroupCounts", "LengthCounts", "ScoreCounts", "counts_of", "sides_of"]
+__all__ = [
+    "LABELS",
+    "MAX_VALUES",
+    "Counts",
+    "ErrorKind",
+    "ErrorKinds",
+    "GroupCounts",
+    "LengthCounts",
+    "ScoreCounts",
+    "codes_of",
+    "counts_of",
+    "label_codes",
+    "sides_of",
+    "values_of",
+]
+
+MAX_KINDS = 100
+MAX_KIND_CHARS = 60
+MAX_EXAMPLE_CHARS = 300
+NO_REASON, NOT_FINITE, OTHERS = "(no reason given)", "(the score is not finite)", "(other kinds)"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """How many rows have an error of a kind, and the text of one: the first in the order of texts."""
+
+    count: int
+    example: str
+
+    def __add__(self, other: ErrorKind) -> ErrorKind:
+        return ErrorKind(self.count + other.count, min(self.example, other.example))
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKinds:
+    """Rows without a score by the kind of their error: what stands before its colon, in `jobs.score` its type."""
+
+    kinds: Mapping[str, ErrorKind] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, table: pa.Table, column: ScoreColumn) -> ErrorKinds:
+        """Those of a table of rows that have no score."""
+        kinds: dict[str, ErrorKind] = {}
+        if not table.num_rows:
+            return cls(kinds)
+        texts = pa.nulls(table.num_rows, pa.large_string())
+        if column.error is not None:
+            texts = pc.cast(table.column(column.error), pa.large_string())
+        reason = pc.if_else(pc.is_valid(table.column(column.name)), NOT_FINITE, NO_REASON)
+        for entry in pc.value_counts(pc.coalesce(texts, reason)).to_pylist():
+            text = entry["values"]
+            kind = text if text in (NO_REASON, NOT_FINITE) else text.partition(":")[0].strip()[:MAX_KIND_CHARS]
+            found = ErrorKind(entry["counts"], "" if kind == text else text[:MAX_EXAMPLE_CHARS])
+            kinds[kind] = kinds[kind] + found if kind in kinds else found
+        return cls(_bounded(kinds))
+
+    def __add__(self, other: ErrorKinds) -> ErrorKinds:
+        kinds = dict(self.kinds)
+        for kind, found in other.kinds.items():
+            kinds[kind] = kinds[kind] + found if kind in kinds else found
+        return ErrorKinds(_bounded(kinds))
+
+    @property
+    def total(self) -> int:
+        return sum(kind.count for kind in self.kinds.values())
+
+
+def _bounded(kinds: dict[str, ErrorKind]) -> dict[str, ErrorKind]:
+    """The most frequent kinds, and the others as one."""
+    if len(kinds) <= MAX_KINDS:
+        return kinds
+    ordered = sorted(kinds.items(), key=lambda item: (item[0] == OTHERS, -item[1].count, item[0]))
+    kept = dict(ordered[: MAX_KINDS - 1])
+    left = [kind for _, kind in ordered[MAX_KINDS - 1 :]]
+    return kept | {OTHERS: ErrorKind(sum(kind.count for kind in left), left[0].example)}
+
+
+MAX_VALUES = 200
+NO_VALUE = "(none)"
+LABELS = {"chosen": 1, "true": 1, "1": 1, "rejected": 0, "false": 0, "0": 0}
+
+
+def values_of(column: pa.ChunkedArray) -> frozenset[str]:
+    """The distinct values as text, `(none)` for null; some `MAX_VALUES + 1` of them where there are more."""
+    unique = pc.cast(column, pa.large_string()).unique()
+    return frozenset(_named(value) for value in unique.slice(0, MAX_VALUES + 1).to_pylist())
+
+
+def codes_of(column: pa.ChunkedArray, values: Sequence[str]) -> NDArray[np.int64]:
+    """The place in `values` of each row's value."""
+    places = {value: place for place, value in enumerate(values)}
+    encoded, known = _encoded(column)
+    return np.array([*(places[_named(value)] for value in known), places.get(NO_VALUE, -1)], np.int64)[encoded]
+
+
+def label_codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """1 for what was preferred, 0 for what was not, -1 where the row has no label; values are as in `LABELS`."""
+    encoded, known = _encoded(column)
+    return np.array([*(LABELS[value.casefold()] for value in known), -1], np.int64)[encoded]
+
+
+def _encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
+    """The place of each row's value in the list of distinct ones, which null stands behind."""
+    text = pa.concat_arrays([pa.array([], pa.large_string()), *pc.cast(column, pa.large_string()).chunks])
+    encoded = text.dictionary_encode()
+    known = encoded.dictionary.to_pylist()
+    return encoded.indices.fill_null(len(known)).to_numpy(zero_copy_only=False).astype(np.int64), known
+
+
+def _named(value: str | None) -> str:
+    return NO_VALUE if value is None else value
+
 
 MAP_BINS = 48
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.columns import ConversationColumns
-from jobs.group_ranking import best_rows
+from jobs.corpus.conversations import ConversationColumns
+from jobs.grouping.ranks import best_rows
 from jobs.reporting.columns import ReportColumns, ScoreColumn
 
 __all__ = ["Extremes", "Place", "ShownRow", "shown_row", "text_columns"]

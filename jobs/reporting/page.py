@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-__all__ = ["Cards", "Figure", "Page", "Section", "Table", "Tile", "render"]
+from jobs.reporting import wording
+from jobs.reporting.stage import Findings
+
+__all__ = ["Cards", "Figure", "Page", "Section", "Table", "Tile", "render", "summary"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +94,28 @@ def render(page: Page) -> str:
     template = environment.from_string((folder / "page.html.jinja").read_text(encoding="utf-8"))
     css = Markup((folder / "page.css").read_text(encoding="utf-8"))
     return template.render(page=page, css=css)
+
+
+def summary(findings: Findings) -> str:
+    """A line for the rows, and some for each column of scores and each kind of pairs."""
+    return "\n".join(_lines(findings)).replace("\u00a0", " ")
+
+
+def _lines(findings: Findings) -> Iterator[str]:
+    yield wording.count(findings.scales.num_rows, "row")
+    for name, counts in findings.counts.items():
+        scored = int(counts.scores.moments.count[0])
+        yield f"{name}: {scored:,} scored, {findings.scales.num_rows - scored:,} not"
+        if not scored:
+            continue
+        low, middle, high = (
+            wording.score(findings.scales.scores[name].quantiles[share]) for share in ("0.05", "0.5", "0.95")
+        )
+        yield f"  median {middle}, 90 % from {low} to {high}"
+        if counts.lengths is not None:
+            yield f"  {wording.length_bias(counts.lengths)}"
+        if findings.pairs is not None and name in findings.pairs.counts:
+            yield f"  accuracy {wording.accuracy(findings.pairs.counts[name])}"
+    if findings.columns.pair is not None and findings.pairs is not None:
+        pair = findings.columns.pair.name
+        yield f"{pair}: accuracy {wording.accuracy(findings.pairs.counts[pair])}"

@@ -10,10 +10,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from jobs.reporting.figures import HEIGHT, WIDTH, name_groups, points, whole_numbers
-from jobs.reporting.histogram import FINE_BINS, Axis, sums
-from jobs.reporting.pair_counts import PairCounts, interval
-from jobs.reporting.svg import ACCENT, INK, QUIET, SECOND, figure_of_size
+from jobs.reporting.figures import (
+    ACCENT,
+    HEIGHT,
+    INK,
+    QUIET,
+    SECOND,
+    WIDTH,
+    figure_of_size,
+    name_groups,
+    points,
+    whole_numbers,
+)
+from jobs.reporting.pairs import PairCounts, interval
+from jobs.reporting.stats import FINE_BINS, Axis, sums
 
 __all__ = ["accuracy_by_group", "accuracy_by_margin", "calibration", "margins"]
 

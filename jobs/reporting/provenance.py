@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.corpus import filesystem_of
-from jobs.ledger import Ledger
+from jobs.corpus.files import filesystem_of
+from jobs.runs.ledger import Ledger
 from serve_app.reward_model.errors import RaywardError
 
 __all__ = ["Provenance", "ScoringRecord"]

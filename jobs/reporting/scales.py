@@ -16,11 +16,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.errors import CorpusError
-from jobs.quantiles import ScoreSummary, quantiles
-from jobs.ranking import scores_of
+from jobs.grouping.quantiles import ScoreSummary, quantiles
+from jobs.grouping.ranks import scores_of
 from jobs.reporting.columns import ReportColumns
-from jobs.reporting.groups import LABELS, MAX_VALUES, values_of
-from jobs.reporting.histogram import Axis
+from jobs.reporting.counts import LABELS, MAX_VALUES, values_of
+from jobs.reporting.stats import Axis
 
 __all__ = ["Extents", "LengthScale", "MidRanks", "Scales", "ScoreScale", "finite_scores", "has_both", "settled"]
 

@@ -18,15 +18,15 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from jobs.corpus import Unit
-from jobs.exchange import Pieces, gathered, results, scatter
-from jobs.ranking import Stretch
+from jobs.corpus.files import Unit
+from jobs.corpus.reader import UnitReader
+from jobs.grouping.exchange import Pieces, gathered, results, scatter
+from jobs.grouping.ranks import Stretch
 from jobs.reporting.columns import ReportColumns
 from jobs.reporting.counts import Counts, counts_of
 from jobs.reporting.extremes import Place, ShownRow, shown_row, text_columns
-from jobs.reporting.labelled import LabelledRows, Pairs, joined, pairs_of_prompts, pairs_of_rows, split
+from jobs.reporting.pairs import LabelledRows, Pairs, joined, pairs_of_prompts, pairs_of_rows, split
 from jobs.reporting.scales import Extents, Scales, settled
-from jobs.unit_reader import UnitReader
 
 __all__ = ["Findings", "ReportStage"]
 

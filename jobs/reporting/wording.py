@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from jobs.reporting.counts import LengthCounts
-from jobs.reporting.pair_counts import PairCounts, interval
+from jobs.reporting.pairs import PairCounts, interval
 
 __all__ = ["accuracy", "correlation", "count", "length_bias", "longer_response", "percent", "score", "strength"]
 

@@ -4,8 +4,8 @@
 lists into requests, `transport.py` sends one and tries again, `answers.py` checks what comes back.
 """
 
-from serve_app.client.async_client import AsyncRewardClient
-from serve_app.client.batches import Messages, Truncation
+from serve_app.client.answers import Comparison, ModelInfo, RankedConversation, RankedResponse, Ranking, Score
+from serve_app.client.clients import AsyncRewardClient, RewardClient
 from serve_app.client.errors import (
     AuthenticationError,
     DeadlineError,
@@ -16,8 +16,7 @@ from serve_app.client.errors import (
     TooLongError,
     UnavailableError,
 )
-from serve_app.client.results import Comparison, ModelInfo, RankedConversation, RankedResponse, Ranking, Score
-from serve_app.client.sync_client import RewardClient
+from serve_app.client.transport import Messages, Truncation
 
 __all__ = [
     "AsyncRewardClient",

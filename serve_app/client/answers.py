@@ -5,13 +5,89 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NoReturn, TypeVar
 
 from serve_app.client.errors import MalformedAnswerError
-from serve_app.client.results import Comparison, ModelInfo, RankedConversation, RankedResponse, Ranking, Score
 
-__all__ = ["read_best_of_n", "read_comparison", "read_json", "read_model", "read_models", "read_ranking", "read_scores"]
+__all__ = [
+    "Comparison",
+    "ModelInfo",
+    "RankedConversation",
+    "RankedResponse",
+    "Ranking",
+    "Score",
+    "read_best_of_n",
+    "read_comparison",
+    "read_json",
+    "read_model",
+    "read_models",
+    "read_ranking",
+    "read_scores",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The model's scalar for one conversation, how many tokens it read, and whether it was shortened to fit."""
+
+    value: float
+    num_tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two scores; `margin` is the first less the second, `probability` its logistic (Bradley-Terry)."""
+
+    scores: tuple[float, float]
+    first_is_better: bool
+    margin: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class RankedConversation:
+    """A conversation's place in the list that was asked for (`index`) and among its neighbours (`rank`, 0 the best)."""
+
+    index: int
+    score: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """One result per conversation, in input order, and the indices from the best to the worst."""
+
+    results: list[RankedConversation]
+    order: list[int]
+
+    @classmethod
+    def of(cls, scores: list[float]) -> Ranking:
+        """The ranking of `scores`; equal ones rank in input order, as the server has it."""
+        order = sorted(range(len(scores)), key=lambda index: -scores[index])
+        rank_of = {index: rank for rank, index in enumerate(order)}
+        results = [RankedConversation(index, score, rank_of[index]) for index, score in enumerate(scores)]
+        return cls(results=results, order=order)
+
+
+@dataclass(frozen=True, slots=True)
+class RankedResponse:
+    """A response, its score, and its place in the list that was asked for."""
+
+    index: int
+    response: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model that is served, and the most tokens it reads in one conversation."""
+
+    id: str
+    max_tokens: int
+
 
 T = TypeVar("T")
 

@@ -2,7 +2,7 @@
 
 A conversation's path: `conversation.py` checks it, `tokenizer.py` makes token ids of it, `packing.py` lays it beside
 others, `decoder.py` runs the model (`linear.py`, `attention.py`, `rotary.py`), and `model.py` is the front door.
-`checkpoint.py` and `architecture.py` load a model; `tiny.py` is the embedded one; `ranking.py` orders scores.
+`checkpoint.py` and `architecture.py` load a model; `tiny.py` is the embedded one; `scores.py` orders scores.
 """
 
 from serve_app.reward_model.conversation import Conversation, ConversationLike, Message

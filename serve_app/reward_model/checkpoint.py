@@ -22,8 +22,7 @@ from torch import Tensor
 from serve_app.reward_model import tiny
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.errors import CheckpointError, WeightError
-from serve_app.reward_model.weight_map import Place, places_of
-from serve_app.reward_model.weights import DecoderWeights, allocate
+from serve_app.reward_model.weights import DecoderWeights, Place, allocate, places_of
 
 __all__ = ["DOWNLOADED_FILES", "fill", "fingerprint", "load_weights", "resolve"]
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from serve_app.reward_model import ranking
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.checkpoint import fingerprint, load_weights, resolve
 from serve_app.reward_model.conversation import Conversation, ConversationLike, Message
@@ -24,7 +23,8 @@ from serve_app.reward_model.errors import ConversationError, ScoringError
 from serve_app.reward_model.invariance import find_variance
 from serve_app.reward_model.linear import Quantization
 from serve_app.reward_model.prefixes import together
-from serve_app.reward_model.sequence_scorer import SequenceScorer
+from serve_app.reward_model.scorer import SequenceScorer
+from serve_app.reward_model.scores import ranks
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
 
 __all__ = ["RewardModel", "Score", "cpu_dtype", "resolve_device", "resolve_dtype"]
@@ -152,8 +152,8 @@ class RewardModel:
     ) -> list[int] | tuple[list[int], list[float]]:
         """The 0-based rank of each conversation, 0 the best, ties in input order; `return_scores` adds the scores."""
         scores = self.get_scores(conversations)
-        ranks = ranking.ranks(scores)
-        return (ranks, scores) if return_scores else ranks
+        places = ranks(scores)
+        return (places, scores) if return_scores else places
 
     def score(
         self,

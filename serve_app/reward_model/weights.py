@@ -1,15 +1,107 @@
-"""A decoder's weights as they are loaded: fused matrices on one device, their content filled in by `weight_map.py`."""
+"""A decoder's weights: which checkpoint tensor goes where, and the fused matrices they are copied into."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from serve_app.reward_model.architecture import DecoderConfig
+from serve_app.reward_model.architecture import INTERNLM2, DecoderConfig
+from serve_app.reward_model.errors import WeightError
 
-__all__ = ["DecoderWeights", "LayerWeights", "allocate"]
+__all__ = ["DecoderWeights", "LayerWeights", "Place", "allocate", "interleaved", "places_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one checkpoint tensor of `shape` goes: `targets` are views of fused weights that take its parts."""
+
+    shape: tuple[int, ...]
+    targets: tuple[Tensor, ...]
+    split: Callable[[Tensor], tuple[Tensor, ...]] = lambda tensor: (tensor,)
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        if shape != self.shape:
+            raise WeightError(f"weight {name} has shape {list(shape)}; the configuration asks for {list(self.shape)}")
+
+    def copy(self, tensor: Tensor) -> None:
+        for target, part in zip(self.targets, self.split(tensor), strict=True):
+            target.copy_(part)
+
+
+def places_of(config: DecoderConfig, weights: DecoderWeights) -> Iterator[tuple[str, Place]]:
+    """Checkpoint names and where they go, for the configuration's architecture."""
+    internlm2 = config.architecture == INTERNLM2
+    yield "model.tok_embeddings.weight" if internlm2 else "model.embed_tokens.weight", _whole(weights.embedding)
+    yield "model.norm.weight", _whole(weights.norm)
+    yield (
+        "v_head.weight" if internlm2 else "score.weight",
+        Place((1, config.hidden_size), (weights.head,), lambda head: (head[0],)),
+    )
+    layer_places = _internlm2_layer if internlm2 else _llama_layer
+    for index, layer in enumerate(weights.layers):
+        for name, place in layer_places(config, layer):
+            yield f"model.layers.{index}.{name}", place
+
+
+def _internlm2_layer(config: DecoderConfig, layer: LayerWeights) -> Iterator[tuple[str, Place]]:
+    yield "attention_norm.weight", _whole(layer.attention_norm)
+    yield "ffn_norm.weight", _whole(layer.mlp_norm)
+    yield "attention.wqkv.weight", _interleaved(config, layer.qkv)
+    yield "attention.wo.weight", _whole(layer.output)
+    gate, up = layer.gate_up.chunk(2)
+    yield "feed_forward.w1.weight", _whole(gate)
+    yield "feed_forward.w3.weight", _whole(up)
+    yield "feed_forward.w2.weight", _whole(layer.down)
+    if layer.qkv_bias is not None and layer.output_bias is not None:
+        yield "attention.wqkv.bias", _interleaved(config, layer.qkv_bias)
+        yield "attention.wo.bias", _whole(layer.output_bias)
+
+
+def _llama_layer(config: DecoderConfig, layer: LayerWeights) -> Iterator[tuple[str, Place]]:
+    """Llama's names, which Mistral, Qwen2 and Qwen3 share; each has the biases and norms its configuration says."""
+    sizes = [config.query_size, config.kv_size, config.kv_size]
+    parts = {
+        "input_layernorm.weight": layer.attention_norm,
+        "post_attention_layernorm.weight": layer.mlp_norm,
+        **dict(zip((f"self_attn.{x}_proj.weight" for x in "qkv"), layer.qkv.split(sizes), strict=True)),
+        "self_attn.o_proj.weight": layer.output,
+        **dict(zip(("mlp.gate_proj.weight", "mlp.up_proj.weight"), layer.gate_up.chunk(2), strict=True)),
+        "mlp.down_proj.weight": layer.down,
+    }
+    if layer.qkv_bias is not None:
+        parts |= zip((f"self_attn.{x}_proj.bias" for x in "qkv"), layer.qkv_bias.split(sizes), strict=True)
+    if layer.output_bias is not None:
+        parts["self_attn.o_proj.bias"] = layer.output_bias
+    if layer.gate_up_bias is not None and layer.down_bias is not None:
+        parts |= zip(("mlp.gate_proj.bias", "mlp.up_proj.bias"), layer.gate_up_bias.chunk(2), strict=True)
+        parts["mlp.down_proj.bias"] = layer.down_bias
+    if layer.query_norm is not None and layer.key_norm is not None:
+        parts |= {"self_attn.q_norm.weight": layer.query_norm, "self_attn.k_norm.weight": layer.key_norm}
+    for name, target in parts.items():
+        yield name, _whole(target)
+
+
+def _whole(target: Tensor) -> Place:
+    return Place(tuple(target.shape), (target,))
+
+
+def _interleaved(config: DecoderConfig, qkv: Tensor) -> Place:
+    return interleaved(config, *qkv.split([config.query_size, config.kv_size, config.kv_size]))
+
+
+def interleaved(config: DecoderConfig, query: Tensor, key: Tensor, value: Tensor) -> Place:
+    """InternLM2's `wqkv`: for each key/value head its query heads, then its key, then its value."""
+    rest = tuple(query.shape[1:])
+    group = config.num_heads // config.num_kv_heads
+
+    def split(wqkv: Tensor) -> tuple[Tensor, ...]:
+        heads = wqkv.view(config.num_kv_heads, group + 2, config.head_dim, *rest)
+        return tuple(part.reshape(-1, *rest) for part in heads.split([group, 1, 1], dim=1))
+
+    return Place((config.query_size + 2 * config.kv_size, *rest), (query, key, value), split)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,10 @@ import tyro
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from cluster.connect import connect, local_cores
-from jobs.columns import ConversationColumns, conversations
-from jobs.corpus import Corpus, auto_rows_per_unit
+from jobs.corpus.conversations import ConversationColumns, conversations
+from jobs.corpus.files import Corpus, auto_rows_per_unit
+from jobs.corpus.reader import UnitReader
 from jobs.score import ScoreConfig, run
-from jobs.unit_reader import UnitReader
 from serve_app.reward_model import Conversation, RewardModel
 from serve_app.reward_model.tiny import NAME as TINY
 from tests.benchmarks.commits import commit_rate

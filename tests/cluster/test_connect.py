@@ -10,9 +10,8 @@ import grpc  # type: ignore[import-untyped]
 import pytest
 from pydantic import ValidationError
 
-from cluster import join_failure
-from cluster.connect import ClusterError, connect
-from cluster.join_failure import CLIENT_CALL, GCS_CALL, explained, unreachable
+from cluster import connect as connect_module
+from cluster.connect import CLIENT_CALL, GCS_CALL, ClusterError, connect, explained, unreachable
 from jobs.score import ScoreConfig
 
 
@@ -46,7 +45,7 @@ def test_a_machine_without_a_cluster_is_an_error(elsewhere: None, monkeypatch: p
 def test_a_port_where_nothing_listens_is_told_at_once(
     scheme: str, elsewhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(join_failure, "ASK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connect_module, "ASK_TIMEOUT_S", 0.3)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

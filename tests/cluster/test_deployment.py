@@ -17,7 +17,7 @@ from serve_app.config import ModelConfig, ServiceConfig
 from tests.cluster.crd_schema import strict_validator
 
 ROOT = Path(__file__).parents[2]
-CLUSTER = ROOT / "cluster"
+CLUSTER = ROOT / "cluster" / "deploy"
 FILES = {"RayService": "rayservice.yaml", "RayCluster": "raycluster.yaml", "RayJob": "rayjob.yaml"}
 SPEC = {"RayService": "rayClusterConfig", "RayJob": "rayClusterSpec"}
 GPU_BY_TYPE = {"L4": "L4", "L40S": "L40S", "H100": "H100"}

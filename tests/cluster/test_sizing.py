@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.measurements import measured
 from cluster.sizing import (
     GB,
     GPUS,
@@ -16,6 +15,7 @@ from cluster.sizing import (
     bytes_per_token,
     fleet,
     flops_per_token,
+    measured,
     replica_size,
     throughput,
     weight_bytes,

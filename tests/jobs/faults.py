@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from jobs.model_source import ModelSource
+from jobs.scoring.model_source import ModelSource
 from serve_app.reward_model import RewardModel, Score, ScoringError
 
 POISON = "POISON"

@@ -20,14 +20,15 @@ import torch
 
 from jobs.best_of_n import BestOfNConfig, main, run
 from jobs.errors import GeneratorError, OutputError
-from jobs.generators import tiny as tiny_generator
-from jobs.generators.candidate import Prompt
-from jobs.generators.chat_encoder import ChatEncoder
-from jobs.generators.internlm2 import load_internlm2
-from jobs.generators.local import LocalGenerator
-from jobs.generators.options import Sampling
-from serve_app.reward_model import RewardModel, ranking
+from jobs.generation import tiny as tiny_generator
+from jobs.generation.candidates import Prompt
+from jobs.generation.chat_encoder import ChatEncoder
+from jobs.generation.internlm2 import load_internlm2
+from jobs.generation.local import LocalGenerator
+from jobs.generation.options import Sampling
+from serve_app.reward_model import RewardModel
 from serve_app.reward_model.conversation import Message
+from serve_app.reward_model.scores import order, ranks
 from tests.conftest import chat
 from tests.jobs.conftest import read_parts, write
 from tests.serve_app.scripted_server import Reply, Request, refusal, serving
@@ -93,7 +94,7 @@ def check_all(table: pa.Table, prompts: list[dict[str, Any]], tiny: RewardModel)
         assert [row["response"] for row in drawn] == texts
         scores = tiny.get_scores([chat(prompt["prompt"], text) for text in texts])
         assert [row["score"] for row in drawn] == scores
-        assert [row["rank"] for row in drawn] == ranking.ranks(scores)
+        assert [row["rank"] for row in drawn] == ranks(scores)
         assert [row["rank"] for row in rows] == [0, 1, 2, 3]
 
 
@@ -235,7 +236,7 @@ def check_best(found: list[dict[str, Any]], tiny: RewardModel) -> None:
         if row["num_candidates"] == 3 and row["id"] != 1:
             texts = [f"{row['id']} seems right, as {left} would." for left in (3, 2, 1)]
             scores = tiny.get_scores([[*row["prompt"], {"role": "assistant", "content": text}] for text in texts])
-            best = ranking.order(scores)[0]
+            best = order(scores)[0]
             assert (row["response"], row["score"]) == (texts[best], scores[best])
 
 
@@ -281,8 +282,8 @@ def test_the_help_tells_what_every_option_does(
 
 def test_the_output_of_tables_of_another_length_is_committed_whole(tmp_path: Path) -> None:
     """A part of `keep_all` has more rows than its unit; one that was cut is not taken for done."""
-    from jobs.corpus import Unit
-    from jobs.ledger import Ledger, UnitStats
+    from jobs.corpus.files import Unit
+    from jobs.runs.ledger import Ledger, UnitStats
 
     ledger = Ledger(str(tmp_path / "out"))
     ledger.begin({"identity": {}})

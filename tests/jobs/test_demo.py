@@ -8,7 +8,7 @@ import pytest
 
 from jobs import demo
 from jobs.errors import OutputError
-from jobs.ledger import Ledger
+from jobs.runs.ledger import Ledger
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -60,7 +60,7 @@ def test_the_best_and_the_worst_of_every_prompt_are_joined_with_their_texts(
     assert read_parts(tmp_path / "out").to_pylist() == wanted  # prompts in input order
     assert (total.prompts, total.paired, total.pairs) == (50, 50, 50)
     assert run(config(tmp_path, rows_per_unit=20)) == total
-    monkeypatch.setattr("jobs.ranking.ROWS_PER_PARTITION", 60)
+    monkeypatch.setattr("jobs.grouping.ranks.ROWS_PER_PARTITION", 60)
     shares = run(config(tmp_path, rows_per_unit=20, output=str(tmp_path / "shares")))
     assert shares == total
     assert len(list((tmp_path / "shares").glob("part-*-of-00005.parquet"))) == 5

@@ -15,7 +15,7 @@ import pytest
 from jobs.errors import CorpusError, OutputError
 from jobs.rank import RankConfig, main, run
 from serve_app.reward_model import RewardModel
-from serve_app.reward_model.ranking import ranks
+from serve_app.reward_model.scores import ranks
 from tests.jobs.conftest import kill_after, read_parts, write
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -88,7 +88,7 @@ def test_a_job_killed_while_it_commits_goes_on_where_it_was(
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
     assert 20 <= len(before) < 399
     assert run(config(tmp_path, rows_per_unit=12)).rows == 4788
-    monkeypatch.setattr("jobs.ranking.ROWS_PER_PARTITION", 500)  # ten shares of the groups instead of one
+    monkeypatch.setattr("jobs.grouping.ranks.ROWS_PER_PARTITION", 500)  # ten shares of the groups instead of one
     assert run(config(tmp_path, rows_per_unit=12, output=str(tmp_path / "alone"))).rows == 4788
     assert read_parts(tmp_path / "out").equals(read_parts(tmp_path / "alone"))
     assert before.items() <= {path: path.stat().st_mtime_ns for path in before}.items()

@@ -56,7 +56,7 @@ def test_a_type_of_gpu_is_asked_of_ray() -> None:
 
 
 def test_the_shipped_configuration_is_valid() -> None:
-    path = Path(__file__).parents[2] / "cluster" / "serve-config.yaml"
+    path = Path(__file__).parents[2] / "cluster" / "deploy" / "serve-config.yaml"
     application = yaml.safe_load(path.read_text(encoding="utf-8"))["applications"][0]
     config = parsed(**application["args"])
     assert application["import_path"] == "serve_app.app:build_app"

@@ -14,13 +14,12 @@ import pytest
 from ray.exceptions import ActorDiedError, RayError
 
 from serve_app import model_handle
-from serve_app.api_error import ApiError
-from serve_app.batcher_errors import ForwardError
+from serve_app.batching.errors import ForwardError
 from serve_app.config import ModelConfig
-from serve_app.deadline import deadline_in
 from serve_app.model_handle import MAX_RETRIES, PART_TOKENS, PARTS_UNDER_WAY, ModelHandle
 from serve_app.replica import Refusal, ScoreReply, TokenLists
 from serve_app.reward_model import DeviceMemoryError, NonFiniteScoreError, RaywardError, RewardModel, Score
+from serve_app.web.service import ApiError, deadline_in
 from tests.conftest import chat
 
 Answer = Callable[[TokenLists], ScoreReply]

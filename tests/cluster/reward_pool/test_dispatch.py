@@ -13,9 +13,9 @@ from ray.exceptions import RayActorError
 
 from cluster.reward_pool.dispatch import MAX_RETRIES, PARTS_UNDER_WAY, Part, dispatch
 from cluster.reward_pool.errors import ActorLostError, AsleepError, PoolClosedError, RewardPoolError
-from cluster.reward_pool.keeper import Member
+from cluster.reward_pool.supervisor import Member
 from cluster.reward_pool.token_batch import ScoreReply
-from serve_app.batcher_errors import OverloadedError
+from serve_app.batching.errors import OverloadedError
 
 
 class FakeActors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from cluster.reward_pool.shared_lock import SharedLock
+from cluster.reward_pool.calls import SharedLock
 
 
 async def settle() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cluster.reward_pool.errors import RewardInputError
-from cluster.reward_pool.token_rewards import place_at_last_token
+from cluster.reward_pool.rewards import place_at_last_token
 
 MASK = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [0, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from cluster.rlhf import rollout_scorer, source_settings
-from cluster.rlhf.reward_source import Messages, OnError
+from cluster.rlhf import rollouts, sources
+from cluster.rlhf.sources import Messages, OnError
 from serve_app.reward_model import ConversationError
 
 TOO_LONG = "too long"
@@ -44,8 +44,8 @@ def source() -> RecordingSource:
 def named_source(monkeypatch: pytest.MonkeyPatch) -> RecordingSource:
     """The source that the environment or a trainer's configuration names, whatever that is."""
     named = RecordingSource()
-    monkeypatch.setattr(rollout_scorer, "reward_source_from_environment", lambda: named)
-    monkeypatch.setattr(source_settings, "as_reward_source", lambda url: named)
+    monkeypatch.setattr(rollouts, "reward_source_from_environment", lambda: named)
+    monkeypatch.setattr(sources, "as_reward_source", lambda url: named)
     return named
 
 

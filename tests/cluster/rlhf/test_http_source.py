@@ -8,8 +8,7 @@ import pickle
 import pytest
 
 from cluster.rlhf.errors import RewardSourceError
-from cluster.rlhf.http_source import HttpRewardSource
-from cluster.rlhf.reward_source import as_reward_source, reward_source_from_environment
+from cluster.rlhf.sources import HttpRewardSource, as_reward_source, reward_source_from_environment
 from serve_app.reward_model import ConversationError
 from tests.cluster.rlhf.conftest import turns
 from tests.serve_app.scripted_server import Reply, Request, refusal, serving

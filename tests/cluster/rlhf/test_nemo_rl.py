@@ -18,7 +18,7 @@ import torch
 import cluster.rlhf.nemo_rl as adapter
 from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.errors import FrameworkError
-from cluster.rlhf.rollout_scorer import RolloutScorer
+from cluster.rlhf.rollouts import RolloutScorer
 from serve_app.reward_model import ConversationError
 from tests.cluster.rlhf.conftest import RecordingSource, chatml, turns
 

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.reward_pool.errors import PoolClosedError
 from cluster.rlhf.openrlhf import RewardFunction as OpenRlhfRewardFunction
-from cluster.rlhf.rollout_scorer import RolloutScorer
+from cluster.rlhf.rollouts import RolloutScorer
 from cluster.rlhf.trl import AsyncRewardFunction, RewardFunction
 from serve_app.reward_model import ConversationTooLongError, RewardModel
 from tests.cluster.rlhf.conftest import chatml, turns

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.reward_pool.errors import PolicyTokenizerError
-from cluster.rlhf.rollout_reader import RolloutReader
+from cluster.rlhf.rollouts import RolloutReader
 from cluster.rlhf.tiny_policy import CHATML, policy_tokenizer
 from serve_app.reward_model import ConversationError, RewardModel
 from serve_app.reward_model.rendered_text import RenderedTextError

@@ -9,8 +9,8 @@ import pytest
 
 from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.errors import RewardSourceError
-from cluster.rlhf.reward_source import LocalRewardSource, as_reward_source
-from cluster.rlhf.rollout_scorer import RolloutScorer
+from cluster.rlhf.rollouts import RolloutScorer
+from cluster.rlhf.sources import LocalRewardSource, as_reward_source
 from serve_app.reward_model import ConversationError, RewardModel
 from tests.cluster.rlhf.conftest import TOO_LONG, RecordingSource, turns
 

@@ -17,7 +17,7 @@ import torch
 import cluster.rlhf.verl as adapter
 from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.errors import FrameworkError
-from cluster.rlhf.rollout_scorer import RolloutScorer
+from cluster.rlhf.rollouts import RolloutScorer
 from cluster.rlhf.tiny_policy import policy_tokenizer
 from tests.cluster.rlhf.conftest import RecordingSource, chatml, turns
 

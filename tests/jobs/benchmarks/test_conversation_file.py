@@ -11,8 +11,8 @@ import pytest
 
 from jobs.benchmarks.conversation_file import ConversationFile
 from jobs.benchmarks.dataset import Dataset
-from jobs.benchmarks.output_folder import OutputFolder
-from jobs.corpus import Corpus
+from jobs.corpus.files import Corpus
+from jobs.corpus.storage import OutputFolder
 from jobs.errors import CorpusError, OutputError
 from tests.conftest import chat
 from tests.jobs.conftest import write

@@ -11,8 +11,8 @@ import pytest
 
 from jobs.benchmarks import rewardbench2
 from jobs.benchmarks.outcome import AnsweredRow
-from jobs.benchmarks.row_results import read_rows, table_of
-from jobs.corpus import Corpus
+from jobs.benchmarks.table import read_rows, table_of
+from jobs.corpus.files import Corpus
 from jobs.errors import OutputError
 
 SCHEMA = pa.schema(

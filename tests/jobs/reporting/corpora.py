@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.columns import ConversationColumns
-from jobs.group_keys import GroupKeys
+from jobs.corpus.conversations import ConversationColumns
+from jobs.grouping.keys import GroupKeys
 from jobs.reporting.columns import LabelColumn, ReportColumns, ScoreColumn
 from jobs.reporting.scales import Extents, Scales
 

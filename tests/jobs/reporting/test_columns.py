@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.columns import ConversationColumns
-from jobs.corpus import Corpus
+from jobs.corpus.conversations import ConversationColumns
+from jobs.corpus.files import Corpus
 from jobs.errors import CorpusError
 from jobs.reporting.columns import ChosenColumns, ReportColumns
 

@@ -10,11 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.reporting.counts import ScoreCounts, counts_of
-from jobs.reporting.errors_by_kind import MAX_KINDS, ErrorKinds
+from jobs.reporting.counts import MAX_KINDS, ErrorKinds, ScoreCounts, counts_of
 from jobs.reporting.extremes import Extremes, shown_row
-from jobs.reporting.moments import CoMoments
 from jobs.reporting.scales import finite_scores
+from jobs.reporting.stats import CoMoments
 from tests.jobs.reporting.corpora import COLUMNS, SCORE, scales_of, scored
 
 TABLE = scored(2000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jobs.reporting.histogram import FINE_BINS, Axis, coarse, coarse_bins, histogram, quantile
+from jobs.reporting.stats import FINE_BINS, Axis, coarse, coarse_bins, histogram, quantile
 
 SCORES = np.random.default_rng(3).normal(1, 2, 5000).astype(np.float32)
 

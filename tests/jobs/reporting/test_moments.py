@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jobs.reporting.moments import CoMoments, Moments
+from jobs.reporting.stats import CoMoments, Moments
 
 CHOOSER = np.random.default_rng(5)
 # Far from zero, where sums of squares would cancel.

@@ -11,8 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.reporting.labelled import MAX_SIDE, LabelledRows, Pairs, joined, paired_rows, pairs_of_prompts, split
-from jobs.reporting.pair_counts import CONFIDENCE_BINS, PairCounts, interval
+from jobs.reporting.pairs import (
+    CONFIDENCE_BINS,
+    MAX_SIDE,
+    LabelledRows,
+    PairCounts,
+    Pairs,
+    interval,
+    joined,
+    paired_rows,
+    pairs_of_prompts,
+    split,
+)
 from tests.jobs.reporting.corpora import COLUMNS, scales_of, scored
 
 TABLE = scored(600, seed=8, num_prompts=150)

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from jobs.errors import CorpusError
-from jobs.quantiles import ScoreSummary
-from jobs.reporting.moments import CoMoments
+from jobs.grouping.quantiles import ScoreSummary
 from jobs.reporting.scales import LengthScale, MidRanks, ScoreScale, settled
+from jobs.reporting.stats import CoMoments
 from tests.jobs.reporting.corpora import COLUMNS, scales_of, scored
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 
-from jobs.reporting.svg import ACCENT, INK, figure_of_size, inline, printable
+from jobs.reporting.figures import ACCENT, INK, figure_of_size, inline, printable
 
 TEXT = "a$b$_\u8bc4\u5206 <script>&\"' #010003"
 

@@ -1,0 +1,302 @@
+"""The output folder: which units are committed, what the run is, and the commit itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+from pydantic import BaseModel
+
+from jobs.corpus.files import FOOTER_THREADS, Unit, filesystem_of
+from jobs.errors import CorpusError, OutputError
+
+__all__ = ["Ledger", "UnitStats", "is_complete", "recorded"]
+
+logger = logging.getLogger(__name__)
+Stats = TypeVar("Stats")
+
+WORK = "_rayward_work"
+STATS_KEY = b"rayward.stats"
+# On these a write becomes visible as a whole when it ends, and a rename is a copy.
+OBJECT_STORES = ("s3", "gcs", "abfs")
+
+
+@dataclass(frozen=True, slots=True)
+class UnitStats:
+    """Counts of one or more committed units.
+
+    Of `rows` input rows `errors` have no score; `left_out` were kept out of the output because that was asked for.
+    `tokens` were scored in `seconds`, summed over actors. `counts` holds what a job counts beside; `added_rows` in it
+    are those that the output has over the input's.
+    """
+
+    rows: int = 0
+    errors: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    left_out: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: UnitStats) -> UnitStats:
+        names = [*self.counts, *(name for name in other.counts if name not in self.counts)]
+        return UnitStats(
+            self.rows + other.rows,
+            self.errors + other.errors,
+            self.tokens + other.tokens,
+            self.seconds + other.seconds,
+            self.left_out + other.left_out,
+            {name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in names},
+        )
+
+    @property
+    def written(self) -> int:
+        """Rows of the output."""
+        return self.rows - self.left_out + self.counts.get("added_rows", 0)
+
+    def figures(self) -> dict[str, Any]:
+        """All counts by name, as a manifest has them."""
+        own = {"rows": self.rows, "errors": self.errors, "tokens": self.tokens, "seconds": self.seconds}
+        return own | dict(self.counts)
+
+
+class Ledger:
+    """The output folder of one run, named by its id. It travels to the workers that commit."""
+
+    def __init__(self, output: str) -> None:
+        try:
+            self.filesystem, self.folder = filesystem_of(output)
+        except CorpusError as error:
+            raise OutputError(f"--output {error}") from error
+        self.run = uuid.uuid4().hex
+
+    @property
+    def manifest_path(self) -> str:
+        return f"{self.folder}/_manifest.json"
+
+    @property
+    def work_folder(self) -> str:
+        return f"{self.folder}/{WORK}/{self.run}"
+
+    def path(self, unit: Unit) -> str:
+        return f"{self.folder}/part-{unit.id}.parquet"
+
+    def check(self, identity: Mapping[str, Any], units: Sequence[Unit]) -> dict[str, UnitStats]:
+        """The units that are done, by id. Nothing is written.
+
+        Args:
+            identity: what decides the output; it must be that of the run which began the folder.
+            units: the units of today's input.
+
+        Raises:
+            OutputError: the folder holds parts of no run, of one with another identity, or of inputs that changed.
+        """
+        self._check_identity(identity)
+        return self.done(units)
+
+    def check_parts(self, identity: Mapping[str, Any], paths: Sequence[str]) -> None:
+        """Like `check`, for a run whose parts have the given paths.
+
+        Raises:
+            OutputError: the folder holds parts of no run or of one with another identity, or other parts.
+        """
+        self._check_identity(identity)
+        if strays := sorted(set(self._part_paths()) - set(paths)):
+            raise OutputError(f"{self.folder} holds parts of another run, such as {strays[0]}; choose another --output")
+
+    def _check_identity(self, identity: Mapping[str, Any]) -> None:
+        previous = self.read_manifest()
+        if previous is None and (strays := self._part_paths()):
+            raise OutputError(f"{self.folder} holds {len(strays)} parts but no _manifest.json; choose another --output")
+        if previous is not None:
+            _refuse_other(previous["identity"], identity, self.folder)
+
+    def begin(self, manifest: Mapping[str, Any]) -> None:
+        """Make the folder, or take it over from the run before, and write the manifest.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        previous = self.read_manifest() or {}
+        try:
+            if stale := previous.get("run"):
+                self.filesystem.delete_dir_contents(f"{self.folder}/{WORK}/{stale}", missing_dir_ok=True)
+                self.filesystem.delete_dir(f"{self.folder}/{WORK}/{stale}")
+        except OSError:
+            pass  # it was not there, or cannot go; the next lines say so where that matters
+        try:
+            self.filesystem.create_dir(self.work_folder, recursive=True)
+        except OSError as error:
+            raise OutputError(f"the output folder {self.folder} cannot be written: {error}") from error
+        self.write_manifest(manifest)
+
+    def read_manifest(self) -> dict[str, Any] | None:
+        """The manifest of the run that began the folder, or None where there is none."""
+        try:
+            with self.filesystem.open_input_stream(self.manifest_path) as file:
+                manifest = json.loads(file.read())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{self.manifest_path} cannot be read: {error}") from error
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("identity"), dict):
+            raise OutputError(f"{self.manifest_path} is not a manifest of rayward; choose another --output")
+        return manifest
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Replace the manifest; it gets this run's id."""
+        self.write(self.manifest_path, json.dumps({"run": self.run, **manifest}, indent=2).encode())
+
+    def done(self, units: Sequence[Unit]) -> dict[str, UnitStats]:
+        """The units, by id, whose parts are there whole, for as many rows as planned.
+
+        Raises:
+            OutputError: a part belongs to no unit: its input file changed or went, so its rows would stand in the
+                output beside those of today's input.
+        """
+        planned = {self.path(unit): unit for unit in units}
+        parts = self._part_paths()
+        if strays := sorted(set(parts) - planned.keys()):
+            raise OutputError(
+                f"{len(strays)} parts in {self.folder} come from input files that have changed or gone since, "
+                f"for one {strays[0].rpartition('/')[2]}; choose another --output, or restore the input"
+            )
+        with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+            stats = list(pool.map(self._stats, parts))
+        found = zip((planned[part] for part in parts), stats, strict=True)
+        return {unit.id: stat for unit, stat in found if stat is not None and stat.rows == unit.num_rows}
+
+    def commit(self, unit: Unit, table: pa.Table, stats: UnitStats) -> None:
+        """Write a unit's part: whole under its final name, or not at all.
+
+        Raises:
+            OutputError: it cannot be written, or does not have the number of rows that it should.
+        """
+        if stats.rows != unit.num_rows or table.num_rows != stats.written:
+            raise OutputError(
+                f"unit {unit.id} has {unit.num_rows} rows but {stats.rows} came back, in a part of {table.num_rows} "
+                f"rows where {stats.written} are counted"
+            )
+        self.commit_part(self.path(unit), table, stats)
+
+    def commit_part(self, path: str, table: pa.Table, stats: Any) -> None:
+        """Write a part, with its counts (a dataclass) in the footer: whole under its final name, or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != b"huggingface"}
+        metadata[STATS_KEY] = json.dumps(dataclasses.asdict(stats)).encode()
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata(metadata), sink)
+        self.write(path, sink.getvalue())
+
+    def stop(self, manifest: Mapping[str, Any]) -> None:
+        """Like `finish`, but after a failure, which stays the one that is told; another run's work is let be."""
+        try:
+            if (self.read_manifest() or {}).get("run") == self.run:
+                self.finish(manifest)
+        except OutputError as error:
+            logger.warning("the manifest does not say that the job stopped: %s", error)
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Write the closing manifest and take the working folder away."""
+        self.write_manifest(manifest)
+        try:
+            self.filesystem.delete_dir(self.work_folder)
+            selector = fs.FileSelector(f"{self.folder}/{WORK}", allow_not_found=True)
+            if not self.filesystem.get_file_info(selector):
+                self.filesystem.delete_dir(f"{self.folder}/{WORK}")
+        except OSError as error:
+            logger.warning("the working folder %s stays: %s", self.work_folder, error)
+
+    def write(self, path: str, content: bytes | pa.Buffer) -> None:
+        """Write a file of the output folder: whole under its name, or not at all.
+
+        Raises:
+            OutputError: it cannot be written, for example because another job has taken the folder over.
+        """
+        direct = self.filesystem.type_name in OBJECT_STORES
+        target = path if direct else f"{self.work_folder}/{uuid.uuid4().hex}"
+        try:
+            with self.filesystem.open_output_stream(target) as file:
+                file.write(content)
+            if not direct:
+                self.filesystem.move(target, path)
+        except OSError as error:
+            if self.filesystem.get_file_info(self.work_folder).type == fs.FileType.NotFound and not direct:
+                raise OutputError(f"another job has taken over {self.folder}; this one stops") from error
+            if not direct and self.filesystem.get_file_info(target).type == fs.FileType.File:
+                self.filesystem.delete_file(target)
+            raise OutputError(f"{path} cannot be written: {error}") from error
+
+    def _part_paths(self) -> list[str]:
+        infos = self.filesystem.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))
+        return sorted(
+            info.path for info in infos if info.base_name.startswith("part-") and info.base_name.endswith(".parquet")
+        )
+
+    def part_stats(self, path: str, kind: type[Stats]) -> tuple[Stats, int] | None:
+        """The counts in the footer of the part at `path`, and its rows; None where `commit_part` wrote no such part."""
+        try:
+            with self.filesystem.open_input_file(path) as source:
+                footer = pq.read_metadata(source)
+            return kind(**json.loads(footer.metadata[STATS_KEY])), footer.num_rows
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+            return None
+
+    def _stats(self, path: str) -> UnitStats | None:
+        found = self.part_stats(path, UnitStats)
+        return found[0] if found is not None and found[0].written == found[1] else None
+
+
+def _refuse_other(previous: Mapping[str, Any], identity: Mapping[str, Any], folder: str) -> None:
+    keys = [*identity, *(key for key in previous if key not in identity)]
+    differing = [key for key in keys if previous.get(key) != identity.get(key)]
+    if differing:
+        lines = [f"  {key}: {previous.get(key)!r} there, {identity.get(key)!r} now" for key in differing]
+        raise OutputError(
+            f"{folder} holds the work of a run with other settings:\n" + "\n".join(lines) + "\n"
+            "Restart with the settings there, or choose another --output."
+        )
+
+
+@contextmanager
+def recorded(ledger: Ledger, *, identity: Mapping[str, Any], arguments: BaseModel) -> Iterator[dict[str, Any]]:
+    """Take the output folder over for a run; what the run puts into the dictionary ends up in the manifest.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    manifest = {
+        "identity": dict(identity),
+        "status": "running",
+        "arguments": arguments.model_dump(),
+        "versions": {name: importlib.metadata.version(name) for name in ("rayward", "ray", "torch", "transformers")},
+    }
+    ledger.begin(manifest)
+    started = time.monotonic()
+    results: dict[str, Any] = {}
+    try:
+        yield results
+    except BaseException as error:
+        ledger.stop(manifest | {"status": "stopped", "reason": f"{type(error).__name__}: {error}"})
+        raise
+    results["elapsed_s"] = round(time.monotonic() - started, 3)
+    ledger.finish(manifest | {"status": "complete"} | results)
+
+
+def is_complete(ledger: Ledger) -> bool:
+    """Whether the run that wrote the manifest came to its end."""
+    return (ledger.read_manifest() or {}).get("status") == "complete"

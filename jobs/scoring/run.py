@@ -1,0 +1,173 @@
+"""A corpus scored into a folder: planned, run, taken up again. `score.py` is this alone; other jobs begin with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+
+from cluster.connect import ClusterResources
+from jobs.corpus.conversations import SystemPrompt, columns_of
+from jobs.corpus.files import Corpus, auto_rows_per_unit, identity_of
+from jobs.options import ScoringOptions
+from jobs.runs.ledger import Ledger, UnitStats
+from jobs.runs.pipeline import Stage
+from jobs.runs.placement import ActorPool, plan_actors, shortage
+from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
+from jobs.scoring.model_source import ModelSource
+from jobs.scoring.stage import ConversationScorer, UnitScorer
+from jobs.scoring.via_serve import UNITS_AT_ONCE, ServedModelSource
+from serve_app.reward_model import RewardModel
+from serve_app.reward_model.tiny import NAME as TINY
+
+__all__ = ["ScoringRun"]
+
+logger = logging.getLogger(__name__)
+
+
+class ScoringRun:
+    """One run of scoring `source` into `output`; mistakes in either show when it is made, before Ray starts.
+
+    Args:
+        options: the model, the columns, the actors.
+        source: the input: a file, folder, glob or URI.
+        output: the folder of scored parts; `jobs/runs/ledger.py` says what is in it.
+        prefix: put in front of the names of the four score columns.
+        load: makes the model on a worker.
+
+    Raises:
+        CorpusError: the input is not there, or has no conversations.
+    """
+
+    def __init__(
+        self,
+        options: ScoringOptions,
+        *,
+        source: str,
+        output: str,
+        prefix: str = "",
+        load: Callable[[ModelSource], RewardModel] = ModelSource.load,
+    ) -> None:
+        self._options = options
+        self._source, self._output, self._prefix, self._load = source, output, prefix, load
+        self._system_prompt = SystemPrompt.of(
+            options.system_prompt, options.system_prompt_column, replaces=options.replace_system_prompt
+        )
+        self._ledger = Ledger(output)
+        self._corpus = Corpus.open(source, output=output)
+        self._columns = columns_of(
+            self._corpus, options.columns, output_prefix=prefix, system_prompt_column=options.system_prompt_column
+        )
+        self.summary = ""
+
+    def run(self, resources: ClusterResources) -> UnitStats:
+        """Score what is left on the connected Ray; the counts of the whole output. `summary` tells of it afterwards.
+
+        Raises:
+            RaywardError: the job cannot start, or stops; what is committed stays.
+        """
+        options = self._options
+        if options.via_serve is not None:
+            served = ServedModelSource.of(options)
+            return self._score(served, served.load, served.pool, units_at_once=UNITS_AT_ONCE)
+        model = ModelSource.of(options, resources)
+        pool = plan_actors(
+            resources,
+            device=model.device,
+            num_actors=options.num_actors,
+            cpus_per_actor=options.cpus_per_actor,
+            gpus_per_actor=options.gpus_per_actor,
+        )
+        return self._score(model, partial(self._load, model), pool)
+
+    def _score(
+        self,
+        model: ModelSource | ServedModelSource,
+        load: Callable[[], ConversationScorer],
+        pool: ActorPool,
+        *,
+        units_at_once: int = 1,
+    ) -> UnitStats:
+        run = self._unit_run(model)
+        self._announce(run, model, pool)
+        make_scorer = partial(
+            UnitScorer,
+            load,
+            self._ledger,
+            columns=self._columns,
+            system_prompt=self._system_prompt,
+            truncation=self._options.truncation,
+            max_tokens=self._options.max_tokens,
+            prefix=self._prefix,
+        )
+        progress = run.run([Stage(make_scorer, pool, units_at_once)])
+        self.summary = _summary(self._output, progress)
+        return progress.total
+
+    def _unit_run(self, model: ModelSource | ServedModelSource) -> UnitRun:
+        options = self._options
+        rows_per_unit = rows_per_unit_of(
+            self._ledger, options.rows_per_unit, default=auto_rows_per_unit(self._corpus.num_rows)
+        )
+        units = self._corpus.units(rows_per_unit)
+        identity = {
+            "input": identity_of(self._source),
+            "model_fingerprint": model.fingerprint,
+            "device": model.device,
+            "dtype": model.dtype,
+            "truncation": options.truncation,
+            "max_tokens": options.max_tokens,
+            "columns": asdict(self._columns),
+            "output_prefix": self._prefix,
+            "rows_per_unit": rows_per_unit,
+        }
+        if self._system_prompt != SystemPrompt():
+            identity["system_prompt"] = asdict(self._system_prompt)
+        facts = {}
+        if isinstance(model, ServedModelSource):
+            facts = model.facts
+            if model.quantization != "none":  # actors of the job's own have none
+                identity["quantization"] = model.quantization
+        return UnitRun(
+            ledger=self._ledger,
+            corpus=self._corpus,
+            units=units,
+            done=self._ledger.check(identity, units),
+            identity=identity,
+            arguments=options,
+            max_errors=options.max_errors,
+            error_column=f"{self._prefix}error",
+            facts=facts,
+        )
+
+    def _announce(self, run: UnitRun, model: ModelSource | ServedModelSource, pool: ActorPool) -> None:
+        import ray
+
+        if model.model == TINY:
+            logger.warning("the model is tiny: random weights, its scores mean nothing; name a real one with --model")
+        doer = f"the app {model.app}, senders" if isinstance(model, ServedModelSource) else "actors"
+        logger.info(
+            "%s rows, files: %d, units left: %d of %d; %s on %s in %s, %s: %d",
+            f"{self._corpus.num_rows:,}",
+            len(self._corpus.files),
+            len(run.left),
+            len(run.units),
+            self._options.model or model.model,
+            model.device,
+            model.dtype,
+            doer,
+            pool.num_actors,
+        )
+        if run.left and (lacking := shortage(pool, ray.available_resources())):
+            logger.warning("%s: the job waits until others leave them (--cpus-per-actor, --gpus-per-actor)", lacking)
+
+
+def _summary(output: str, progress: Progress) -> str:
+    total, new = progress.total, progress.stats
+    before = f" ({total.rows - new.rows:,} of them before)" if total.rows > new.rows else ""
+    return (
+        f"{total.rows:,} rows in {output}{before}: {total.rows - total.errors:,} scored, {total.errors:,} with "
+        f"errors, {total.tokens:,} tokens; this run {new.rows:,} rows in {clock(progress.seconds)}, "
+        f"{progress.tokens_per_s:,.0f} tokens/s with start-up"
+    )

@@ -1,0 +1,104 @@
+"""A corpus that has scores: the input as it is, or, where a model is named, scored first into the output folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pyarrow as pa
+from pydantic import Field
+
+from cluster.connect import ClusterResources
+from jobs.corpus.files import Corpus
+from jobs.errors import CorpusError
+from jobs.options import ColumnName, CorpusOptions, ScoringOptions
+from jobs.scoring.model_source import ModelSource
+from jobs.scoring.run import ScoringRun
+from serve_app.reward_model import RewardModel
+
+__all__ = ["ScoredInput", "ScoredOptions", "part_below"]
+
+logger = logging.getLogger(__name__)
+SCORED = "_scored"
+
+
+class ScoredOptions(ScoringOptions, CorpusOptions):
+    """A job that reads scores, and may have them made first."""
+
+    model: str | None = None
+    """Score the input first with this model: a folder, a Hugging Face id, or tiny, whose scores mean nothing."""
+    score_column: ColumnName = Field(default="score")
+    """Column of the scores: numbers, null where a row has none."""
+
+
+class ScoredInput:
+    """The scored corpus of a job; mistakes in the input show when this is made, before Ray starts.
+
+    Args:
+        options: the job.
+        load: makes the model on a worker.
+
+    Raises:
+        CorpusError: the input has no scores and no model is named, or it has both.
+    """
+
+    def __init__(
+        self, options: ScoredOptions, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load
+    ) -> None:
+        self._options = options
+        self.corpus = Corpus.open(options.input, output=options.output)
+        """The input as it is."""
+        self._scoring: ScoringRun | None = None
+        self.location = options.input
+        """Where the scored rows are, or will be."""
+        if options.model is not None or options.via_serve is not None:
+            self._check_unscored()
+            self.location = part_below(options.output, SCORED)
+            self._scoring = ScoringRun(
+                options, source=options.input, output=self.location, prefix=self._prefix(), load=load
+            )
+        else:
+            _check_scored(self.corpus, options.score_column)
+
+    def scored(self, resources: ClusterResources) -> Corpus:
+        """The corpus with its scores, on the connected Ray: what is not scored yet is scored now.
+
+        Raises:
+            RaywardError: scoring stops; what is committed stays.
+        """
+        if self._scoring is None:
+            return self.corpus
+        self._scoring.run(resources)
+        logger.info("%s", self._scoring.summary)
+        return Corpus.open(self.location)
+
+    def _prefix(self) -> str:
+        return self._options.score_column.removesuffix("score")
+
+    def _check_unscored(self) -> None:
+        column = self._options.score_column
+        if not column.endswith("score"):
+            raise CorpusError(f"--score-column {column}: with --model or --via-serve its name must end in 'score'")
+        if column in self.corpus.schemas[0].names:
+            raise CorpusError(
+                f"the input has a column {column!r} already: leave --model and --via-serve out to use it, or name the "
+                f"new one with --score-column, such as --score-column new_{column}"
+            )
+
+
+def _check_scored(corpus: Corpus, column: str) -> None:
+    for file, schema in zip(corpus.files, corpus.schemas, strict=True):
+        if column not in schema.names:
+            raise CorpusError(
+                f"{file.path} has no column {column!r}: name the scores with --score-column, or score the input now "
+                "with --model (tiny to try it out)"
+            )
+        kind = schema.field(column).type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+            raise CorpusError(f"{file.path}: column {column!r} is {kind}; scores are numbers")
+
+
+def part_below(folder: str, name: str) -> str:
+    """`name` inside `folder`, which is a path or a URI with or without options."""
+    address, mark, options = folder.partition("?") if "://" in folder else (folder, "", "")
+    return f"{address.rstrip('/')}/{name}{mark}{options}"

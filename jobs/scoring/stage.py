@@ -1,0 +1,119 @@
+"""The scoring stage: a Ray Data actor that loads the model once and adds scores to units."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import pyarrow as pa
+
+from jobs.corpus.conversations import ConversationColumns, SystemPrompt, conversations
+from jobs.corpus.files import Unit
+from jobs.runs.attempts import GuardedModel
+from jobs.runs.ledger import Ledger, UnitStats
+from serve_app.reward_model import Score, ScoringError
+from serve_app.reward_model.conversation import Conversation
+from serve_app.reward_model.errors import ConversationError
+from serve_app.reward_model.tokenizer import Truncation
+
+__all__ = ["ConversationScorer", "DeadRowError", "UnitScorer", "outcomes_of", "reason_of", "score_columns"]
+
+
+class DeadRowError(ScoringError):
+    """The scoring process died on this row alone."""
+
+    @classmethod
+    def after(cls, strikes: int) -> DeadRowError:
+        """The error of a row on which it died so many times."""
+        return cls(f"the scoring process died {strikes} times on this row alone")
+
+
+class ConversationScorer(Protocol):
+    """What scores conversations: a `RewardModel` in this process, or a `ServedModel` elsewhere."""
+
+    def outcomes(
+        self, conversations: Sequence[Conversation], *, truncation: Truncation, max_tokens: int | None
+    ) -> Sequence[Score | ScoringError]:
+        """The score of each conversation, in order, or the error that it alone has."""
+        ...
+
+
+class UnitScorer:
+    """Scores units: adds `score`, `num_tokens`, `truncated` and `error` to their tables. `load` makes the model."""
+
+    def __init__(
+        self,
+        load: Callable[[], ConversationScorer],
+        ledger: Ledger,
+        *,
+        columns: ConversationColumns,
+        system_prompt: SystemPrompt,
+        truncation: Truncation,
+        max_tokens: int | None,
+        prefix: str,
+    ) -> None:
+        self._guarded = GuardedModel(load, ledger)
+        self._columns = columns
+        self._system_prompt = system_prompt
+        self._truncation = truncation
+        self._max_tokens = max_tokens
+        self._prefix = prefix
+
+    def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
+        """The unit's table with its scores, in input order, and its counts.
+
+        Raises:
+            RaywardError: the model cannot be loaded, or scoring fails in a way that is no row's fault.
+        """
+        attempt = self._guarded.begin(unit, table.num_rows)
+        started = time.perf_counter()
+        outcomes = attempt.results(
+            lambda model, first, stop: self._score_rows(model, table.slice(first, stop - first)),
+            given_up=DeadRowError.after,
+        )
+        seconds = time.perf_counter() - started
+        tokens = sum(outcome.num_tokens for outcome in outcomes if isinstance(outcome, Score))
+        errors = sum(isinstance(outcome, ScoringError) for outcome in outcomes)
+        return score_columns(table, outcomes, prefix=self._prefix), UnitStats(len(outcomes), errors, tokens, seconds)
+
+    def _score_rows(self, model: ConversationScorer, table: pa.Table) -> list[Score | ScoringError]:
+        rows = conversations(table, self._columns, self._system_prompt)
+        return outcomes_of(model, rows, truncation=self._truncation, max_tokens=self._max_tokens)
+
+
+def outcomes_of(
+    model: ConversationScorer,
+    rows: Sequence[Conversation | ConversationError],
+    *,
+    truncation: Truncation,
+    max_tokens: int | None,
+) -> list[Score | ScoringError]:
+    """The outcome of each conversation, in order; what is no conversation keeps its error."""
+    ready = [row for row in rows if isinstance(row, Conversation)]
+    scored = iter(model.outcomes(ready, truncation=truncation, max_tokens=max_tokens))
+    return [next(scored) if isinstance(row, Conversation) else row for row in rows]
+
+
+def score_columns(table: pa.Table, outcomes: Sequence[Score | ScoringError], *, prefix: str) -> pa.Table:
+    """`table` with four columns more: float32 `score`, int32 `num_tokens`, bool `truncated` and string `error`.
+
+    A row that could not be scored has the reason in `error`, and null in the other three.
+    """
+    scores = [outcome if isinstance(outcome, Score) else None for outcome in outcomes]
+    reasons = [reason_of(outcome) if isinstance(outcome, ScoringError) else None for outcome in outcomes]
+    columns = {
+        "score": pa.array([score and score.value for score in scores], pa.float32()),
+        "num_tokens": pa.array([score and score.num_tokens for score in scores], pa.int32()),
+        "truncated": pa.array([score and score.truncated for score in scores], pa.bool_()),
+        "error": pa.array(reasons, pa.string()),
+    }
+    for name, column in columns.items():
+        table = table.append_column(prefix + name, column)
+    return table
+
+
+def reason_of(error: ScoringError) -> str:
+    """What the column `error` says of it."""
+    error.index = None  # its place in a list that the corpus does not know
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,281 @@
+"""rayward's own routes, their requests and responses: score, compare, rank, best of n, and what is served."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt
+
+from serve_app import reward_model
+from serve_app.reward_model import Score
+from serve_app.reward_model.scores import order, ranks
+from serve_app.reward_model.tokenizer import Truncation
+from serve_app.web.service import ApiError, ScoringService
+
+__all__ = [
+    "ERRORS",
+    "BestOfNRequest",
+    "BestOfNResponse",
+    "CompareRequest",
+    "CompareResponse",
+    "ErrorResponse",
+    "Health",
+    "ModelList",
+    "RankRequest",
+    "RankResponse",
+    "ScoreRequest",
+    "ScoreResponse",
+    "routes",
+]
+
+QUESTION: dict[str, JsonValue] = {"role": "user", "content": "What is the capital of France?"}
+GOOD: list[JsonValue] = [QUESTION, {"role": "assistant", "content": "Paris."}]
+BAD: list[JsonValue] = [QUESTION, {"role": "assistant", "content": "I do not know."}]
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Message(_Schema):
+    """One turn."""
+
+    role: str = Field(description="user, assistant or system, as the model's chat template knows them")
+    content: str
+
+
+Conversation = Annotated[
+    list[Message], Field(min_length=1, description="Messages; the last one is the response that is scored")
+]
+ModelName = Annotated[str | None, Field(description="A model of GET /v1/models; the first one by default")]
+TruncationOption = Annotated[
+    Truncation,
+    Field(
+        description="What to do with a conversation over the model's length: refuse it; keep its start (right); or "
+        "drop its oldest turns (left)"
+    ),
+]
+
+
+class _Request(_Schema):
+    model: ModelName = None
+    truncation: TruncationOption = "error"
+
+
+class ScoreRequest(_Request):
+    """Conversations to score."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"conversations": [GOOD, BAD]}]})
+
+    conversations: list[Conversation]
+
+
+class CompareRequest(_Request):
+    """Two conversations to compare."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"first": GOOD, "second": BAD}]})
+
+    first: Conversation
+    second: Conversation
+
+
+class RankRequest(_Request):
+    """Conversations to rank among each other."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"conversations": [BAD, GOOD]}]})
+
+    conversations: list[Conversation]
+
+
+class BestOfNRequest(_Request):
+    """Responses to one prompt, the best of which is wanted."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"prompt": [QUESTION], "responses": ["Paris.", "I do not know."], "top_n": 1}]},
+    )
+
+    prompt: Conversation
+    responses: list[str]
+    top_n: PositiveInt | None = Field(None, description="How many to return; all by default")
+
+
+class Usage(_Schema):
+    prompt_tokens: int = Field(description="Tokens of all conversations; a shared prompt counts for each of them")
+
+
+class _Response(_Schema):
+    model: str
+    usage: Usage
+
+
+class ScoredConversation(_Schema):
+    index: int = Field(description="Its place in the request")
+    score: float = Field(description="The raw logit")
+    num_tokens: int
+    truncated: bool
+
+
+class ScoreResponse(_Response):
+    results: list[ScoredConversation] = Field(description="In the order of the request")
+
+
+class CompareResponse(_Response):
+    scores: list[float] = Field(description="Of the first and the second")
+    first_is_better: bool = Field(description="Whether the first scores strictly higher")
+    margin: float = Field(description="The first's score less the second's")
+    probability: float = Field(description="That the first is preferred, by Bradley-Terry: the logistic of the margin")
+
+
+class RankedConversation(_Schema):
+    index: int
+    score: float
+    rank: int = Field(description="0 is the best; equal scores in the order of the request")
+
+
+class RankResponse(_Response):
+    results: list[RankedConversation] = Field(description="In the order of the request")
+    order: list[int] = Field(description="Indices, the best first")
+
+
+class RankedAnswer(_Schema):
+    index: int
+    response: str
+    score: float
+
+
+class BestOfNResponse(_Response):
+    results: list[RankedAnswer] = Field(description="The best first")
+
+
+class ModelEntry(_Schema):
+    id: str
+    object: str = "model"
+    max_tokens: int = Field(description="The longest conversation, in tokens")
+
+
+class ModelList(_Schema):
+    object: str = "list"
+    data: list[ModelEntry]
+
+
+class Health(_Schema):
+    status: str
+    models: dict[str, bool] = Field(description="Whether each can score")
+
+
+class ErrorBody(_Schema):
+    message: str
+    type: str
+    param: str | None = Field(description="The field that is wrong")
+    code: str | None
+
+
+class ErrorResponse(_Schema):
+    """Every error has this shape."""
+
+    error: ErrorBody
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": description}
+    for status, description in {
+        400: "A text cannot be read as a conversation",
+        401: "The API key is missing or wrong",
+        404: "There is no such model",
+        408: "The deadline of the request passed",
+        413: "The body is too large",
+        422: "A field is wrong, or a conversation has no score; `param` names it",
+        503: "Overloaded or not ready; see Retry-After",
+    }.items()
+}
+
+
+def routes(service: ScoringService) -> APIRouter:
+    """The routes, answered by `service`."""
+    router = APIRouter(tags=["rayward"])
+
+    @router.post("/v1/score", summary="Score conversations")
+    async def score(request: ScoreRequest) -> ScoreResponse:
+        model = service.model_name(request.model)
+        scores = await service.score(model, _messages(request.conversations), truncation=request.truncation)
+        results = [
+            ScoredConversation(index=index, score=score.value, num_tokens=score.num_tokens, truncated=score.truncated)
+            for index, score in enumerate(scores)
+        ]
+        return ScoreResponse(model=model, results=results, usage=_usage(scores))
+
+    @router.post("/v1/compare", summary="Compare two conversations")
+    async def compare(request: CompareRequest) -> CompareResponse:
+        model = service.model_name(request.model)
+        pair = _messages([request.first, request.second])
+        scores = await service.score(model, pair, truncation=request.truncation, params=("first", "second"))
+        first, second = (score.value for score in scores)
+        return CompareResponse(
+            model=model,
+            scores=[first, second],
+            first_is_better=first > second,
+            margin=first - second,
+            probability=_logistic(first - second),
+            usage=_usage(scores),
+        )
+
+    @router.post("/v1/rank", summary="Rank conversations among each other")
+    async def rank(request: RankRequest) -> RankResponse:
+        model = service.model_name(request.model)
+        scores = await service.score(model, _messages(request.conversations), truncation=request.truncation)
+        values = [score.value for score in scores]
+        places = ranks(values)
+        results = [
+            RankedConversation(index=index, score=value, rank=rank)
+            for index, (value, rank) in enumerate(zip(values, places, strict=True))
+        ]
+        return RankResponse(model=model, results=results, order=order(values), usage=_usage(scores))
+
+    @router.post("/v1/best_of_n", summary="Sort the responses to one prompt, the best first")
+    async def best_of_n(request: BestOfNRequest) -> BestOfNResponse:
+        model = service.model_name(request.model)
+        (prompt,) = _messages([request.prompt])
+        try:
+            reward_model.Conversation.parse(prompt)
+        except reward_model.ConversationError as error:  # it would be blamed on every response
+            raise ApiError(422, str(error), "invalid_conversation", "prompt") from None
+        conversations = [[*prompt, {"role": "assistant", "content": response}] for response in request.responses]
+        params = tuple(f"responses[{place}]" for place in range(len(conversations)))
+        scores = await service.score(model, conversations, truncation=request.truncation, params=params)
+        best_first = order([score.value for score in scores])[: request.top_n]
+        results = [
+            RankedAnswer(index=place, response=request.responses[place], score=scores[place].value)
+            for place in best_first
+        ]
+        return BestOfNResponse(model=model, results=results, usage=_usage(scores))
+
+    @router.get("/v1/models", summary="The models served, the default first")
+    async def models() -> ModelList:
+        entries = [ModelEntry(id=name, max_tokens=service.max_tokens(name)) for name in service.model_names]
+        return ModelList(data=entries)
+
+    @router.get("/health", summary="Whether every model can score", responses={503: {"model": Health}})
+    async def health() -> JSONResponse:
+        ready = await service.ready()
+        body = Health(status="ok" if all(ready.values()) else "starting", models=ready)
+        return JSONResponse(body.model_dump(), status_code=200 if all(ready.values()) else 503)
+
+    return router
+
+
+def _messages(conversations: Sequence[Conversation]) -> list[list[dict[str, str]]]:
+    return [[{"role": m.role, "content": m.content} for m in conversation] for conversation in conversations]
+
+
+def _usage(scores: Sequence[Score]) -> Usage:
+    return Usage(prompt_tokens=sum(score.num_tokens for score in scores))
+
+
+def _logistic(margin: float) -> float:
+    """1 / (1 + e^-margin), without overflow."""
+    return 1 / (1 + math.exp(-margin)) if margin >= 0 else math.exp(margin) / (1 + math.exp(margin))

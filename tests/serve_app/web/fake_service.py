@@ -1,0 +1,69 @@
+"""A scorer without a model, for tests of what is around it: a conversation's score is the length of its response."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from serve_app.reward_model import Conversation, ConversationError, ConversationLike, Score
+from serve_app.reward_model.tokenizer import Truncation
+from serve_app.web.service import ApiError
+
+
+class FakeService:
+    """`ScoringService` that notes what it is asked and fails as it is told."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.fails: Exception | None = None
+        self.delay_s = 0.0
+        self.cancelled = 0
+        self.is_ready = True
+
+    @property
+    def model_names(self) -> list[str]:
+        return ["first", "second"]
+
+    def model_name(self, requested: str | None) -> str:
+        if requested is None:
+            return "first"
+        if requested not in self.model_names:
+            raise ApiError(404, f"there is no model {requested!r}", "model_not_found", "model")
+        return requested
+
+    def max_tokens(self, model: str) -> int:
+        return 1000
+
+    def read_text(self, model: str, text: str) -> Conversation:
+        return Conversation.parse([{"role": "user", "content": text}])
+
+    async def score(
+        self,
+        model: str,
+        conversations: Sequence[ConversationLike],
+        *,
+        truncation: Truncation = "error",
+        max_tokens: int | None = None,
+        params: Sequence[str] | None = None,
+    ) -> list[Score]:
+        self.asked.append({"model": model, "conversations": conversations, "truncation": truncation})
+        try:
+            await asyncio.sleep(self.delay_s)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.fails is not None:
+            raise self.fails
+        scores = []
+        for place, conversation in enumerate(conversations):
+            try:
+                content = Conversation.parse(conversation).response.content
+            except ConversationError as error:
+                where = params[place] if params else f"conversations[{place}]"
+                raise ApiError(422, str(error), "invalid_conversation", where) from None
+            scores.append(Score(float(len(content)), len(content) + 1))
+        return scores
+
+    async def ready(self) -> dict[str, bool]:
+        return {"first": True, "second": self.is_ready}

@@ -1,0 +1,302 @@
+"""rayward's own routes and the gate before them, over ASGI and without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from typing import Any
+
+import httpx
+import pytest
+
+from serve_app.web.gate import MAX_BODY_BYTES, http_app
+from serve_app.web.security import Guard
+from tests.conftest import chat
+from tests.serve_app.web.fake_service import FakeService
+
+SHORT, LONG = chat("What?", "No."), chat("What?", "Certainly.")
+KEYS = Guard(["first-key", "second-key"])
+
+
+def request(
+    method: str, path: str, *, service: FakeService | None = None, guard: Guard | None = None, **options: Any
+) -> httpx.Response:
+    client_address = options.pop("client", ("127.0.0.1", 1))
+
+    async def send() -> httpx.Response:
+        app = http_app(service or FakeService(), guard or Guard([]))
+        transport = httpx.ASGITransport(app, client=client_address)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(send())
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+def test_score() -> None:
+    service = FakeService()
+    body = {"model": "second", "conversations": [LONG, SHORT], "truncation": "left"}
+    response = request("POST", "/v1/score", json=body, service=service)
+    assert response.status_code == 200
+    assert response.json() == {
+        "model": "second",
+        "results": [
+            {"index": 0, "score": 10.0, "num_tokens": 11, "truncated": False},
+            {"index": 1, "score": 3.0, "num_tokens": 4, "truncated": False},
+        ],
+        "usage": {"prompt_tokens": 15},
+    }
+    assert service.asked[0]["truncation"] == "left"
+
+
+def test_an_empty_list_has_no_scores() -> None:
+    for path in ("/v1/score", "/v1/rank"):
+        response = request("POST", path, json={"conversations": []})
+        assert (response.status_code, response.json()["results"]) == (200, [])
+
+
+def test_compare() -> None:
+    body = request("POST", "/v1/compare", json={"first": SHORT, "second": LONG}).json()
+    assert body["scores"] == [3.0, 10.0]
+    assert body["first_is_better"] is False
+    assert body["margin"] == -7.0
+    assert body["probability"] == pytest.approx(1 / (1 + math.exp(7)))
+    assert request("POST", "/v1/compare", json={"first": LONG, "second": LONG}).json()["probability"] == 0.5
+
+
+def test_compare_survives_a_margin_whose_exponential_does_not() -> None:
+    long = chat("What?", "a" * 5000)
+    assert request("POST", "/v1/compare", json={"first": long, "second": SHORT}).json()["probability"] == 1.0
+    assert request("POST", "/v1/compare", json={"first": SHORT, "second": long}).json()["probability"] == 0.0
+
+
+def test_rank() -> None:
+    body = request("POST", "/v1/rank", json={"conversations": [SHORT, LONG, SHORT, chat("What?", "Maybe.")]}).json()
+    assert [result["rank"] for result in body["results"]] == [2, 0, 3, 1]
+    assert body["order"] == [1, 3, 0, 2]
+
+
+def test_best_of_n() -> None:
+    body = {"prompt": SHORT[:1], "responses": ["No.", "Certainly.", "Maybe."], "top_n": 2}
+    assert request("POST", "/v1/best_of_n", json=body).json()["results"] == [
+        {"index": 1, "response": "Certainly.", "score": 10.0},
+        {"index": 2, "response": "Maybe.", "score": 6.0},
+    ]
+
+
+def test_models_and_health() -> None:
+    models = request("GET", "/v1/models").json()
+    assert [(entry["id"], entry["max_tokens"]) for entry in models["data"]] == [("first", 1000), ("second", 1000)]
+    service = FakeService()
+    assert request("GET", "/health", service=service).json() == {
+        "status": "ok",
+        "models": {"first": True, "second": True},
+    }
+    service.is_ready = False
+    response = request("GET", "/health", service=service)
+    assert (response.status_code, response.json()["models"]["second"]) == (503, False)
+
+
+U = {"role": "user", "content": "Hi"}
+BAD_BODIES: list[tuple[str, Any, int, str | None, str]] = [
+    # path, body (bytes as they are), status, param, code
+    ("/v1/score", b"", 422, None, "invalid_request"),
+    ("/v1/score", b"{", 422, None, "invalid_json"),
+    ("/v1/score", b"nonsense", 422, None, "invalid_json"),
+    ("/v1/score", b"\xff\xfe", 422, None, "invalid_json"),
+    ("/v1/score", b"[" * 100_000, 422, None, "invalid_json"),
+    ("/v1/score", [], 422, None, "invalid_request"),
+    ("/v1/score", "text", 422, None, "invalid_request"),
+    ("/v1/score", 3, 422, None, "invalid_request"),
+    ("/v1/score", {}, 422, "conversations", "invalid_request"),
+    ("/v1/score", {"conversations": None}, 422, "conversations", "invalid_request"),
+    ("/v1/score", {"conversations": "Hi"}, 422, "conversations", "invalid_request"),
+    ("/v1/score", {"conversations": {"a": 1}}, 422, "conversations", "invalid_request"),
+    ("/v1/score", {"conversations": [U]}, 422, "conversations[0]", "invalid_request"),
+    ("/v1/score", {"conversations": ["Hi"]}, 422, "conversations[0]", "invalid_request"),
+    ("/v1/score", {"conversations": [[]]}, 422, "conversations[0]", "invalid_request"),
+    ("/v1/score", {"conversations": [[U], []]}, 422, "conversations[1]", "invalid_request"),
+    ("/v1/score", {"conversations": [["Hi"]]}, 422, "conversations[0][0]", "invalid_request"),
+    ("/v1/score", {"conversations": [[None]]}, 422, "conversations[0][0]", "invalid_request"),
+    ("/v1/score", {"conversations": [[{}]]}, 422, "conversations[0][0].role", "invalid_request"),
+    ("/v1/score", {"conversations": [[{"role": "user"}]]}, 422, "conversations[0][0].content", "invalid_request"),
+    ("/v1/score", {"conversations": [[{"content": "Hi"}]]}, 422, "conversations[0][0].role", "invalid_request"),
+    ("/v1/score", {"conversations": [[U | {"content": None}]]}, 422, "conversations[0][0].content", "invalid_request"),
+    ("/v1/score", {"conversations": [[U | {"content": 5}]]}, 422, "conversations[0][0].content", "invalid_request"),
+    (
+        "/v1/score",
+        {"conversations": [[U | {"content": ["Hi"]}]]},
+        422,
+        "conversations[0][0].content",
+        "invalid_request",
+    ),
+    ("/v1/score", {"conversations": [[U | {"role": 1}]]}, 422, "conversations[0][0].role", "invalid_request"),
+    ("/v1/score", {"conversations": [[U | {"name": "x"}]]}, 422, "conversations[0][0].name", "invalid_request"),
+    ("/v1/score", {"conversations": [[U]], "extra": 1}, 422, "extra", "invalid_request"),
+    ("/v1/score", {"conversations": [[U]], "truncation": "middle"}, 422, "truncation", "invalid_request"),
+    ("/v1/score", {"conversations": [[U]], "truncation": None}, 422, "truncation", "invalid_request"),
+    ("/v1/score", {"conversations": [[U]], "model": 7}, 422, "model", "invalid_request"),
+    ("/v1/score", {"conversations": [[U]], "model": "third"}, 404, "model", "model_not_found"),
+    ("/v1/score", {"conversations": [[U]], "model": ""}, 404, "model", "model_not_found"),
+    ("/v1/score", b'{"conversations": [], "model": "\\ud800"}', 404, "model", "model_not_found"),
+    (
+        "/v1/score",
+        b'{"conversations": [[{"role": "user", "content": "\\ud800"}]]}',
+        422,
+        "conversations[0]",
+        "invalid_conversation",
+    ),
+    ("/v1/compare", {"first": SHORT}, 422, "second", "invalid_request"),
+    ("/v1/compare", {"first": SHORT, "second": []}, 422, "second", "invalid_request"),
+    ("/v1/compare", {"first": [SHORT], "second": SHORT}, 422, "first[0]", "invalid_request"),
+    ("/v1/rank", {"conversations": [SHORT, [{"role": "user"}]]}, 422, "conversations[1][0].content", "invalid_request"),
+    ("/v1/best_of_n", {"prompt": [], "responses": ["a"]}, 422, "prompt", "invalid_request"),
+    ("/v1/best_of_n", {"prompt": [U]}, 422, "responses", "invalid_request"),
+    ("/v1/best_of_n", {"prompt": [U], "responses": ["a", 5]}, 422, "responses[1]", "invalid_request"),
+    ("/v1/best_of_n", {"prompt": [U], "responses": ["a"], "top_n": 0}, 422, "top_n", "invalid_request"),
+    ("/v1/best_of_n", {"prompt": [U], "responses": ["a"], "top_n": "many"}, 422, "top_n", "invalid_request"),
+    (
+        "/v1/best_of_n",
+        b'{"prompt": [{"role": "user", "content": "\\ud800"}], "responses": ["a"]}',
+        422,
+        "prompt",
+        "invalid_conversation",
+    ),
+    ("/v1/nothing", {}, 404, None, "not_found"),
+    ("/classify", {"input": ["a", 3]}, 422, "input[1]", "invalid_request"),
+    ("/rm", {"prompt": [{"role": "user"}], "response": "a"}, 422, "prompt[0].content", "invalid_request"),
+    ("/v1/rerank", {"query": "a", "documents": ["b", {"text": 5}]}, 422, "documents[1].text", "invalid_request"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param", "code"), BAD_BODIES, ids=[str(place) for place in range(len(BAD_BODIES))]
+)
+def test_bad_bodies(path: str, body: Any, status: int, param: str | None, code: str) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = request("POST", path, content=content, headers={"Content-Type": "application/json"})
+    error = error_of(response)
+    assert (response.status_code, error["param"], error["code"]) == (status, param, code)
+    assert error["message"]
+
+
+def test_the_wrong_method() -> None:
+    response = request("GET", "/v1/score")
+    assert (response.status_code, error_of(response)["code"]) == (405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+
+
+def test_a_body_that_is_too_large_is_refused_by_its_header_and_by_its_length() -> None:
+    big = b" " * (MAX_BODY_BYTES + 1)
+
+    async def pieces() -> Any:
+        for _ in range(33):
+            yield b" " * 2**20
+
+    for content in (big, pieces()):
+        response = request("POST", "/v1/score", content=content)
+        assert (response.status_code, error_of(response)["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        (None, 401),
+        ("Bearer wrong", 401),
+        ("Bearer", 401),
+        ("first-key", 401),
+        ("Basic first-key", 401),
+        ("Bearer first-key", 200),
+        ("bearer second-key", 200),
+        ("Bearer first-key,second-key", 401),
+    ],
+)
+def test_keys(authorization: str | None, status: int) -> None:
+    headers = {} if authorization is None else {"Authorization": authorization}
+    assert request("GET", "/v1/models", guard=KEYS, headers=headers).status_code == status
+    for path in ("/v1/score", "/classify", "/rm", "/nothing"):
+        response = request("POST", path, guard=KEYS, headers=headers, json={})
+        assert (response.status_code == 401) is (status == 401)
+
+
+@pytest.mark.parametrize("path", ["/health", "/docs", "/openapi.json"])
+def test_health_and_docs_need_no_key(path: str) -> None:
+    assert request("GET", path, guard=KEYS).status_code == 200
+
+
+def test_health_needs_no_key_below_a_prefix_either() -> None:
+    async def ask() -> list[int]:
+        transport = httpx.ASGITransport(http_app(FakeService(), KEYS), root_path="/reward")
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return [(await client.get(f"/reward{path}")).status_code for path in ("/health", "/v1/models")]
+
+    assert asyncio.run(ask()) == [200, 401]
+
+
+def test_without_keys_only_this_machine_may_ask() -> None:
+    response = request("GET", "/v1/models", client=("192.0.2.7", 1))
+    assert (response.status_code, error_of(response)["code"]) == (403, "loopback_only")
+    assert request("GET", "/v1/models", client=("::1", 1)).status_code == 200
+    guard = Guard([], allow_unauthenticated=True)
+    assert request("GET", "/v1/models", client=("192.0.2.7", 1), guard=guard).status_code == 200
+
+
+def test_a_deadline_ends_the_request_and_its_work() -> None:
+    service = FakeService()
+    service.delay_s = 5.0
+    body = {"conversations": [SHORT]}
+    response = request("POST", "/v1/score", json=body, headers={"X-Request-Timeout-S": "0.05"}, service=service)
+    assert (response.status_code, error_of(response)["code"]) == (408, "deadline_exceeded")
+    assert service.cancelled == 1
+
+
+def test_requests_beyond_what_a_process_works_on_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.web.gate.MAX_IN_FLIGHT", 2)
+    service = FakeService()
+    service.delay_s = 0.1
+
+    async def ask() -> tuple[list[httpx.Response], httpx.Response]:
+        transport = httpx.ASGITransport(http_app(service, Guard([])))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            body = {"conversations": [SHORT]}
+            posts = [client.post("/v1/score", json=body) for _ in range(4)]
+            *responses, health = await asyncio.gather(*posts, client.get("/health"))
+            return [*responses, await client.post("/v1/score", json=body)], health
+
+    responses, health = asyncio.run(ask())
+    assert [response.status_code for response in responses] == [200, 200, 503, 503, 200]
+    assert error_of(responses[2])["code"] == "overloaded"
+    assert responses[2].headers["retry-after"] == "1"
+    assert health.status_code == 200
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "0", "nan", "inf", ""])
+def test_deadlines_that_are_none(value: str) -> None:
+    response = request("POST", "/v1/score", json={"conversations": []}, headers={"X-Request-Timeout-S": value})
+    assert (response.status_code, error_of(response)["code"]) == (422, "invalid_header")
+
+
+def test_an_unforeseen_error_is_a_500_that_quotes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    service = FakeService()
+    service.fails = ValueError("Certainly.")
+    response = request("POST", "/v1/score", json={"conversations": [LONG]}, service=service)
+    assert (response.status_code, error_of(response)["code"]) == (500, "internal_error")
+    assert "Certainly." not in response.text + caplog.text
+
+
+def test_every_route_is_documented_with_an_example() -> None:
+    document = request("GET", "/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if method == "post":
+                schema = operation["requestBody"]["content"]["application/json"]["schema"]
+                names = [reference["$ref"].rpartition("/")[2] for reference in schema.get("anyOf", [schema])]
+                assert all(document["components"]["schemas"][name]["examples"] for name in names), path
