@@ -23,8 +23,7 @@ from torch import Tensor
 
 from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.errors import framework_module
-from cluster.rlhf.rollouts import RolloutReader, RolloutScorer
-from cluster.rlhf.sources import SourceSettings
+from cluster.rlhf.rollouts import RolloutReader, RolloutScorer, SourceSettings
 from serve_app.reward_model import ConversationError
 from serve_app.reward_model.rendered_text import opens_turn
 

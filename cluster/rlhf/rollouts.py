@@ -1,20 +1,22 @@
-"""Rollouts: what trainers hand over -> conversations -> rewards, through a `RewardSource`."""
+"""Rollouts: what trainers hand over -> conversations -> rewards, by a `RewardSource`; and how trainers name one."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.reward_pool.errors import RewardInputError
 from cluster.reward_pool.policy import PolicyText, without_thinking
 from cluster.rlhf.errors import RewardSourceError
-from cluster.rlhf.sources import OnError, RewardSource, as_reward_source, reward_source_from_environment
+from cluster.rlhf.sources import OnError, RewardSource, as_reward_source, pool_named, reward_source_from_environment
 from serve_app.reward_model import Conversation, ConversationError, Message, ScoringError
 from serve_app.reward_model.rendered_text import RenderedTextReader, opens_turn, without_ending
 
-__all__ = ["Read", "Rewards", "RolloutReader", "RolloutScorer", "Turns"]
+__all__ = ["Read", "Rewards", "RolloutReader", "RolloutScorer", "SourceSettings", "Turns"]
 
 Turns: TypeAlias = "str | Sequence[Mapping[str, Any]]"
 """Text, or messages with `role` and `content`."""
@@ -248,3 +250,39 @@ def _none_missing(rewards: Rewards) -> list[float]:
     if missing:
         raise RewardSourceError(f"the source gave no score for item {missing[0]}, and the trainer needs one")
     return [reward for reward in rewards if reward is not None]
+
+
+class SourceSettings(BaseModel):
+    """A source of rewards and how rollouts are read; without `url` and `pool` the environment variables name one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str | None = None
+    """The address of an endpoint."""
+    pool: str | None = None
+    """The name of a detached RewardActorPool."""
+    policy_tokenizer: str | None = None
+    """The policy's tokenizer, a folder or a Hugging Face id; needed where its template is not ChatML."""
+    strip_thinking: bool = False
+    """Leave out of responses what stands before </think>."""
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], *, where: str) -> Self:
+        """The settings in the trainer's configuration at `where`. Raises RewardInputError where one is wrong."""
+        try:
+            settings = cls.model_validate({str(key): value for key, value in given.items()})
+        except ValidationError as error:
+            raise RewardInputError(f"{where}: {error}") from error
+        if settings.url and settings.pool:
+            raise RewardInputError(f"{where} names both url and pool; keep one")
+        return settings
+
+    def scorer(self, policy_tokenizer: Any = None) -> RolloutScorer:
+        """A scorer over the source; a `policy_tokenizer` that the trainer hands over goes before the settings'."""
+        tokenizer = self.policy_tokenizer if policy_tokenizer is None else policy_tokenizer
+        return RolloutScorer(self._source(), policy_tokenizer=tokenizer, strip_thinking=self.strip_thinking)
+
+    def _source(self) -> RewardSource | None:
+        if self.pool:
+            return pool_named(self.pool)
+        return as_reward_source(self.url) if self.url else None

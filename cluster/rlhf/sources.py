@@ -1,6 +1,4 @@
-"""Sources of rewards: actors on Ray, a model in this process, or an endpoint over HTTP, behind one call; and how
-trainers name one.
-"""
+"""Sources of rewards: actors on Ray, a model in this process, or an endpoint over HTTP, behind one face."""
 
 from __future__ import annotations
 
@@ -9,13 +7,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.errors import RewardSourceError
-from cluster.rlhf.rollouts import RolloutScorer
 from serve_app.client import RewardClient
 from serve_app.client.errors import InvalidRequestError, RewardClientError
 from serve_app.reward_model import ConversationError, RewardModel, ScoringError
@@ -26,7 +20,6 @@ __all__ = [
     "Messages",
     "OnError",
     "RewardSource",
-    "SourceSettings",
     "as_reward_source",
     "pool_named",
     "reward_source_from_environment",
@@ -88,8 +81,6 @@ def as_reward_source(source: Any) -> RewardSource:
     if isinstance(source, RewardModel):
         return LocalRewardSource(source)
     if isinstance(source, str):
-        from cluster.rlhf.sources import HttpRewardSource
-
         return HttpRewardSource(source)
     if isinstance(source, RewardSource):
         return source
@@ -211,39 +202,3 @@ def _conversation_error(error: InvalidRequestError, index: int) -> ConversationE
     refused = ConversationError(f"the endpoint refuses it: {error.message}")
     refused.index = index
     return refused
-
-
-class SourceSettings(BaseModel):
-    """A source of rewards and how rollouts are read; without `url` and `pool` the environment variables name one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    url: str | None = None
-    """The address of an endpoint."""
-    pool: str | None = None
-    """The name of a detached RewardActorPool."""
-    policy_tokenizer: str | None = None
-    """The policy's tokenizer, a folder or a Hugging Face id; needed where its template is not ChatML."""
-    strip_thinking: bool = False
-    """Leave out of responses what stands before </think>."""
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any], *, where: str) -> Self:
-        """The settings in the trainer's configuration at `where`. Raises RewardInputError where one is wrong."""
-        try:
-            settings = cls.model_validate({str(key): value for key, value in given.items()})
-        except ValidationError as error:
-            raise RewardInputError(f"{where}: {error}") from error
-        if settings.url and settings.pool:
-            raise RewardInputError(f"{where} names both url and pool; keep one")
-        return settings
-
-    def scorer(self, policy_tokenizer: Any = None) -> RolloutScorer:
-        """A scorer over the source; a `policy_tokenizer` that the trainer hands over goes before the settings'."""
-        tokenizer = self.policy_tokenizer if policy_tokenizer is None else policy_tokenizer
-        return RolloutScorer(self._source(), policy_tokenizer=tokenizer, strip_thinking=self.strip_thinking)
-
-    def _source(self) -> RewardSource | None:
-        if self.pool:
-            return pool_named(self.pool)
-        return as_reward_source(self.url) if self.url else None

@@ -20,8 +20,7 @@ from typing import Any
 
 from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.errors import framework_module
-from cluster.rlhf.rollouts import RolloutScorer
-from cluster.rlhf.sources import SourceSettings
+from cluster.rlhf.rollouts import RolloutScorer, SourceSettings
 
 __all__ = ["RaywardRewardManager", "compute_score", "sample_conversation", "settings_of"]  # noqa: F822  # see below
 

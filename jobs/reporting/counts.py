@@ -1,8 +1,8 @@
-"""Counts of a corpus once its scales are known: scores, groups and errors, each stretch by itself, then added up."""
+"""Counts of a corpus once its scales are known: scores and errors, each stretch by itself, then added up."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -12,24 +12,10 @@ from numpy.typing import NDArray
 
 from jobs.reporting.columns import ReportColumns, ScoreColumn
 from jobs.reporting.extremes import Extremes
-from jobs.reporting.scales import LengthScale, Scales, ScoreScale, finite_scores, has_both
+from jobs.reporting.scales import LengthScale, Scales, ScoreScale, codes_of, finite_scores, has_both, label_codes
 from jobs.reporting.stats import CoMoments, Moments, histogram
 
-__all__ = [
-    "LABELS",
-    "MAX_VALUES",
-    "Counts",
-    "ErrorKind",
-    "ErrorKinds",
-    "GroupCounts",
-    "LengthCounts",
-    "ScoreCounts",
-    "codes_of",
-    "counts_of",
-    "label_codes",
-    "sides_of",
-    "values_of",
-]
+__all__ = ["Counts", "ErrorKind", "ErrorKinds", "GroupCounts", "LengthCounts", "ScoreCounts", "counts_of", "sides_of"]
 
 MAX_KINDS = 100
 MAX_KIND_CHARS = 60
@@ -90,42 +76,6 @@ def _bounded(kinds: dict[str, ErrorKind]) -> dict[str, ErrorKind]:
     kept = dict(ordered[: MAX_KINDS - 1])
     left = [kind for _, kind in ordered[MAX_KINDS - 1 :]]
     return kept | {OTHERS: ErrorKind(sum(kind.count for kind in left), left[0].example)}
-
-
-MAX_VALUES = 200
-NO_VALUE = "(none)"
-LABELS = {"chosen": 1, "true": 1, "1": 1, "rejected": 0, "false": 0, "0": 0}
-
-
-def values_of(column: pa.ChunkedArray) -> frozenset[str]:
-    """The distinct values as text, `(none)` for null; some `MAX_VALUES + 1` of them where there are more."""
-    unique = pc.cast(column, pa.large_string()).unique()
-    return frozenset(_named(value) for value in unique.slice(0, MAX_VALUES + 1).to_pylist())
-
-
-def codes_of(column: pa.ChunkedArray, values: Sequence[str]) -> NDArray[np.int64]:
-    """The place in `values` of each row's value."""
-    places = {value: place for place, value in enumerate(values)}
-    encoded, known = _encoded(column)
-    return np.array([*(places[_named(value)] for value in known), places.get(NO_VALUE, -1)], np.int64)[encoded]
-
-
-def label_codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """1 for what was preferred, 0 for what was not, -1 where the row has no label; values are as in `LABELS`."""
-    encoded, known = _encoded(column)
-    return np.array([*(LABELS[value.casefold()] for value in known), -1], np.int64)[encoded]
-
-
-def _encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
-    """The place of each row's value in the list of distinct ones, which null stands behind."""
-    text = pa.concat_arrays([pa.array([], pa.large_string()), *pc.cast(column, pa.large_string()).chunks])
-    encoded = text.dictionary_encode()
-    known = encoded.dictionary.to_pylist()
-    return encoded.indices.fill_null(len(known)).to_numpy(zero_copy_only=False).astype(np.int64), known
-
-
-def _named(value: str | None) -> str:
-    return NO_VALUE if value is None else value
 
 
 MAP_BINS = 48

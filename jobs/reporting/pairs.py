@@ -12,8 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.reporting.columns import ReportColumns, ScoreColumn
-from jobs.reporting.counts import codes_of, sides_of
-from jobs.reporting.scales import Scales, finite_scores
+from jobs.reporting.counts import sides_of
+from jobs.reporting.scales import Scales, codes_of, finite_scores
 from jobs.reporting.stats import Axis, histogram, sums
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The first look at a corpus: how far its scores and lengths reach, and which values its columns have.
+"""The first look at a corpus: how far its scores and lengths reach, and which values its columns of few values have.
 
     extents (of each stretch) -> scales (of the corpus), on which everything else is counted
 
@@ -13,16 +13,66 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.errors import CorpusError
 from jobs.grouping.quantiles import ScoreSummary, quantiles
 from jobs.grouping.ranks import scores_of
 from jobs.reporting.columns import ReportColumns
-from jobs.reporting.counts import LABELS, MAX_VALUES, values_of
 from jobs.reporting.stats import Axis
 
-__all__ = ["Extents", "LengthScale", "MidRanks", "Scales", "ScoreScale", "finite_scores", "has_both", "settled"]
+__all__ = [
+    "LABELS",
+    "MAX_VALUES",
+    "Extents",
+    "LengthScale",
+    "MidRanks",
+    "Scales",
+    "ScoreScale",
+    "codes_of",
+    "finite_scores",
+    "has_both",
+    "label_codes",
+    "settled",
+    "values_of",
+]
+
+MAX_VALUES = 200
+NO_VALUE = "(none)"
+LABELS = {"chosen": 1, "true": 1, "1": 1, "rejected": 0, "false": 0, "0": 0}
+
+
+def values_of(column: pa.ChunkedArray) -> frozenset[str]:
+    """The distinct values as text, `(none)` for null; some `MAX_VALUES + 1` of them where there are more."""
+    unique = pc.cast(column, pa.large_string()).unique()
+    return frozenset(_named(value) for value in unique.slice(0, MAX_VALUES + 1).to_pylist())
+
+
+def codes_of(column: pa.ChunkedArray, values: Sequence[str]) -> NDArray[np.int64]:
+    """The place in `values` of each row's value."""
+    places = {value: place for place, value in enumerate(values)}
+    encoded, known = _encoded(column)
+    return np.array([*(places[_named(value)] for value in known), places.get(NO_VALUE, -1)], np.int64)[encoded]
+
+
+def label_codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """1 for what was preferred, 0 for what was not, -1 where the row has no label; values are as in `LABELS`."""
+    encoded, known = _encoded(column)
+    return np.array([*(LABELS[value.casefold()] for value in known), -1], np.int64)[encoded]
+
+
+def _encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
+    """The place of each row's value in the list of distinct ones, which null stands behind."""
+    text = pa.concat_arrays([pa.array([], pa.large_string()), *pc.cast(column, pa.large_string()).chunks])
+    encoded = text.dictionary_encode()
+    known = encoded.dictionary.to_pylist()
+    return encoded.indices.fill_null(len(known)).to_numpy(zero_copy_only=False).astype(np.int64), known
+
+
+def _named(value: str | None) -> str:
+    return NO_VALUE if value is None else value
+
 
 LOG_FROM_RATIO = 8.0
 OUTLIER_STRETCH = 1.5

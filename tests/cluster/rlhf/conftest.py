@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cluster.rlhf import rollouts, sources
+from cluster.rlhf import rollouts
 from cluster.rlhf.sources import Messages, OnError
 from serve_app.reward_model import ConversationError
 
@@ -45,7 +45,7 @@ def named_source(monkeypatch: pytest.MonkeyPatch) -> RecordingSource:
     """The source that the environment or a trainer's configuration names, whatever that is."""
     named = RecordingSource()
     monkeypatch.setattr(rollouts, "reward_source_from_environment", lambda: named)
-    monkeypatch.setattr(sources, "as_reward_source", lambda url: named)
+    monkeypatch.setattr(rollouts, "as_reward_source", lambda url: named)
     return named
 
 
