@@ -2,7 +2,7 @@
 
     python -m cluster.plan --rows 100000000 --tokens-per-row 600 --model internlm/internlm2-7b-reward --gpu H100
 
-Tokens a second are those given, else those that were measured on this GPU (tests/benchmarks/results), else an
+Tokens a second are those given, else those that were measured on this GPU (`measured_rates.json`), else an
 assumption. Without --replicas and --within-hours it shows what several numbers of replicas take.
 """
 
@@ -21,7 +21,7 @@ from cluster.sizing import (
     CUDA_CONTEXT_BYTES,
     GB,
     GPUS,
-    INTERNLM2,
+    INTERNLM2_MODELS,
     Fleet,
     Gpu,
     ReplicaSize,
@@ -127,7 +127,7 @@ def report(config: PlanConfig) -> tuple[str, bool]:
 
 
 def _shape(name: str) -> DecoderConfig:
-    return INTERNLM2.get(name) or DecoderConfig.from_folder(resolve(name, None, weights=False))
+    return INTERNLM2_MODELS.get(name) or DecoderConfig.from_folder(resolve(name, None, weights=False))
 
 
 def _rate(config: PlanConfig, model: DecoderConfig, gpu: Gpu, dtype: str) -> Throughput:
@@ -167,8 +167,8 @@ def _assumption_lines(config: PlanConfig, size: ReplicaSize, rate: Throughput) -
     if rate.source.startswith("assumed"):
         lines.append(
             f"- {config.efficiency:.0%} of the GPU's peak, for 2 operations a parameter and token, and attention. No "
-            "rate of rayward was measured on this GPU: measure yours (tests/benchmarks/bench_engine.py) and pass it "
-            "with --tokens-per-s"
+            "rate of rayward was measured on this GPU: measure yours in a clone (python -m "
+            "tests.benchmarks.bench_engine) and pass it with --tokens-per-s"
         )
     return lines
 

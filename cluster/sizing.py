@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from serve_app.reward_model.architecture import DecoderConfig, RopeConfig
 from serve_app.reward_model.scorer import budget_for
-
-__all__ = [
-    "GPUS",
-    "INTERNLM2",
-    "RESULTS",
-    "Fleet",
-    "Gpu",
-    "ReplicaSize",
-    "Throughput",
-    "bytes_per_token",
-    "fleet",
-    "flops_per_token",
-    "measured",
-    "model_volume_gib",
-    "pod_memory_gib",
-    "replica_size",
-    "throughput",
-    "weight_bytes",
-]
-
-logger = logging.getLogger(__name__)
 
 GB = 10**9
 GIB = 2**30
@@ -96,7 +75,7 @@ def _internlm2(hidden: int, layers: int, heads: int, intermediate: int) -> Decod
     )
 
 
-INTERNLM2 = {
+INTERNLM2_MODELS = {
     "internlm/internlm2-1_8b-reward": _internlm2(2048, 24, 16, 8192),
     "internlm/internlm2-7b-reward": _internlm2(4096, 32, 32, 14336),
     "internlm/internlm2-20b-reward": _internlm2(6144, 48, 48, 16384),
@@ -224,27 +203,34 @@ def fleet(
     return Fleet(num_replicas, hours_alone if num_replicas == 1 else hours_alone / num_replicas / scaling)
 
 
-RESULTS = Path(__file__).parents[1] / "tests" / "benchmarks" / "results"
+MEASURED_RATES = Path(__file__).with_name("measured_rates.json")
+"""Rates that were measured: `bench_engine --save` on a GPU adds its own."""
 WORKLOAD = "mixed"
-# The benchmark's presets, by the model whose shape they have.
-PRESETS = dict(zip(INTERNLM2, ("1.8b", "7b", "20b"), strict=True))
 
 
-def measured(config: DecoderConfig, gpu: Gpu, *, dtype: str, folder: Path = RESULTS) -> Throughput | None:
-    """The rate of this model's shape on this GPU in this dtype, with its file for a source; None where none is."""
-    presets = [PRESETS[name] for name, known in INTERNLM2.items() if _shape(known) == _shape(config)]
-    for preset in presets:
-        path = folder / f"bench_engine_{preset}_cuda.json"
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            precision = "fp8" if result["quantization"] == "fp8" else result["dtype"]
-            if _is_gpu(gpu, result["hardware"]) and precision == dtype:
-                return Throughput(float(result["workloads"][WORKLOAD]["tokens_per_s"]), f"measured: {path.name}")
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s is no result of bench_engine and is left out: %r", path, error)
+def measured(config: DecoderConfig, gpu: Gpu, *, dtype: str, path: Path = MEASURED_RATES) -> Throughput | None:
+    """The rate of this model's shape on this GPU in this dtype, with its source; None where none was measured.
+
+    `path` is a JSON list of `{"model", "hardware", "dtype", "workload", "tokens_per_s", "source"}`: a model's id, the
+    name that CUDA gives the device, and `fp8` for 8-bit weights.
+    """
+    models = [name for name, known in INTERNLM2_MODELS.items() if _shape(known) == _shape(config)]
+    for rate in json.loads(path.read_text(encoding="utf-8")):
+        is_ours = rate["model"] in models and _is_gpu(gpu, rate["hardware"])
+        if is_ours and rate["dtype"] == dtype and rate["workload"] == WORKLOAD:
+            return Throughput(float(rate["tokens_per_s"]), f"measured: {rate['source']}")
     return None
+
+
+def record_rate(rate: dict[str, Any], *, path: Path = MEASURED_RATES) -> None:
+    """Put a measured rate, as `measured` reads it, in the place of an earlier one of its kind."""
+    kind = ("model", "hardware", "dtype", "workload")
+    others = [
+        known
+        for known in json.loads(path.read_text(encoding="utf-8"))
+        if any(known[name] != rate[name] for name in kind)
+    ]
+    path.write_text(json.dumps([*others, rate], indent=2) + "\n", encoding="utf-8")
 
 
 def _shape(config: DecoderConfig) -> tuple[int, int, int]:

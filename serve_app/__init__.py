@@ -1,1 +1,10 @@
-"""The online door: reward models behind an endpoint. The engine all doors share is `serve_app.reward_model`."""
+"""The online door: reward models behind an endpoint, on Ray Serve. The engine that all doors share is in here too.
+
+app, config      build_app, for `serve run`, and its options
+ingress          the deployment that speaks HTTP; model_handle: a model's replicas as it sees them
+replica          a model in a replica; autoscaling: replicas from the work that waits
+web              HTTP, without Ray: routes, other servers' wire formats, the playground
+batching         concurrent requests -> batches, without Ray
+client           RewardClient, without torch and Ray
+reward_model     the engine
+"""

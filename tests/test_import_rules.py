@@ -1,67 +1,199 @@
-"""Who imports whom: dependencies point downwards, and the engine needs no Ray."""
+"""Rules of the house: who imports whom, what faces load, and one name for one thing.
+
+Imports inside functions count like those at the top of a file.
+"""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+import tomllib
+from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ENGINE = "serve_app/reward_model"
-OURS = ("serve_app", "jobs", "cluster", "tests")
-ENGINE_ALLOWS = {"huggingface_hub", "numpy", "safetensors", "serve_app", "tokenizers", "torch", "transformers"}
+PRODUCT = ("serve_app", "jobs", "cluster")
+ENGINE = "serve_app.reward_model"
+ENGINE_ALLOWS = {"huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
+COMMANDS = {
+    f"jobs.{name}" for name in ("score", "rank", "pairs", "best_of_n", "rewardbench", "report", "verify", "demo")
+}
+# Each floor of jobs imports from those before it, and from itself where it is a package.
+FLOORS = (
+    {"jobs.errors", "jobs.command"},
+    {"jobs.corpus"},
+    {"jobs.options"},
+    {"jobs.runs"},
+    {"jobs.scoring", "jobs.grouping"},
+    {"jobs.generation", "jobs.benchmarks", "jobs.reporting"},
+    COMMANDS,
+    {"jobs.cli"},
+)
+# Public names of before that stay: the engine's score and the client's, and each trainer's reward function.
+SHARED_NAMES = {"Score", "RewardFunction"}
+LIGHT_FACES = ("serve_app.client", "serve_app.client.errors", "cluster.connect", "cluster.plan", "jobs.cli")
 
 
-def imports(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+def product_files() -> dict[str, Path]:
+    """The files of the product by module name."""
+    files = [file for folder in PRODUCT for file in (ROOT / folder).rglob("*.py")]
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+FILES = product_files()
+
+
+def imported(module: str) -> Iterator[str]:
+    """The modules that a module imports anywhere; those of the product by their full names."""
+    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in FILES else node.module
 
 
-def modules(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+ARROWS = {module: set(imported(module)) for module in FILES}
 
 
-@pytest.mark.parametrize("file", modules(ENGINE), ids=lambda file: file.stem)
-def test_the_engine_imports_only_what_a_bare_gpu_box_has(file: Path) -> None:
-    for name in imports(file):
-        top = name.partition(".")[0]
-        assert top in ENGINE_ALLOWS or top in sys.stdlib_module_names, f"{file.name} imports {name}"
-        assert top != "serve_app" or name.startswith("serve_app.reward_model"), f"{file.name} imports {name}"
+def below(name: str, packages: tuple[str, ...]) -> bool:
+    """Whether a module is one of the packages, or in one."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def ours(modules: set[str]) -> set[str]:
+    return {name for name in modules if below(name, PRODUCT)}
+
+
+def test_the_engine_imports_only_what_a_bare_gpu_box_has() -> None:
+    for module in FILES:
+        if below(module, (ENGINE,)):
+            for name in ARROWS[module]:
+                top = name.partition(".")[0]
+                known = top in ENGINE_ALLOWS or top in sys.stdlib_module_names or below(name, (ENGINE,))
+                assert known, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed", "forbidden"),
+    [
+        ("serve_app", ("serve_app",), ()),
+        ("serve_app.batching", ("serve_app.batching", ENGINE), ("ray", "pydantic", "fastapi")),
+        ("serve_app.web", ("serve_app.web", "serve_app.config", ENGINE), ("ray",)),
+        ("serve_app.client", ("serve_app.client",), ("ray", "torch", "pydantic", "fastapi")),
+        ("cluster", ("cluster", "serve_app"), ()),
+        ("jobs", ("jobs", "cluster.connect", ENGINE, "serve_app.batching"), ()),
+    ],
+)
+def test_a_package_imports_from_those_below_it(
+    package: str, allowed: tuple[str, ...], forbidden: tuple[str, ...]
+) -> None:
+    for module in FILES:
+        if below(module, (package,)):
+            strangers = {name for name in ours(ARROWS[module]) if not below(name, allowed)}
+            assert not strangers, f"{module} imports {strangers}"
+            assert not {name for name in ARROWS[module] if below(name, forbidden)}, module
+
+
+def test_the_client_needs_httpx_and_the_standard_library() -> None:
+    for module in FILES:
+        if below(module, ("serve_app.client",)):
+            tops = {name.partition(".")[0] for name in ARROWS[module]} - {"httpx", "serve_app"}
+            assert tops <= set(sys.stdlib_module_names), module
+
+
+def floor(module: str) -> int:
+    found = [number for number, names in enumerate(FLOORS) if below(module, tuple(names))]
+    assert len(found) == 1, f"{module} stands on no floor of jobs: give it one in FLOORS"
+    return found[0]
+
+
+def test_jobs_import_from_lower_floors_alone() -> None:
+    for module in FILES:
+        if module == "jobs" or not module.startswith("jobs."):
+            continue
+        package = ".".join(module.split(".")[:2])
+        for name in ours(ARROWS[module]):
+            if name.startswith("jobs.") and not below(name, (package,)):
+                assert floor(name) < floor(module), f"{module} imports {name}"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    try:
+        TopologicalSorter({module: ours(names) - {module} for module, names in ARROWS.items()}).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    homes = defaultdict(list)
+    for module, file in FILES.items():
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].append(module)
+    assert {name for name, modules in homes.items() if len(modules) > 1} == SHARED_NAMES, homes
+
+
+def test_no_product_code_reads_the_tests() -> None:
+    for module, file in FILES.items():
+        assert not {name for name in ARROWS[module] if below(name, ("tests",))}, module
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert node.value != "tests", module
+                assert not node.value.startswith("tests/"), module
+
+
+def loaded_by(code: str) -> set[str]:
+    """What of the heavy libraries a fresh interpreter has loaded after running `code`."""
+    heavy = "{'torch', 'ray', 'transformers', 'pydantic', 'fastapi'}"
+    script = f"import sys\n{code}\nprint(sorted({heavy} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(ast.literal_eval(found.stdout.splitlines()[-1]))
 
 
 def test_importing_the_engine_loads_no_ray_and_no_pydantic() -> None:
-    code = "import sys, serve_app.reward_model; print(sorted({'ray', 'pydantic', 'fastapi'} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert found.stdout.strip() == "[]"
+    assert not loaded_by(f"import {ENGINE}") & {"ray", "pydantic", "fastapi"}
 
 
-def test_the_endpoint_knows_neither_jobs_nor_cluster() -> None:
-    for file in modules("serve_app"):
-        assert not [name for name in imports(file) if name.partition(".")[0] in ("jobs", "cluster")], file
+@pytest.mark.parametrize("face", LIGHT_FACES)
+def test_a_light_face_loads_no_torch(face: str) -> None:
+    assert not loaded_by(f"import {face}") & {"torch", "transformers"}
 
 
-def test_the_jobs_know_of_the_endpoint_the_engine_alone() -> None:
-    allowed = ("serve_app.reward_model", "serve_app.config")
-    for file in modules("jobs"):
-        for name in imports(file):
-            assert not name.startswith("serve_app") or name.startswith(allowed), f"{file} imports {name}"
+@pytest.mark.parametrize("package", sorted(name for name, file in FILES.items() if file.name == "__init__.py"))
+def test_a_package_names_its_modules(package: str) -> None:
+    """The docstring of a package is its plan: every module in it is named there."""
+    tree = ast.parse(FILES[package].read_text(encoding="utf-8"))
+    doc = ast.get_docstring(tree) or ""
+    children = {
+        name.removeprefix(f"{package}.")
+        for name in FILES
+        if name.startswith(f"{package}.") and "." not in name.removeprefix(f"{package}.")
+    }
+    assert not {child for child in children if child not in doc}, f"{package}/__init__.py does not name them"
 
 
-def test_the_cluster_knows_no_jobs() -> None:
-    for file in modules("cluster"):
-        assert not [name for name in imports(file) if name.startswith("jobs")], file
+def test_all_stands_in_faces_alone_and_is_true() -> None:
+    """`__all__` is for packages and modules that hand on what others define."""
+    for module, file in FILES.items():
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+        exported = [node for node in body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"]
+        functions = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        if not exported or "__getattr__" in functions:  # a face that imports what it exports when it is asked for
+            continue
+        assert not functions, f"{module} is no face: it defines what it exports"
+        handed = {
+            alias.asname or alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names
+        }
+        assert set(ast.literal_eval(exported[0].value)) <= handed, module
 
 
-def test_every_package_is_listed() -> None:
-    import tomllib
-
+def test_every_package_is_in_the_wheel() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = {str(file.parent.relative_to(ROOT)).replace("/", ".") for top in OURS[:3] for file in modules(top)}
-    assert set(listed) == found
+    assert set(listed) == {name for name, file in FILES.items() if file.name == "__init__.py"}

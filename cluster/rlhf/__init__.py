@@ -1,6 +1,5 @@
-"""The RLHF door: one file per trainer that asks for rewards, over any `RewardSource`. Imports no trainer until used.
+"""Adapters of trainers, one file each: trl, openrlhf, openrlhf_actor, verl, nemo_rl, ms_swift, minimind.
 
-Trainers without a file here call the endpoint over HTTP: LLaMA-Factory (`reward_model_type: api`, `reward_model:
-http://host:8000/v1/score/evaluation`) and slime (`--rm-type remote_rm --rm-url http://host:8000/rm`); see
-`serve_app/web/dialects/`.
+No trainer is imported until its adapter is used. rollouts reads what trainers hand over and scores it with one of
+sources; ppo is PPO on Ray, demo the proof that training works (learning, tiny_policy); errors is the exception tree.
 """

@@ -13,89 +13,45 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-import warnings
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field
 
-from cluster.connect import connect
 from cluster.rlhf.errors import framework_module
-from cluster.rlhf.learning import SIGNIFICANT, LearningCurve, save_png, table
-from cluster.rlhf.ppo import PpoOptions, train_ppo
+from cluster.rlhf.learning import LearningCurve, Training, TrainingOptions, run_command, run_trainings
+from cluster.rlhf.ppo import train_steps
 from cluster.rlhf.tiny_policy import PROMPTS, policy_tokenizer, random_policy
 from cluster.rlhf.trl import RewardFunction
-from serve_app.reward_model.errors import RaywardError
-
-__all__ = ["DemoConfig", "demo", "main", "train_grpo"]
 
 logger = logging.getLogger(__name__)
 Algorithm: TypeAlias = Literal["grpo", "ppo"]
 
-EXIT_STOPPED, EXIT_NOT_LEARNT = 1, 3
 GENERATIONS = 8
 LOGGED_EVERY = 10
 
 
-class DemoConfig(BaseModel):
+class RlhfDemoConfig(TrainingOptions):
     """Train tiny policies with rewards of reward actors, and test whether the reward rises."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     algorithms: tuple[Algorithm, ...] = Field(default=("grpo", "ppo"), min_length=1)
     """grpo: TRL's GRPOTrainer; ppo: cluster/rlhf/ppo.py."""
-    seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
-    """One training each."""
-    num_steps: int = Field(default=60, ge=10)
-    """Steps of a training, each over one batch of 32 responses."""
-    model: str = "tiny"
-    """The reward model: a folder, a Hugging Face id, or tiny."""
-    num_actors: PositiveInt = 1
-    """Reward actors."""
-    cpus_per_actor: PositiveInt = 1
-    """CPUs of a reward actor, and its threads where it scores on CPU."""
-    output: Path = Path("rlhf-curves.png")
-    """Where the picture of the curves goes."""
-    address: str | None = None
-    """A running Ray cluster (auto, host:port or ray://host:port); without it a local one is started."""
 
 
-def main(algorithms: tuple[Algorithm, ...] = ("grpo", "ppo"), prog: str = "python -m cluster.rlhf.demo") -> int:
-    """Run the command line of `prog`; the exit status. `algorithms` are those trained where it names none."""
-    config = tyro.cli(DemoConfig, description=__doc__, prog=prog, default=DemoConfig(algorithms=algorithms))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for name in ("httpx", "trl", "datasets", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(trl|torch|accelerate|transformers)\b")
-    try:
-        return demo(config)
-    except RaywardError as error:
-        print(f"the demo stopped: {error}", file=sys.stderr)
-        return EXIT_STOPPED
-    except KeyboardInterrupt:
-        return 130
+def main() -> int:
+    """Run the command line; the exit status."""
+    config = tyro.cli(RlhfDemoConfig, description=__doc__, prog="python -m cluster.rlhf.demo")
+    return run_command(lambda: demo(config))
 
 
-def demo(config: DemoConfig) -> int:
-    """Train, print the table and save the picture; the exit status."""
-    with connect(config.address):
-        from cluster.reward_pool.pool import RewardActorPool  # it imports Ray, for which `connect` sets variables
-
-        with RewardActorPool(config.model, num_actors=config.num_actors, num_cpus=config.cpus_per_actor) as pool:
-            trainings = [(algorithm, seed) for algorithm in config.algorithms for seed in config.seeds]
-            curves = [_trained(pool, algorithm, seed, config.num_steps) for algorithm, seed in trainings]
-    save_png(curves, config.output)
-    learnt = all(curve.improvement().p_value < SIGNIFICANT for curve in curves)
-    print(f"{table(curves)}\n\nmean rewards of the first and the last steps; the curves are in {config.output}")
-    print("every curve rises" if learnt else f"not every curve rises significantly (p < {SIGNIFICANT})")
-    return 0 if learnt else EXIT_NOT_LEARNT
+def demo(config: RlhfDemoConfig) -> int:
+    """Train as `config` says, print the table and save the picture; the exit status."""
+    trainings: dict[Algorithm, Training] = {"grpo": _train_grpo_with_pool, "ppo": train_steps}
+    return run_trainings(config, [trainings[algorithm] for algorithm in config.algorithms])
 
 
-def _trained(pool: Any, algorithm: Algorithm, seed: int, num_steps: int) -> LearningCurve:
-    if algorithm == "ppo":
-        return train_ppo(pool, seed=seed, options=PpoOptions(num_steps=num_steps))
+def _train_grpo_with_pool(pool: Any, seed: int, num_steps: int) -> LearningCurve:
     return train_grpo(RewardFunction(pool), seed=seed, num_steps=num_steps)
 
 

@@ -1,16 +1,23 @@
-"""Whether a training learnt: mean rewards by step, a test of their rise, a table and a picture."""
+"""Trainings of the tiny policy and whether they learnt: mean rewards by step, a test of their rise, a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from cluster.connect import connect
 from cluster.rlhf.errors import framework_module
+from serve_app.reward_model.errors import RaywardError
 
-__all__ = ["SIGNIFICANT", "Improvement", "LearningCurve", "save_png", "table"]
+EXIT_STOPPED, EXIT_NOT_LEARNT = 1, 3
 
 WINDOW = 15
 NUM_SHUFFLES = 9_999
@@ -47,6 +54,63 @@ class LearningCurve:
         rises = shuffled[:, window:].mean(axis=1) - shuffled[:, :window].mean(axis=1)
         p_value = (1 + int((rises >= rise).sum())) / (1 + NUM_SHUFFLES)
         return Improvement(float(first.mean()), float(last.mean()), p_value)
+
+
+Training: TypeAlias = Callable[[Any, int, int], LearningCurve]
+"""Trains a policy with the rewards of a pool, from a seed, for a number of steps."""
+
+
+class TrainingOptions(BaseModel):
+    """Train tiny policies with rewards of reward actors, and test whether the reward rises."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
+    """One training each."""
+    num_steps: int = Field(default=60, ge=10)
+    """Steps of a training, each over one batch of 32 responses."""
+    model: str = "tiny"
+    """The reward model: a folder, a Hugging Face id, or tiny."""
+    num_actors: PositiveInt = 1
+    """Reward actors."""
+    cpus_per_actor: PositiveInt = 1
+    """CPUs of a reward actor, and its threads where it scores on CPU."""
+    output: Path = Path("rlhf-curves.png")
+    """Where the picture of the curves goes."""
+    address: str | None = None
+    """A running Ray cluster (auto, host:port or ray://host:port); without it a local one is started."""
+
+
+def run_trainings(options: TrainingOptions, trainings: Sequence[Training]) -> int:
+    """Train by each of `trainings` from every seed, print the table and save the picture.
+
+    The exit status: 0 every curve rises significantly, 3 one does not.
+    """
+    with connect(options.address):
+        from cluster.reward_pool.pool import RewardActorPool  # it imports Ray, for which `connect` sets variables
+
+        with RewardActorPool(options.model, num_actors=options.num_actors, num_cpus=options.cpus_per_actor) as pool:
+            curves = [train(pool, seed, options.num_steps) for train in trainings for seed in options.seeds]
+    save_png(curves, options.output)
+    learnt = all(curve.improvement().p_value < SIGNIFICANT for curve in curves)
+    print(f"{table(curves)}\n\nmean rewards of the first and the last steps; the curves are in {options.output}")
+    print("every curve rises" if learnt else f"not every curve rises significantly (p < {SIGNIFICANT})")
+    return 0 if learnt else EXIT_NOT_LEARNT
+
+
+def run_command(work: Callable[[], int]) -> int:
+    """Run the work of a command line with its log on standard error; the exit status, 1 where it stopped."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for name in ("httpx", "trl", "datasets", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(trl|torch|accelerate|transformers)\b")
+    try:
+        return work()
+    except RaywardError as error:
+        print(f"the training stopped: {error}", file=sys.stderr)
+        return EXIT_STOPPED
+    except KeyboardInterrupt:
+        return 130
 
 
 def table(curves: Sequence[LearningCurve]) -> str:

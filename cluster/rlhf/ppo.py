@@ -21,15 +21,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor
 
 from cluster.reward_pool.rewards import place_at_last_token
 from cluster.rlhf.errors import TrainingError
-from cluster.rlhf.learning import LearningCurve
+from cluster.rlhf.learning import LearningCurve, TrainingOptions, run_command, run_trainings
 from cluster.rlhf.rollouts import RolloutScorer
 from cluster.rlhf.tiny_policy import PROMPTS, Rollout, generate, random_policy, random_values
-
-__all__ = ["PpoOptions", "advantages_and_returns", "main", "policy_loss", "train_ppo", "value_loss"]
 
 logger = logging.getLogger(__name__)
 
@@ -270,10 +269,14 @@ def _answers(*refs: Any) -> list[Any]:
 
 
 def main() -> int:
-    """Run `cluster.rlhf.demo` with PPO alone; the exit status."""
-    from cluster.rlhf.demo import main as demo
+    """Run the command line; the exit status."""
+    config = tyro.cli(TrainingOptions, description=__doc__, prog="python -m cluster.rlhf.ppo")
+    return run_command(lambda: run_trainings(config, [train_steps]))
 
-    return demo(algorithms=("ppo",), prog="python -m cluster.rlhf.ppo")
+
+def train_steps(pool: Any, seed: int, num_steps: int) -> LearningCurve:
+    """`train_ppo` as a `Training`."""
+    return train_ppo(pool, seed=seed, options=PpoOptions(num_steps=num_steps))
 
 
 if __name__ == "__main__":

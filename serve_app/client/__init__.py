@@ -1,7 +1,7 @@
-"""Calls rayward's endpoint from services and trainers. It imports httpx and the standard library, no torch and no Ray.
+"""Clients of rayward's endpoint, for services and trainers. They import httpx and the standard library, no torch, no Ray.
 
-`RewardClient` is for threads, `AsyncRewardClient` for event loops; the methods are the same. `batches.py` cuts long
-lists into requests, `transport.py` sends one and tries again, `answers.py` checks what comes back.
+`RewardClient` is for threads, `AsyncRewardClient` for event loops; the methods are the same (clients). transport cuts
+long lists into requests, sends them and tries again; answers checks what comes back; errors is the exception tree.
 """
 
 from serve_app.client.answers import Comparison, ModelInfo, RankedConversation, RankedResponse, Ranking, Score

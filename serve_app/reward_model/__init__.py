@@ -1,8 +1,19 @@
 """The engine: conversations in, scores out. It imports torch, Transformers and numpy, and no Ray.
 
-A conversation's path: `conversation.py` checks it, `tokenizer.py` makes token ids of it, `packing.py` lays it beside
-others, `decoder.py` runs the model (`linear.py`, `attention.py`, `rotary.py`), and `model.py` is the front door.
-`checkpoint.py` and `architecture.py` load a model; `tiny.py` is the embedded one; `scores.py` orders scores.
+A conversation's path:
+
+    conversation     messages, checked at the boundary
+    tokenizer        conversation -> token ids, truncation; markup: typed special tokens kept as text
+    rendered_text    the way back: rendered text -> conversation
+    prefixes         sequences that begin alike, so that the model reads that once
+    packing          sequences end to end under a token budget
+    scorer           packed batches in turn; out of memory and not finite are met here
+    decoder          packed batch -> scores, by linear (matrix products), attention and rotary
+    scores           a score, orders and ranks
+
+A model's path: spec names it, checkpoint finds and checks its files, architecture reads its shape, weights fuses and
+parked_weights puts them away; invariance probes this machine; model is the front door, tiny the embedded model, errors
+the exception tree.
 """
 
 from serve_app.reward_model.conversation import Conversation, ConversationLike, Message

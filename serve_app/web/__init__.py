@@ -1,3 +1,5 @@
-"""HTTP without Ray: who may ask and how (`gate`, `security`), what routes need of a scorer (`service`), rayward's own
-routes (`api`), other servers' wire formats (`dialects`), the page at / (`playground`).
+"""HTTP, without Ray.
+
+gate is who may ask, how much and by when, and the shape of errors; security checks keys; service is all that routes
+need of the scorer behind them; api has rayward's own routes; dialects those of other servers; playground the page at /.
 """

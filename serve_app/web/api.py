@@ -41,7 +41,7 @@ class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Message(_Schema):
+class MessageBody(_Schema):
     """One turn."""
 
     role: str = Field(description="user, assistant or system, as the model's chat template knows them")
@@ -49,7 +49,7 @@ class Message(_Schema):
 
 
 Conversation = Annotated[
-    list[Message], Field(min_length=1, description="Messages; the last one is the response that is scored")
+    list[MessageBody], Field(min_length=1, description="Messages; the last one is the response that is scored")
 ]
 ModelName = Annotated[str | None, Field(description="A model of GET /v1/models; the first one by default")]
 TruncationOption = Annotated[
@@ -131,14 +131,14 @@ class CompareResponse(_Response):
     probability: float = Field(description="That the first is preferred, by Bradley-Terry: the logistic of the margin")
 
 
-class RankedConversation(_Schema):
+class RankedItem(_Schema):
     index: int
     score: float
     rank: int = Field(description="0 is the best; equal scores in the order of the request")
 
 
 class RankResponse(_Response):
-    results: list[RankedConversation] = Field(description="In the order of the request")
+    results: list[RankedItem] = Field(description="In the order of the request")
     order: list[int] = Field(description="Indices, the best first")
 
 
@@ -231,7 +231,7 @@ def routes(service: ScoringService) -> APIRouter:
         values = [score.value for score in scores]
         places = ranks(values)
         results = [
-            RankedConversation(index=index, score=value, rank=rank)
+            RankedItem(index=index, score=value, rank=rank)
             for index, (value, rank) in enumerate(zip(values, places, strict=True))
         ]
         return RankResponse(model=model, results=results, order=order(values), usage=_usage(scores))

@@ -22,10 +22,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
+from cluster.sizing import INTERNLM2_MODELS, record_rate
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.architecture import INTERNLM2, DecoderConfig, RopeConfig
 from serve_app.reward_model.decoder import Decoder
@@ -35,6 +36,8 @@ from serve_app.reward_model.weights import DecoderWeights, allocate
 from tests.benchmarks.peers import PaddedPeer
 
 RESULTS = Path(__file__).parent / "results"
+# The model whose shape a preset has.
+MODELS = dict(zip(("1.8b", "7b", "20b"), INTERNLM2_MODELS, strict=True))
 SHAPES = {  # hidden, layers, heads, key/value heads, intermediate; DESIGN: the InternLM2-Reward family, and mid
     "tiny": (128, 5, 4, 2, 384),
     "mid": (1024, 12, 16, 8, 4096),
@@ -85,7 +88,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quantization", choices=("none", "fp8"), default="none", help="the engine's weights")
     parser.add_argument("--any-kernel", action="store_true", help="let CUDA choose kernels by batch size")
     parser.add_argument("--json", action="store_true", help="print the JSON line alone")
-    parser.add_argument("--save", action="store_true", help="write the JSON to tests/benchmarks/results")
+    parser.add_argument(
+        "--save",
+        action="store_true",
+        help="write the JSON to tests/benchmarks/results; on a GPU also the rates that cluster.plan uses",
+    )
     return parser.parse_args(argv)
 
 
@@ -110,8 +117,25 @@ def main() -> int:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"bench_engine_{args.preset}_{model.device.type}.json"
         path.write_text(json.dumps(result, indent=2) + "\n")
+        if model.device.type == "cuda" and args.preset in MODELS:
+            record_rates(result)
     print(json.dumps(result))
     return 0
+
+
+def record_rates(result: dict[str, Any]) -> None:
+    """Hand a GPU's rates to `cluster.plan`."""
+    for workload, figures in result["workloads"].items():
+        record_rate(
+            {
+                "model": MODELS[result["preset"]],
+                "hardware": result["hardware"],
+                "dtype": "fp8" if result["quantization"] == "fp8" else result["dtype"],
+                "workload": workload,
+                "tokens_per_s": figures["tokens_per_s"],
+                "source": f"bench_engine --preset {result['preset']}, torch {result['torch']}",
+            }
+        )
 
 
 def measure(

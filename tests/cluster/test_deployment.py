@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from cluster.sizing import GB, GPUS, INTERNLM2, ReplicaSize, model_volume_gib, pod_memory_gib, replica_size
+from cluster.sizing import GB, GPUS, INTERNLM2_MODELS, ReplicaSize, model_volume_gib, pod_memory_gib, replica_size
 from serve_app.config import ModelConfig, ServiceConfig
 from tests.cluster.crd_schema import strict_validator
 
@@ -81,7 +81,7 @@ def test_the_service_runs_what_serve_and_the_endpoint_accept() -> None:
 
     schema = ServeDeploySchema.model_validate(yaml.safe_load(document("rayservice.yaml")["spec"]["serveConfigV2"]))
     assert schema.applications[0].import_path == "serve_app.app:build_app"
-    assert {model.model for model in served_models()} == set(INTERNLM2)
+    assert {model.model for model in served_models()} == set(INTERNLM2_MODELS)
     assert all(model.max_replicas_per_node == 1 for model in served_models())
     ServiceConfig.model_validate(
         ServeDeploySchema.model_validate(document("serve-config.yaml")).applications[0].args  # the two-model example
@@ -118,7 +118,7 @@ def gpu_groups() -> list[tuple[str, dict[str, Any]]]:
 
 def size_of(group: dict[str, Any]) -> tuple[dict[str, str], ReplicaSize]:
     notes = group["template"]["metadata"]["annotations"]
-    size = replica_size(INTERNLM2[notes["rayward/model"]], GPUS[GPU_BY_TYPE[notes["rayward/gpu"]]])
+    size = replica_size(INTERNLM2_MODELS[notes["rayward/model"]], GPUS[GPU_BY_TYPE[notes["rayward/gpu"]]])
     assert size is not None
     return notes, size
 
@@ -203,8 +203,8 @@ def test_ray_up_accepts_its_file() -> None:
         validate_config(prepare_config(config | {"max_worker": 1}))
     assert config["available_node_types"][config["head_node_type"]]["resources"] == {"CPU": 0}
     text = (CLUSTER / "ray-cluster.yaml").read_text()
-    for model, gpu in zip(INTERNLM2, GPU_BY_TYPE, strict=True):
-        size = replica_size(INTERNLM2[model], GPUS[gpu])
+    for model, gpu in zip(INTERNLM2_MODELS, GPU_BY_TYPE, strict=True):
+        size = replica_size(INTERNLM2_MODELS[model], GPUS[gpu])
         assert size is not None
         name = model.rpartition("/")[2]
         assert f"# {name}: {size.gpu_bytes / GB:.1f} of {GPUS[gpu].memory_bytes / GB:.0f} GB" in text

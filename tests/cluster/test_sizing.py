@@ -11,11 +11,13 @@ import torch
 from cluster.sizing import (
     GB,
     GPUS,
-    INTERNLM2,
+    INTERNLM2_MODELS,
+    MEASURED_RATES,
     bytes_per_token,
     fleet,
     flops_per_token,
     measured,
+    record_rate,
     replica_size,
     throughput,
     weight_bytes,
@@ -24,7 +26,7 @@ from serve_app.reward_model import RewardModel
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.weights import allocate
 
-SMALL, MIDDLE, LARGE = INTERNLM2.values()
+SMALL, MIDDLE, LARGE = INTERNLM2_MODELS.values()
 
 
 def test_the_shapes_are_those_of_the_real_models(shared: Path) -> None:
@@ -111,23 +113,26 @@ def test_an_assumed_rate_says_so() -> None:
     assert "NOT measured" in rate.source
 
 
-def test_a_measured_rate_is_found_by_shape_gpu_and_dtype(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    result = {
-        "hardware": "NVIDIA A100-SXM4-80GB",
-        "dtype": "float16",
-        "quantization": "none",
-        "workloads": {"mixed": {"tokens_per_s": 9876.5}},
-    }
-    (tmp_path / "bench_engine_7b_cuda.json").write_text(json.dumps(result))
-    (tmp_path / "bench_engine_20b_cuda.json").write_text("{}")
-    found = measured(MIDDLE, GPUS["A100-80"], dtype="float16", folder=tmp_path)
+def test_a_measured_rate_is_found_by_shape_gpu_and_dtype(tmp_path: Path) -> None:
+    path = tmp_path / "rates.json"
+    path.write_text("[]")
+    rate = {"hardware": "NVIDIA A100-SXM4-80GB", "dtype": "float16", "workload": "mixed", "source": "a benchmark"}
+    for tokens_per_s in (1.0, 9876.5):  # the later one counts
+        record_rate(rate | {"model": "internlm/internlm2-7b-reward", "tokens_per_s": tokens_per_s}, path=path)
+    record_rate(rate | {"model": "internlm/internlm2-20b-reward", "tokens_per_s": 5.0, "workload": "long"}, path=path)
+    found = measured(MIDDLE, GPUS["A100-80"], dtype="float16", path=path)
     assert found is not None
-    assert (found.tokens_per_s, found.source) == (9876.5, "measured: bench_engine_7b_cuda.json")
-    assert measured(MIDDLE, GPUS["A100-40"], dtype="float16", folder=tmp_path) is None
-    assert measured(MIDDLE, GPUS["A100-80"], dtype="fp8", folder=tmp_path) is None
-    assert measured(SMALL, GPUS["A100-80"], dtype="float16", folder=tmp_path) is None
-    assert measured(LARGE, GPUS["A100-80"], dtype="float16", folder=tmp_path) is None
-    assert "bench_engine_20b_cuda.json is no result" in caplog.text
+    assert (found.tokens_per_s, found.source) == (9876.5, "measured: a benchmark")
+    assert measured(MIDDLE, GPUS["A100-40"], dtype="float16", path=path) is None
+    assert measured(MIDDLE, GPUS["A100-80"], dtype="fp8", path=path) is None
+    assert measured(SMALL, GPUS["A100-80"], dtype="float16", path=path) is None
+    assert measured(LARGE, GPUS["A100-80"], dtype="float16", path=path) is None
+
+
+def test_the_measured_rates_of_the_package_are_whole() -> None:
+    for rate in json.loads(MEASURED_RATES.read_text()):
+        assert set(rate) == {"model", "hardware", "dtype", "workload", "tokens_per_s", "source"}
+        assert rate["model"] in INTERNLM2_MODELS
 
 
 def test_the_gpus_have_the_names_that_ray_gives_them() -> None:

@@ -1,4 +1,9 @@
-"""The wire formats that existing clients of reward models speak, one file each, answered by the same scorer.
+"""Wire formats that existing clients of reward models speak, one file each, answered by the same scorer.
+
+    classify         vLLM and SGLang          pooling        vLLM, XTuner, POLAR; LMDeploy's on request
+    embeddings       SGLang                   openrlhf       OpenRLHF
+    llamafactory     LLaMA-Factory            slime          slime
+    rerank           Cohere and Jina          openai_shape   shared by those that look like OpenAI's API
 
 Every score is the model's raw logit unless the request asks for an activation by name. Nothing is shortened unless
 the request names a length. Requests come from other projects' code: fields that rayward has no use for are listed

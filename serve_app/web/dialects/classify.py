@@ -18,7 +18,7 @@ from serve_app.web.dialects.openai_shape import (
     EXAMPLE_TEXT,
     InputOrMessages,
     Texts,
-    Usage,
+    TokenUsage,
     activated,
     input_params,
     read_texts,
@@ -60,7 +60,7 @@ class VllmClassifications(BaseModel):
     created: int = Field(description="Unix time in seconds.")
     model: str
     data: list[Classification]
-    usage: Usage
+    usage: TokenUsage
 
 
 class MetaInfo(BaseModel):
@@ -107,7 +107,7 @@ def routes(service: ScoringService) -> APIRouter:
 def _as_vllm(model: str, scores: list[Score], use_activation: bool | None) -> VllmClassifications:
     data = [Classification(index=at, probs=[activated(score, use_activation)]) for at, score in enumerate(scores)]
     return VllmClassifications(
-        id=f"classify-{uuid4().hex}", created=int(time.time()), model=model, data=data, usage=Usage.of(scores)
+        id=f"classify-{uuid4().hex}", created=int(time.time()), model=model, data=data, usage=TokenUsage.of(scores)
     )
 
 

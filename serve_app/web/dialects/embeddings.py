@@ -10,7 +10,7 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve_app.web.dialects.openai_shape import EXAMPLE_TEXT, Texts, Usage, read_texts, text_params
+from serve_app.web.dialects.openai_shape import EXAMPLE_TEXT, Texts, TokenUsage, read_texts, text_params
 from serve_app.web.service import ScoringService
 
 __all__ = ["routes"]
@@ -44,7 +44,7 @@ class EmbeddingsResponse(BaseModel):
     object: Literal["list"] = "list"
     data: list[Embedding]
     model: str
-    usage: Usage
+    usage: TokenUsage
 
 
 def routes(service: ScoringService) -> APIRouter:
@@ -58,6 +58,6 @@ def routes(service: ScoringService) -> APIRouter:
         texts = read_texts(service, model, body.input, field="input")
         scores = await service.score(model, texts, params=text_params(body.input, field="input"))
         data = [Embedding(index=at, embedding=[score.value]) for at, score in enumerate(scores)]
-        return EmbeddingsResponse(data=data, model=model, usage=Usage.of(scores))
+        return EmbeddingsResponse(data=data, model=model, usage=TokenUsage.of(scores))
 
     return router

@@ -17,7 +17,7 @@ __all__ = [
     "ChatMessage",
     "InputOrMessages",
     "Texts",
-    "Usage",
+    "TokenUsage",
     "activated",
     "checked",
     "input_params",
@@ -73,7 +73,7 @@ class InputOrMessages(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class Usage(BaseModel):
+class TokenUsage(BaseModel):
     """Tokens read, BOS and reward token included; a reward model writes none."""
 
     prompt_tokens: int
@@ -81,7 +81,7 @@ class Usage(BaseModel):
     completion_tokens: int = 0
 
     @classmethod
-    def of(cls, scores: Sequence[Score]) -> Usage:
+    def of(cls, scores: Sequence[Score]) -> TokenUsage:
         num_tokens = sum(score.num_tokens for score in scores)
         return cls(prompt_tokens=num_tokens, total_tokens=num_tokens)
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serve_app.web.dialects.openai_shape import (
     EXAMPLE_TEXT,
     InputOrMessages,
-    Usage,
+    TokenUsage,
     activated,
     input_params,
     text_or_messages,
@@ -53,7 +53,7 @@ class PoolingResponse(BaseModel):
     created: int = Field(description="Unix time in seconds.")
     model: str
     data: list[Pooled]
-    usage: Usage
+    usage: TokenUsage
 
 
 def routes(service: ScoringService) -> APIRouter:
@@ -75,7 +75,7 @@ def routes(service: ScoringService) -> APIRouter:
             created=int(time.time()),
             model=model,
             data=[Pooled(index=at, data=value if scalar else [[value]]) for at, value in enumerate(values)],
-            usage=Usage.of(scores),
+            usage=TokenUsage.of(scores),
         )
 
     return router

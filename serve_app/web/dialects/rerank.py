@@ -14,7 +14,7 @@ from pydantic.config import JsonDict
 
 from serve_app.reward_model import Message
 from serve_app.reward_model.scores import order
-from serve_app.web.dialects.openai_shape import Usage, checked, text_params
+from serve_app.web.dialects.openai_shape import TokenUsage, checked, text_params
 from serve_app.web.service import ScoringService
 
 __all__ = ["routes"]
@@ -59,7 +59,7 @@ class RerankResponse(BaseModel):
     model: str
     results: list[RerankResult]
     meta: dict[str, Any]
-    usage: Usage
+    usage: TokenUsage
 
 
 def routes(service: ScoringService) -> APIRouter:
@@ -84,7 +84,7 @@ def routes(service: ScoringService) -> APIRouter:
             for at in best
         ]
         meta = {"api_version": {"version": version}}
-        return RerankResponse(id=uuid4().hex, model=model, results=results, meta=meta, usage=Usage.of(scores))
+        return RerankResponse(id=uuid4().hex, model=model, results=results, meta=meta, usage=TokenUsage.of(scores))
 
     @router.post(
         "/v1/rerank", response_model_exclude_none=True, summary="Documents ordered as Cohere's and Jina's v1 give them"

@@ -11,7 +11,7 @@ from importlib.resources import files
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-__all__ = ["Page", "load_page", "playground"]
+__all__ = ["PlaygroundPage", "load_page", "playground"]
 
 PART = re.compile(
     r'<link rel="stylesheet" href="(?P<style>\w+\.css)">'
@@ -21,7 +21,7 @@ PART = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class PlaygroundPage:
     """A page in one piece, and the Content-Security-Policy that lets its own scripts and styles work and no others."""
 
     html: str
@@ -38,7 +38,7 @@ class Page:
         }
 
 
-def load_page() -> Page:
+def load_page() -> PlaygroundPage:
     """`page.html` with every part it names put in its place."""
     folder = files(__package__)
     styles: list[str] = []
@@ -57,7 +57,7 @@ def load_page() -> Page:
         return f"<script>{text}</script>"
 
     html = PART.sub(inline, folder.joinpath("page.html").read_text(encoding="utf-8"))
-    return Page(html, _policy(styles, scripts))
+    return PlaygroundPage(html, _policy(styles, scripts))
 
 
 def playground() -> APIRouter:

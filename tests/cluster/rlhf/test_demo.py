@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.rlhf.demo import DemoConfig, demo
+from cluster.rlhf.demo import RlhfDemoConfig, demo
 
 NUM_STEPS = 20
 
@@ -19,7 +19,7 @@ def test_policies_learn_from_the_rewards_of_a_pool(
     pytest.importorskip("trl", reason="TRL is not installed")
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     caplog.set_level(logging.INFO, logger="cluster.rlhf")
-    status = demo(DemoConfig(num_steps=NUM_STEPS, seeds=(0,), output=tmp_path / "curves.png"))
+    status = demo(RlhfDemoConfig(num_steps=NUM_STEPS, seeds=(0,), output=tmp_path / "curves.png"))
     printed = capsys.readouterr().out
     assert status == 0, printed
     assert [line.split()[:3] for line in printed.splitlines()[1:3]] == [
