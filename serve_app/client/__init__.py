@@ -1,4 +1,4 @@
-"""Clients of rayward's endpoint, for services and trainers. They import httpx and the standard library, no torch, no Ray.
+"""Clients of rayward's endpoint, for services and trainers: httpx and the standard library, no torch and no Ray.
 
 `RewardClient` is for threads, `AsyncRewardClient` for event loops; the methods are the same (clients). transport cuts
 long lists into requests, sends them and tries again; answers checks what comes back; errors is the exception tree.
