@@ -26,7 +26,8 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from cluster.connect import ClusterResources, connect
 from jobs.command import EXIT_ROW_ERRORS, run_command
 from jobs.corpus.conversations import ConversationColumns, SystemPrompt, prompt_columns_of
-from jobs.corpus.files import Corpus, auto_rows_per_unit, identity_of
+from jobs.corpus.files import Corpus, auto_rows_per_unit
+from jobs.corpus.storage import identity_of
 from jobs.generation.choosing import ADDED_COLUMNS, RANK_COLUMNS, CandidateScorer
 from jobs.generation.options import GeneratorOptions, SamplingOptions
 from jobs.generation.placement import Pools, plan_pools
@@ -41,7 +42,6 @@ from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
 from jobs.scoring.model_source import ModelSource
 from serve_app.reward_model import RewardModel
 
-__all__ = ["BestOfNConfig", "main", "run"]
 
 logger = logging.getLogger(__name__)
 # A unit is what a restart may have to generate again, and generating takes far longer than scoring.

@@ -24,7 +24,6 @@ from jobs.score import ScoreConfig, run
 from serve_app.reward_model.scores import order
 from serve_app.reward_model.tiny import NAME as TINY
 
-__all__ = ["SAMPLE", "DemoConfig", "demo", "main"]
 
 SAMPLE = Path(__file__).with_name("sample.parquet")
 WIDTH = 62

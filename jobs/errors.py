@@ -17,19 +17,6 @@ from __future__ import annotations
 
 from serve_app.reward_model.errors import RaywardError
 
-__all__ = [
-    "CorpusError",
-    "GeneratorError",
-    "JobError",
-    "MissingPackageError",
-    "OutputError",
-    "ResourceError",
-    "ScorerError",
-    "ServedModelError",
-    "TooManyErrorsError",
-    "WorkerError",
-]
-
 
 class JobError(RaywardError):
     """A job stops; what it committed stays and a restart goes on from there."""

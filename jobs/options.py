@@ -20,7 +20,6 @@ from jobs.corpus.conversations import ConversationColumns
 from serve_app.reward_model.tiny import NAME as TINY
 from serve_app.reward_model.tokenizer import Truncation
 
-__all__ = ["ColumnName", "CorpusOptions", "EngineOptions", "ScoringOptions"]
 
 ColumnName = Annotated[str, Field(min_length=1)]
 

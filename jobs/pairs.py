@@ -22,7 +22,8 @@ from pydantic import Field, NonNegativeFloat
 from cluster.connect import connect
 from jobs.command import run_command
 from jobs.corpus.conversations import conversation_columns
-from jobs.corpus.files import MAX_UNIT_ROWS, Corpus, identity_of
+from jobs.corpus.files import MAX_UNIT_ROWS, Corpus
+from jobs.corpus.storage import identity_of
 from jobs.grouping.pairs import PairStage, PairStats, Strategy
 from jobs.grouping.ranks import num_partitions, stretches
 from jobs.runs.ledger import Ledger, is_complete, recorded
@@ -31,7 +32,6 @@ from jobs.scoring.model_source import ModelSource
 from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
 from serve_app.reward_model import RewardModel
 
-__all__ = ["PairsConfig", "main", "run"]
 
 logger = logging.getLogger(__name__)
 MAX_PAIRS = 64

@@ -24,7 +24,8 @@ from pydantic import PositiveInt, model_validator
 from cluster.connect import connect
 from jobs.command import EXIT_ROW_ERRORS, run_command
 from jobs.corpus.conversations import conversation_columns
-from jobs.corpus.files import MAX_UNIT_ROWS, Corpus, identity_of
+from jobs.corpus.files import MAX_UNIT_ROWS, Corpus
+from jobs.corpus.storage import identity_of
 from jobs.errors import CorpusError
 from jobs.grouping.keys import GroupKeys
 from jobs.grouping.quantiles import quantiles
@@ -36,7 +37,6 @@ from jobs.scoring.model_source import ModelSource
 from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
 from serve_app.reward_model import RewardModel
 
-__all__ = ["RankConfig", "RankTotals", "main", "run"]
 
 logger = logging.getLogger(__name__)
 

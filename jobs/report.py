@@ -29,7 +29,6 @@ from jobs.reporting.columns import ChosenColumns, ReportColumns
 from jobs.reporting.provenance import Provenance
 from jobs.reporting.stage import Findings, ReportStage
 
-__all__ = ["ReportConfig", "main", "run"]
 
 PACKAGES = ("matplotlib", "jinja2")
 

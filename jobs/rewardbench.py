@@ -45,7 +45,6 @@ from jobs.scoring.run import ScoringRun
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.tiny import NAME as TINY
 
-__all__ = ["RewardBenchConfig", "main", "run"]
 
 logger = logging.getLogger(__name__)
 

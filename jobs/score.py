@@ -24,8 +24,6 @@ from jobs.scoring.model_source import ModelSource
 from jobs.scoring.run import ScoringRun
 from serve_app.reward_model import RewardModel
 
-__all__ = ["ScoreConfig", "main", "run"]
-
 
 class ScoreConfig(ScoringOptions, CorpusOptions):
     """Score every conversation of a Parquet corpus; a stopped job is taken up by the same command."""

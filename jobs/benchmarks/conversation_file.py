@@ -21,7 +21,6 @@ from jobs.corpus.reader import UnitReader
 from jobs.corpus.storage import OutputFolder
 from jobs.errors import CorpusError, OutputError
 
-__all__ = ["ConversationFile"]
 
 ROWS_AT_ONCE = 256
 SOURCE_KEY = b"rayward.benchmark"

@@ -16,7 +16,6 @@ from jobs.errors import CorpusError
 from serve_app.reward_model.conversation import Conversation
 from serve_app.reward_model.errors import ConversationError
 
-__all__ = ["Answer", "Benchmark", "Dataset"]
 
 NO_SUBSET = "(none)"
 CHOSEN, REJECTED = "chosen", "rejected"

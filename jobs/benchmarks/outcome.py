@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["AnsweredRow", "Figures", "Outcome", "Section", "Subset", "mean", "subsets_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class AnsweredRow:

@@ -14,7 +14,6 @@ import numpy as np
 from jobs.benchmarks.outcome import AnsweredRow, Outcome, Section, Subset, mean, subsets_of
 from jobs.errors import CorpusError
 
-__all__ = ["NUM_PROMPTS", "TIES", "accuracy", "evaluate", "ties_number", "ties_score"]
 
 TIES = "Ties"
 NUM_PROMPTS: Mapping[str, int] = MappingProxyType(

@@ -13,7 +13,6 @@ from jobs.benchmarks.outcome import AnsweredRow, Outcome, Section, Subset
 from jobs.corpus.files import Corpus
 from jobs.errors import OutputError
 
-__all__ = ["as_data", "read_rows", "table", "table_of"]
 
 COLUMNS = ["row", "answer", "num_correct", "subset", "id", "problem", "score", "error"]
 SCHEMA = pa.schema(

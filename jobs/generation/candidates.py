@@ -8,8 +8,6 @@ from typing import Protocol
 
 from serve_app.reward_model.conversation import Message
 
-__all__ = ["Candidate", "Generation", "Generator", "Prompt"]
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

@@ -11,7 +11,6 @@ from serve_app.reward_model.errors import CheckpointError, ConversationError
 from serve_app.reward_model.markup import MARK, MarkedTextEncoder, Markup, escape
 from serve_app.reward_model.tokenizer import quiet_transformers
 
-__all__ = ["ChatEncoder"]
 
 PROBE = "rayward"
 

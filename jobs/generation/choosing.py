@@ -24,7 +24,6 @@ from serve_app.reward_model.errors import ConversationError
 from serve_app.reward_model.scores import order
 from serve_app.reward_model.tokenizer import Truncation
 
-__all__ = ["ADDED_COLUMNS", "RANK_COLUMNS", "CandidateScorer", "Judged", "all_rows", "best_rows"]
 
 ADDED_COLUMNS = {
     "response": pa.large_string(),

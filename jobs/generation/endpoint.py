@@ -23,7 +23,6 @@ from jobs.generation.options import Sampling
 from serve_app.reward_model.conversation import Message
 from serve_app.reward_model.errors import RaywardError
 
-__all__ = ["Endpoint", "HttpGenerator", "PassingError", "RefusedError", "ask", "headers_of", "only_model"]
 
 MAX_REASON_CHARS = 300
 NO_PROMPTS_FAULT = (401, 402, 403, 404, 405)

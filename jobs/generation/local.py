@@ -26,8 +26,6 @@ from jobs.generation.internlm2 import load_internlm2
 from jobs.generation.options import Sampling
 from serve_app.reward_model.errors import CheckpointError, ConversationError
 
-__all__ = ["CandidateSampler", "LocalGenerator", "load_causal", "processors"]
-
 
 class CandidateSampler(LogitsProcessor):
     """Draws the next token of each row and leaves it the only possible one, for a decoder that takes the likeliest.

@@ -20,8 +20,6 @@ from pydantic import (
 
 from jobs.generation.tiny import NAME as TINY
 
-__all__ = ["GeneratorOptions", "Sampling", "SamplingOptions"]
-
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

@@ -10,7 +10,6 @@ from jobs.generation.options import GeneratorOptions
 from jobs.options import EngineOptions
 from jobs.runs.placement import IO_CPUS, ActorPool, plan_actors
 
-__all__ = ["HTTP_ACTOR", "Pools", "plan_pools"]
 
 # It waits for the endpoint: Ray's CPUs, which are bookkeeping, are left to the actors that compute.
 HTTP_ACTOR = ActorPool(num_actors=1, cpus_per_actor=0, gpus_per_actor=0.0)

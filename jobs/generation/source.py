@@ -21,7 +21,6 @@ from serve_app.reward_model.checkpoint import fingerprint, resolve
 from serve_app.reward_model.errors import CheckpointError
 from serve_app.reward_model.model import DTYPES, cpu_dtype
 
-__all__ = ["HttpSource", "LocalSource", "source_of"]
 
 TEMPLATE_FILES = ("*.jinja",)
 

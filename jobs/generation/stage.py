@@ -17,7 +17,6 @@ from jobs.runs.attempts import GuardedModel
 from jobs.runs.ledger import Ledger, UnitStats
 from serve_app.reward_model.conversation import Conversation
 
-__all__ = ["COLUMN", "UnitGenerator", "with_generations", "without_generations"]
 
 COLUMN = "_rayward_generation"
 TYPE = pa.struct(

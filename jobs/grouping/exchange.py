@@ -17,7 +17,6 @@ from serve_app.reward_model.errors import RaywardError
 if TYPE_CHECKING:
     import ray
 
-__all__ = ["Pieces", "gathered", "results", "scatter"]
 
 logger = logging.getLogger(__name__)
 MAX_RETRIES = 3

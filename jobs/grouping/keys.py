@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from jobs.corpus.conversations import ConversationColumns, conversations
 from serve_app.reward_model.conversation import Conversation
 
-__all__ = ["NO_GROUP", "GroupKeys"]
 
 # Both halves of the key of a row without a group. No digest is taken for it.
 NO_GROUP = 0

@@ -22,7 +22,6 @@ from jobs.grouping.ranks import ScoredRows, Stretch, groups_of, joined, scored_r
 from jobs.runs.ledger import Ledger
 from serve_app.reward_model.conversation import Conversation, Message
 
-__all__ = ["PAIR_SCHEMA", "PairStage", "PairStats", "Pairs", "Strategy", "select_pairs"]
 
 Strategy = Literal["best-worst", "best-random", "all"]
 

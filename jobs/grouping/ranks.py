@@ -23,20 +23,6 @@ from jobs.grouping.keys import GroupKeys
 from jobs.grouping.quantiles import ScoreSummary
 from jobs.runs.ledger import Ledger, UnitStats
 
-__all__ = [
-    "RANK_COLUMNS",
-    "GroupRanks",
-    "RankStage",
-    "ScoredRows",
-    "Stretch",
-    "best_rows",
-    "groups_of",
-    "num_partitions",
-    "rank_groups",
-    "scores_of",
-    "stretches",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class GroupRanks:

@@ -12,7 +12,6 @@ from jobs.corpus.files import Corpus
 from jobs.errors import CorpusError
 from jobs.grouping.keys import GroupKeys
 
-__all__ = ["ChosenColumns", "LabelColumn", "PairColumns", "ReportColumns", "ScoreColumn"]
 
 BY_NAMES = ("domain", "subset", "category", "language", "lang")
 LABEL_NAMES = ("preferred", "is_preferred", "label", "preference")

@@ -15,7 +15,6 @@ from jobs.reporting.extremes import Extremes
 from jobs.reporting.scales import LengthScale, Scales, ScoreScale, codes_of, finite_scores, has_both, label_codes
 from jobs.reporting.stats import CoMoments, Moments, histogram
 
-__all__ = ["Counts", "ErrorKind", "ErrorKinds", "GroupCounts", "LengthCounts", "ScoreCounts", "counts_of", "sides_of"]
 
 MAX_KINDS = 100
 MAX_KIND_CHARS = 60

@@ -14,7 +14,6 @@ from jobs.corpus.conversations import ConversationColumns
 from jobs.grouping.ranks import best_rows
 from jobs.reporting.columns import ReportColumns, ScoreColumn
 
-__all__ = ["Extremes", "Place", "ShownRow", "shown_row", "text_columns"]
 
 MAX_PROMPT_CHARS = 240
 MAX_RESPONSE_CHARS = 500

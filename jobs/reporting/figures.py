@@ -25,24 +25,6 @@ from jobs.reporting.counts import MAP_BINS, GroupCounts, LengthCounts
 from jobs.reporting.scales import LengthScale, ScoreScale
 from jobs.reporting.stats import Axis, coarse, coarse_bins, quantile
 
-__all__ = [
-    "ACCENT",
-    "HEIGHT",
-    "INK",
-    "LINE",
-    "QUIET",
-    "SECOND",
-    "WIDTH",
-    "GroupLine",
-    "distribution",
-    "figure_of_size",
-    "group_lines",
-    "inline",
-    "length_map",
-    "mean_by_length",
-    "name_groups",
-    "printable",
-]
 
 # Matplotlib draws in these; the page has a colour of its own for each, by day and by night.
 INK, QUIET, LINE, ACCENT, SECOND = "#010000", "#010001", "#010002", "#010003", "#010004"

@@ -12,8 +12,6 @@ from markupsafe import Markup
 from jobs.reporting import wording
 from jobs.reporting.stage import Findings
 
-__all__ = ["Cards", "Figure", "Page", "Section", "Table", "Tile", "render", "summary"]
-
 
 @dataclass(frozen=True, slots=True)
 class Tile:

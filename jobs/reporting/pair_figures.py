@@ -25,7 +25,6 @@ from jobs.reporting.figures import (
 from jobs.reporting.pairs import PairCounts, interval
 from jobs.reporting.stats import FINE_BINS, Axis, sums
 
-__all__ = ["accuracy_by_group", "accuracy_by_margin", "calibration", "margins"]
 
 MARGIN_BINS = (12, 20, 32, 48)
 MAX_SIZE_GROUPS = 8

@@ -16,20 +16,6 @@ from jobs.reporting.counts import sides_of
 from jobs.reporting.scales import Scales, codes_of, finite_scores
 from jobs.reporting.stats import Axis, histogram, sums
 
-__all__ = [
-    "CONFIDENCE_BINS",
-    "MAX_SIDE",
-    "LabelledRows",
-    "PairCounts",
-    "PairedRows",
-    "Pairs",
-    "interval",
-    "joined",
-    "paired_rows",
-    "pairs_of_prompts",
-    "pairs_of_rows",
-    "split",
-]
 
 CONFIDENCE_BINS = 10
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.corpus.files import filesystem_of
+from jobs.corpus.storage import folder_of
 from jobs.runs.ledger import Ledger
 from serve_app.reward_model.errors import RaywardError
 
-__all__ = ["Provenance", "ScoringRecord"]
 
 logger = logging.getLogger(__name__)
 MAX_FOLDERS = 8
@@ -86,7 +85,7 @@ def _manifests(location: str) -> Iterator[dict[str, Any]]:
     while location not in seen and len(seen) < MAX_FOLDERS:
         seen.add(location)
         try:
-            manifest = Ledger(_folder(location)).read_manifest()
+            manifest = Ledger(folder_of(location)).read_manifest()
         except (RaywardError, OSError) as error:
             logger.info("how %s was made is not told: %s", location, error)
             return
@@ -94,15 +93,6 @@ def _manifests(location: str) -> Iterator[dict[str, Any]]:
             return
         yield manifest
         location = str(manifest["identity"].get("input", ""))
-
-
-def _folder(location: str) -> str:
-    """The folder of a location that may be a file or a glob."""
-    address, mark, options = location.partition("?") if "://" in location else (location, "", "")
-    if "*" in address or address.endswith(".parquet"):
-        filesystem_of(location)  # raises where this is no location
-        address = address.partition("*")[0].rpartition("/")[0] or "."
-    return address + mark + options
 
 
 def _is_scoring(manifest: Mapping[str, Any]) -> bool:

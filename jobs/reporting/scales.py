@@ -22,21 +22,6 @@ from jobs.grouping.ranks import scores_of
 from jobs.reporting.columns import ReportColumns
 from jobs.reporting.stats import Axis
 
-__all__ = [
-    "LABELS",
-    "MAX_VALUES",
-    "Extents",
-    "LengthScale",
-    "MidRanks",
-    "Scales",
-    "ScoreScale",
-    "codes_of",
-    "finite_scores",
-    "has_both",
-    "label_codes",
-    "settled",
-    "values_of",
-]
 
 MAX_VALUES = 200
 NO_VALUE = "(none)"

@@ -21,7 +21,6 @@ from jobs.reporting.stage import Findings
 from jobs.reporting.stats import Axis, quantile
 from serve_app.reward_model.tiny import NAME as TINY
 
-__all__ = ["group_sections", "page_of", "pair_sections"]
 
 MAX_DRAWN = 24
 GROUP_SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -28,7 +28,6 @@ from jobs.reporting.extremes import Place, ShownRow, shown_row, text_columns
 from jobs.reporting.pairs import LabelledRows, Pairs, joined, pairs_of_prompts, pairs_of_rows, split
 from jobs.reporting.scales import Extents, Scales, settled
 
-__all__ = ["Findings", "ReportStage"]
 
 MAX_SHARES = 200
 # Ray keeps results below 100 kB in the memory of the driver. What a stretch, 1/200 of a corpus, makes for a share of so

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FINE_BINS", "Axis", "CoMoments", "Moments", "coarse", "coarse_bins", "histogram", "quantile", "sums"]
-
 
 @dataclass(frozen=True, slots=True)
 class Moments:

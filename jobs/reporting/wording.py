@@ -7,7 +7,6 @@ import math
 from jobs.reporting.counts import LengthCounts
 from jobs.reporting.pairs import PairCounts, interval
 
-__all__ = ["accuracy", "correlation", "count", "length_bias", "longer_response", "percent", "score", "strength"]
 
 MIN_ROWS_OF_TREND = 10
 # Cohen (1988) calls correlations from these on small, medium and large.

@@ -21,7 +21,6 @@ from jobs.corpus.files import Unit
 from jobs.errors import JobError, ScorerError
 from jobs.runs.ledger import Ledger
 
-__all__ = ["AttemptLog", "Attempts", "GuardedModel", "UnitAttempt"]
 
 M = TypeVar("M")
 R = TypeVar("R")

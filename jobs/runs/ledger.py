@@ -19,18 +19,16 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 from pydantic import BaseModel
 
-from jobs.corpus.files import FOOTER_THREADS, Unit, filesystem_of
-from jobs.errors import CorpusError, OutputError
+from jobs.corpus.files import FOOTER_THREADS, Unit
+from jobs.corpus.storage import OBJECT_STORES, output_filesystem, whole_file
+from jobs.errors import OutputError
 
-__all__ = ["Ledger", "UnitStats", "is_complete", "recorded"]
 
 logger = logging.getLogger(__name__)
 Stats = TypeVar("Stats")
 
 WORK = "_rayward_work"
 STATS_KEY = b"rayward.stats"
-# On these a write becomes visible as a whole when it ends, and a rename is a copy.
-OBJECT_STORES = ("s3", "gcs", "abfs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +73,7 @@ class Ledger:
     """The output folder of one run, named by its id. It travels to the workers that commit."""
 
     def __init__(self, output: str) -> None:
-        try:
-            self.filesystem, self.folder = filesystem_of(output)
-        except CorpusError as error:
-            raise OutputError(f"--output {error}") from error
+        self.filesystem, self.folder = output_filesystem(output)
         self.run = uuid.uuid4().hex
 
     @property
@@ -227,19 +222,19 @@ class Ledger:
         Raises:
             OutputError: it cannot be written, for example because another job has taken the folder over.
         """
-        direct = self.filesystem.type_name in OBJECT_STORES
-        target = path if direct else f"{self.work_folder}/{uuid.uuid4().hex}"
         try:
-            with self.filesystem.open_output_stream(target) as file:
+            with whole_file(self.filesystem, path, scratch=self.work_folder) as file:
                 file.write(content)
-            if not direct:
-                self.filesystem.move(target, path)
         except OSError as error:
-            if self.filesystem.get_file_info(self.work_folder).type == fs.FileType.NotFound and not direct:
+            if self._is_taken_over():
                 raise OutputError(f"another job has taken over {self.folder}; this one stops") from error
-            if not direct and self.filesystem.get_file_info(target).type == fs.FileType.File:
-                self.filesystem.delete_file(target)
             raise OutputError(f"{path} cannot be written: {error}") from error
+
+    def _is_taken_over(self) -> bool:
+        """Whether the working folder is gone, which an object store, where folders are names, does not tell."""
+        if self.filesystem.type_name in OBJECT_STORES:
+            return False
+        return bool(self.filesystem.get_file_info(self.work_folder).type == fs.FileType.NotFound)
 
     def _part_paths(self) -> list[str]:
         infos = self.filesystem.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))

@@ -30,7 +30,6 @@ from serve_app.reward_model.errors import RaywardError
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = ["Stage", "UnitReport", "UnitWorker", "run_units"]
 
 MAX_READ_TASKS = 200
 

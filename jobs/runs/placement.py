@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from cluster.connect import ClusterResources
 from jobs.errors import ResourceError
 
-__all__ = ["IO_CPUS", "ActorPool", "plan_actors", "plan_forwarders", "shortage"]
 
 # What a reading or committing task takes; a node must have as much beside its actors, or nothing is ever read.
 IO_CPUS = 0.5

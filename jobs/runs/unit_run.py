@@ -19,7 +19,6 @@ from jobs.errors import TooManyErrorsError
 from jobs.runs.ledger import Ledger, UnitStats, is_complete, recorded
 from jobs.runs.pipeline import Stage, run_units
 
-__all__ = ["Progress", "UnitRun", "clock", "rows_per_unit_of"]
 
 logger = logging.getLogger(__name__)
 LOG_EVERY_S = 10.0

@@ -9,7 +9,8 @@ from functools import partial
 
 from cluster.connect import ClusterResources
 from jobs.corpus.conversations import SystemPrompt, columns_of
-from jobs.corpus.files import Corpus, auto_rows_per_unit, identity_of
+from jobs.corpus.files import Corpus, auto_rows_per_unit
+from jobs.corpus.storage import identity_of
 from jobs.options import ScoringOptions
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
