@@ -1,4 +1,4 @@
-"""What stops a batch job, below the engine's tree.
+"""Errors that stop a batch job, below the engine's tree.
 
 RaywardError
 `- JobError

@@ -26,7 +26,7 @@ from serve_app.reward_model import RewardModel
 
 
 class ScoreConfig(ScoringOptions, CorpusOptions):
-    """Score every conversation of a Parquet corpus; a stopped job is taken up by the same command."""
+    """Score every conversation of a Parquet corpus; the same command resumes a stopped job."""
 
     model: str | None = None
     """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing; by

@@ -1,4 +1,4 @@
-"""What a benchmark makes of scores: plain data, from a row's answers up to the final score. Fractions from 0 to 1."""
+"""The outcome of a benchmark: plain data, from a row's answers up to the final score. Fractions from 0 to 1."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ from types import MappingProxyType
 
 from jobs.benchmarks.outcome import AnsweredRow, Figures, Outcome, Section, Subset, mean, subsets_of
 
-
 SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),

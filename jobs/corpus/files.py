@@ -22,7 +22,6 @@ from pyarrow import fs
 from jobs.corpus.storage import filesystem_of
 from jobs.errors import CorpusError
 
-
 FOOTER_THREADS = 16
 MAX_UNIT_BYTES = 64 << 20
 MIN_UNIT_ROWS, MAX_UNIT_ROWS, TARGET_UNITS = 256, 16384, 4096
@@ -87,7 +86,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """What changes when any file does, or when one comes or goes."""
+        """A digest that changes when any file does, or when one comes or goes."""
         listed = "\n".join(f"{file.name} {file.fingerprint}" for file in self.files)
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
@@ -126,7 +125,7 @@ class Corpus:
 
 
 def _below(output: str | None, filesystem: fs.FileSystem) -> str | None:
-    """What paths below the output folder start with, if it is on `filesystem`."""
+    """The beginning of paths below the output folder, if it is on `filesystem`."""
     if output is None:
         return None
     output_filesystem, folder = filesystem_of(output)
@@ -223,5 +222,5 @@ def _input_file(info: fs.FileInfo, footer: pq.FileMetaData, base: str) -> InputF
 
 
 def file_fingerprint(info: fs.FileInfo) -> str:
-    """What changes when a file does: its size and time of change."""
+    """The size and time of change of a file, which change when it does."""
     return f"{info.size}-{info.mtime_ns}"

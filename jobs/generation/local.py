@@ -58,7 +58,7 @@ class CandidateSampler(LogitsProcessor):
 def processors(
     sampling: Sampling, seeds: Sequence[int], num_steps: int, *, device: torch.device
 ) -> tuple[LogitsProcessorList, CandidateSampler | None]:
-    """What turns logits into the next token: temperature, top k and top p as Transformers does them, then the draw."""
+    """Steps from logits to a token: temperature, top k and top p as Transformers does them, then the draw."""
     if sampling.temperature == 0:
         return LogitsProcessorList(), None
     chain = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
@@ -107,7 +107,7 @@ class LocalGenerator:
         self._reads_once = not getattr(type(model), "_is_stateful", False)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
-        """What came of each prompt, in order; a prompt that the model cannot read has its reason."""
+        """The outcome of each prompt, in order; a prompt that the model cannot read has its reason."""
         return [self._generation(prompt) for prompt in prompts]
 
     def _generation(self, prompt: Prompt) -> Generation:

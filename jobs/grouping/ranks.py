@@ -120,7 +120,7 @@ class ScoredRows:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a stretch adds to the manifest."""
+    """Counts and scores that a stretch adds to the manifest."""
 
     scores: ScoreSummary
     unscored: int
@@ -155,7 +155,7 @@ class RankStage:
         """First the summary of each stretch, then the counts of each unit as it is committed.
 
         Raises:
-            RaywardError: rows cannot be read or parts not written. What is committed stays.
+            RaywardError: rows cannot be read or unit files not written. What is committed stays.
         """
         parts = 1 if self.keys is None else num_partitions(num_rows)
         keyed = scatter(partial(_keys, stage=self, num_parts=parts), work, num_parts=parts + 1)

@@ -1,4 +1,4 @@
-"""How the scores were made: the manifests of the folder that is read, and of those its rows come from."""
+"""Provenance of scores: the manifests of the folder that is read, and of those its rows come from."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from jobs.corpus.storage import folder_of
 from jobs.runs.ledger import Ledger
 from serve_app.reward_model.errors import RaywardError
 
-
 logger = logging.getLogger(__name__)
 MAX_FOLDERS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringRecord:
-    """What the manifest of a scoring run says; None, or nothing, for what it does not.
+    """The words of a scoring run's manifest; None, or nothing, for what it does not.
 
-    `seconds` are those of scoring alone, summed over actors and over the runs that were taken up; `elapsed_s` those of
+    `seconds` are those of scoring alone, summed over actors and over the runs that were resumed; `elapsed_s` those of
     the last run with all it does.
     """
 
     model: str | None
+    revision: str | None
     device: str | None
     dtype: str | None
     fingerprint: str | None
@@ -40,10 +40,12 @@ class ScoringRecord:
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> ScoringRecord:
         """Read it from the manifest of a scoring run."""
-        identity, arguments = manifest["identity"], _mapping(manifest.get("arguments"))
+        identity, model = manifest["identity"], _mapping(manifest.get("model"))
+        named = _mapping(manifest.get("arguments")).get("model")  # what manifests had that have no `model` of their own
         elapsed = _number(manifest.get("elapsed_s"))
         return cls(
-            _text(arguments.get("model")),
+            _text(model.get("name")) or _text(named),
+            _text(model.get("revision")),
             _text(identity.get("device")),
             _text(identity.get("dtype")),
             _text(identity.get("model_fingerprint")),
@@ -59,7 +61,7 @@ class ScoringRecord:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """What one actor scores in a second."""
+        """Tokens that one actor scores in a second."""
         return self.tokens / self.seconds if self.seconds > 0 else None
 
 
@@ -73,7 +75,7 @@ class Provenance:
 
     @classmethod
     def of(cls, location: str) -> Provenance:
-        """That of the rows at `location`; empty where no manifest tells."""
+        """The provenance of the rows at `location`; empty where no manifest tells."""
         manifests = list(_manifests(location))
         records = [ScoringRecord.of(manifest) for manifest in manifests if _is_scoring(manifest)]
         return cls(tuple(records), bool(manifests) and manifests[0]["identity"].get("job") == "pairs")

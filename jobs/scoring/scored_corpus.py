@@ -56,7 +56,12 @@ class ScoredInput:
             self._check_unscored()
             self.location = below(options.output, SCORED)
             self._scoring = ScoringRun(
-                options, source=options.input, output=self.location, prefix=self._prefix(), load=load
+                options,
+                source=options.input,
+                output=self.location,
+                prefix=self._prefix(),
+                load=load,
+                corpus=self.corpus,
             )
         else:
             _check_scored(self.corpus, options.score_column)

@@ -113,7 +113,7 @@ def test_nothing_of_anybody_elses_is_touched(tmp_path: Path) -> None:
 def test_parts_of_inputs_that_changed_are_refused(ledger: Ledger, units: list[Unit], tmp_path: Path) -> None:
     commit(ledger, units[0])
     write(tmp_path / "in" / "a.parquet", [{"id": number} for number in range(40)])
-    with pytest.raises(OutputError, match="1 parts .* changed or gone"):
+    with pytest.raises(OutputError, match="1 unit files .* changed or gone"):
         ledger.done(Corpus.open(str(tmp_path / "in")).units(10))
 
 
@@ -125,7 +125,7 @@ def test_new_input_files_are_welcome(ledger: Ledger, units: list[Unit], tmp_path
 
 def test_parts_without_a_manifest_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "out" / "part-x.parquet", [{"id": 1}])
-    with pytest.raises(OutputError, match="1 parts but no _manifest"):
+    with pytest.raises(OutputError, match="1 unit files but no _manifest"):
         Ledger(str(tmp_path / "out")).check(IDENTITY, [])
 
 
