@@ -100,7 +100,8 @@ def _on_cpus(resources: ClusterResources, options: EngineOptions, generation: Ge
     if taken > resources.node_cpus - TASK_CPUS:
         raise ResourceError(
             f"{taken:g} CPUs of actors on each node do not fit its {resources.node_cpus}, of which reading and writing "
-            f"need {TASK_CPUS:g}; lower --generator-cpus-per-actor, --cpus-per-actor, --generator-actors or --num-actors"
+            f"need {TASK_CPUS:g}; lower --generator-cpus-per-actor, --cpus-per-actor, --generator-actors or "
+            "--num-actors"
         )
     return Pools(
         ActorPool(generation.generator_actors or nodes, generating, 0.0),

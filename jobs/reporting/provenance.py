@@ -17,7 +17,7 @@ MAX_FOLDERS = 8
 
 @dataclass(frozen=True, slots=True)
 class ScoringRecord:
-    """The words of a scoring run's manifest; None, or nothing, for what it does not.
+    """A scoring run as its manifest tells it; None, or nothing, for what it does not tell.
 
     `seconds` are those of scoring alone, summed over actors and over the runs that were resumed; `elapsed_s` those of
     the last run with all it does.

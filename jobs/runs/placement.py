@@ -86,8 +86,8 @@ def plan_forwarders(
     )
     if wanted * cpus + TASK_CPUS > free_cpus:
         raise ResourceError(
-            f"{wanted} processes of {cpus:g} CPUs that send to the replicas, and {TASK_CPUS:g} for reading and writing, "
-            f"do not fit the {free_cpus:g} CPUs that are free; add a node, or lower --num-actors"
+            f"{wanted} processes of {cpus:g} CPUs that send to the replicas, and {TASK_CPUS:g} for reading and "
+            f"writing, do not fit the {free_cpus:g} CPUs that are free; add a node, or lower --num-actors"
         )
     return ActorPool(wanted, cpus, 0.0)
 
