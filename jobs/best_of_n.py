@@ -39,7 +39,7 @@ from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
 from jobs.scoring.model_source import ModelSource
-from jobs.scoring.run import model_record
+from jobs.scoring.run import record_of_model
 from serve_app.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -
         arguments=config,
         max_errors=config.max_errors,
         error_column=f"{config.output_prefix}error",
-        facts={"model": model_record(model)},
+        facts=record_of_model(model),
     )
     return _Plan(unit_run, generator, model, pools)
 

@@ -128,7 +128,7 @@ class ScoringRun:
         }
         if self._system_prompt != SystemPrompt():
             identity["system_prompt"] = asdict(self._system_prompt)
-        facts: dict[str, Any] = {"model": model_record(model)}
+        facts: dict[str, Any] = record_of_model(model)
         if isinstance(model, ServedModelSource):
             facts |= model.facts
             if model.quantization != "none":  # actors of the job's own have none
@@ -167,9 +167,9 @@ class ScoringRun:
             logger.warning("%s: the job waits until others leave them (--cpus-per-actor, --gpus-per-actor)", lacking)
 
 
-def model_record(model: ModelSource | ServedModelSource) -> dict[str, Any]:
+def record_of_model(model: ModelSource | ServedModelSource) -> dict[str, Any]:
     """The reward model of a run as its manifest has it, resolved: also where no option named it."""
-    return {"name": model.model, "revision": model.revision, "fingerprint": model.fingerprint}
+    return {"model": {"name": model.model, "revision": model.revision, "fingerprint": model.fingerprint}}
 
 
 def _summary(output: str, progress: Progress) -> str:
