@@ -18,9 +18,9 @@ def score(value: float | None) -> str:
     return "\u2013" if value is None or math.isnan(value) else f"{value:,.4g}".replace("-", "\u2212")
 
 
-def count(number: int, what: str, plural: str | None = None) -> str:
+def count(number: int, what: str) -> str:
     """A number of things, such as "1 row" or "2,000 rows"."""
-    return f"{number:,} {what if number == 1 else plural or what + 's'}"
+    return f"{number:,} {what if number == 1 else what + 's'}"
 
 
 def percent(share: float) -> str:
