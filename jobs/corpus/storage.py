@@ -101,7 +101,7 @@ def whole_file(filesystem: fs.FileSystem, path: str, *, scratch: str | None = No
             yield stream
         filesystem.move(target, path)
     except BaseException:
-        with suppress(OSError):  # the error that is told is the one that came first
+        with suppress(OSError):  # the first error is the one to report
             if filesystem.get_file_info(target).type == fs.FileType.File:
                 filesystem.delete_file(target)
         raise

@@ -201,7 +201,7 @@ class Ledger:
         self.write(path, sink.getvalue())
 
     def stop(self, manifest: Mapping[str, Any]) -> None:
-        """Like `finish`, but after a failure, which stays the one that is told; another run's work is let be."""
+        """Like `finish`, but after a failure, which stays the one reported; another run's work is left alone."""
         try:
             if (self.read_manifest() or {}).get("run") == self.run:
                 self.finish(manifest)
