@@ -14,7 +14,8 @@ import pytest
 
 from jobs.corpus.files import Corpus, Unit
 from jobs.errors import OutputError
-from jobs.runs.ledger import Ledger, UnitStats
+from jobs.options import ScoringOptions
+from jobs.runs.ledger import Ledger, UnitStats, recorded
 from tests.jobs.conftest import write
 
 IDENTITY = {"model_fingerprint": "abc", "dtype": "float32", "truncation": "error"}
@@ -177,3 +178,14 @@ def test_an_output_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OutputError, match="cannot be"):
         begin(tmp_path / "out")
+
+
+def test_the_facts_of_a_run_are_in_its_manifest_from_the_start(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "out"))
+    facts = {"model": {"name": "tiny"}}
+    with recorded(ledger, identity={}, arguments=ScoringOptions(), facts=facts) as results:
+        begun = ledger.read_manifest() or {}
+        assert (begun["status"], begun["model"]) == ("running", {"name": "tiny"})
+        results["rows"] = 3
+    ended = ledger.read_manifest() or {}
+    assert (ended["status"], ended["model"], ended["rows"]) == ("complete", {"name": "tiny"}, 3)
