@@ -7,7 +7,7 @@ folder, a glob or an s3://, gs:// or hdfs:// URI. The generator is an OpenAI-com
 or a causal model that runs in Ray actors. The output folder gets every input row with all its columns and eight more:
 `response`, `finish_reason`, `score`, `num_tokens`, `truncated`, `num_candidates`, `failures` (why candidates are
 missing) and `error` (why there is no response). With --keep-all there is a row for each candidate, with its `rank`.
-A job that was stopped is taken up by the same command. Exit status: 0 every prompt was answered, 3 some have no
+The same command resumes a stopped job. Exit status: 0 every prompt was answered, 3 some have no
 response, 1 the job stopped, 2 an option is wrong, 130 or 143 it was interrupted.
 """
 
@@ -26,22 +26,21 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from cluster.connect import ClusterResources, connect
 from jobs.command import EXIT_ROW_ERRORS, run_command
 from jobs.corpus.conversations import ConversationColumns, SystemPrompt, prompt_columns_of
-from jobs.corpus.files import Corpus, auto_rows_per_unit, identity_of
-from jobs.generation.choosing import ADDED_COLUMNS, RANK_COLUMNS, CandidateScorer
+from jobs.corpus.files import Corpus, auto_rows_per_unit
+from jobs.corpus.storage import identity_of
+from jobs.generation.choosing import ADDED_COLUMNS, CANDIDATE_COLUMNS, CandidateScorer, ChoosingTerms
 from jobs.generation.options import GeneratorOptions, SamplingOptions
 from jobs.generation.placement import Pools, plan_pools
 from jobs.generation.source import HttpSource, LocalSource, source_of
-from jobs.generation.stage import COLUMN as GENERATION_COLUMN
-from jobs.generation.stage import UnitGenerator
+from jobs.generation.stage import GENERATION_COLUMN, UnitGenerator
 from jobs.generation.tiny import NAME as TINY
 from jobs.options import ColumnName, EngineOptions
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
 from jobs.scoring.model_source import ModelSource
+from jobs.scoring.run import record_of_model
 from serve_app.reward_model import RewardModel
-
-__all__ = ["BestOfNConfig", "main", "run"]
 
 logger = logging.getLogger(__name__)
 # A unit is what a restart may have to generate again, and generating takes far longer than scoring.
@@ -50,7 +49,7 @@ MAX_UNITS_AT_ONCE = 64
 
 
 class PromptOptions(BaseModel):
-    """What is answered, and where the answers go."""
+    """Options of the prompts, and of where the answers go."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -69,7 +68,7 @@ class PromptOptions(BaseModel):
 
 
 class BestOfNConfig(EngineOptions, GeneratorOptions, SamplingOptions, PromptOptions):
-    """Generate several responses to each prompt and keep the best; a stopped job is taken up by the same command."""
+    """Generate several responses to each prompt and keep the best; the same command resumes a stopped job."""
 
     system_prompt: str | None = None
     """A system message for the reward model alone, put in front of what it reads: the text, or @FILE that holds it."""
@@ -81,7 +80,7 @@ class BestOfNConfig(EngineOptions, GeneratorOptions, SamplingOptions, PromptOpti
     @property
     def added_columns(self) -> list[str]:
         """The names of the columns that the output has beside the input's."""
-        names = [*ADDED_COLUMNS, *(RANK_COLUMNS if self.keep_all else ())]
+        names = [*ADDED_COLUMNS, *(CANDIDATE_COLUMNS if self.keep_all else ())]
         return [self.output_prefix + name for name in names]
 
 
@@ -114,7 +113,7 @@ def run(config: BestOfNConfig, *, load: Callable[[ModelSource], RewardModel] = M
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """What is read and written; mistakes in it show before Ray starts."""
+    """Inputs and outputs; mistakes in it show before Ray starts."""
 
     ledger: Ledger
     corpus: Corpus
@@ -138,7 +137,7 @@ class _Inputs:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What generates, what scores, where, and what is left to do."""
+    """Generator, model and actors of a run, and the units left to do."""
 
     unit_run: UnitRun
     generator: HttpSource | LocalSource
@@ -183,6 +182,7 @@ def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -
         arguments=config,
         max_errors=config.max_errors,
         error_column=f"{config.output_prefix}error",
+        facts=record_of_model(model),
     )
     return _Plan(unit_run, generator, model, pools)
 
@@ -191,10 +191,7 @@ def _stages(
     config: BestOfNConfig, inputs: _Inputs, plan: _Plan, load: Callable[[ModelSource], RewardModel]
 ) -> list[Stage]:
     make_generator = partial(UnitGenerator, plan.generator.load, inputs.ledger, columns=inputs.columns)
-    make_scorer = partial(
-        CandidateScorer,
-        partial(load, plan.model),
-        inputs.ledger,
+    terms = ChoosingTerms(
         columns=inputs.columns,
         system_prompt=inputs.system_prompt,
         truncation=config.truncation,
@@ -202,6 +199,7 @@ def _stages(
         prefix=config.output_prefix,
         keep_all=config.keep_all,
     )
+    make_scorer = partial(CandidateScorer, partial(load, plan.model), inputs.ledger, terms)
     return [
         Stage(make_generator, plan.pools.generating, _units_at_once(config, plan)),
         Stage(make_scorer, plan.pools.scoring),

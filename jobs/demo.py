@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 import tyro
 from pydantic import BaseModel, ConfigDict
 
+from cluster.connect import connect
 from jobs.command import run_command
 from jobs.errors import OutputError
+from jobs.options import ScoringOptions
 from jobs.runs.ledger import Ledger
-from jobs.score import ScoreConfig, run
+from jobs.scoring.run import ScoringRun
 from serve_app.reward_model.scores import order
 from serve_app.reward_model.tiny import NAME as TINY
-
-__all__ = ["SAMPLE", "DemoConfig", "demo", "main"]
 
 SAMPLE = Path(__file__).with_name("sample.parquet")
 WIDTH = 62
@@ -50,8 +50,13 @@ def main() -> int:
 def demo(config: DemoConfig) -> int:
     """Score the sample and print it ranked; the exit status."""
     _clear(config.output)
-    run(ScoreConfig(input=str(SAMPLE), output=str(config.output), model=config.model))
-    rows = [row for part in sorted(config.output.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
+    options = ScoringOptions(model=config.model)
+    scoring = ScoringRun(options, source=str(SAMPLE), output=str(config.output))
+    with connect(options.address) as resources:
+        scoring.run(resources)
+    print(scoring.summary)
+    files = sorted(config.output.glob("part-*.parquet"))
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     print(_table(rows))
     if config.model == TINY:
         print(

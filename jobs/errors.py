@@ -1,4 +1,4 @@
-"""What stops a batch job, below the engine's tree.
+"""Errors that stop a batch job, below the engine's tree.
 
 RaywardError
 `- JobError
@@ -16,19 +16,6 @@ RaywardError
 from __future__ import annotations
 
 from serve_app.reward_model.errors import RaywardError
-
-__all__ = [
-    "CorpusError",
-    "GeneratorError",
-    "JobError",
-    "MissingPackageError",
-    "OutputError",
-    "ResourceError",
-    "ScorerError",
-    "ServedModelError",
-    "TooManyErrorsError",
-    "WorkerError",
-]
 
 
 class JobError(RaywardError):

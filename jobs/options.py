@@ -20,13 +20,11 @@ from jobs.corpus.conversations import ConversationColumns
 from serve_app.reward_model.tiny import NAME as TINY
 from serve_app.reward_model.tokenizer import Truncation
 
-__all__ = ["ColumnName", "CorpusOptions", "EngineOptions", "ScoringOptions"]
-
 ColumnName = Annotated[str, Field(min_length=1)]
 
 
 class CorpusOptions(BaseModel):
-    """What a job reads and where it writes."""
+    """Options of what a job reads and where it writes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,7 +35,7 @@ class CorpusOptions(BaseModel):
 
 
 class EngineOptions(BaseModel):
-    """What scores conversations, and where."""
+    """Options of what scores conversations, and where."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -86,7 +84,7 @@ class EngineOptions(BaseModel):
 
 
 class ScoringOptions(EngineOptions):
-    """How conversations are found in rows, and what scores them."""
+    """Options of how conversations are found in rows, and of what scores them."""
 
     messages_column: ColumnName | None = None
     """Column of messages: a list of {role, content}, or a JSON string of one."""

@@ -5,13 +5,12 @@
 Candidates of one prompt are paired: the best with the worst, the best with others at random, or all. The output folder
 gets a row for each pair, in the layout that TRL calls conversational: `prompt`, `chosen` and `rejected` are lists of
 messages; `score_chosen`, `score_rejected` and `margin` are theirs. With --model the input is scored first, prompts
-shared, into OUTPUT/_scored. A job that was stopped is taken up by the same command. Exit status: 0 done, 1 the job
+shared, into OUTPUT/_scored. The same command resumes a stopped job. Exit status: 0 done, 1 the job
 stopped, 2 an option is wrong, 130 or 143 it was interrupted.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,7 +21,8 @@ from pydantic import Field, NonNegativeFloat
 from cluster.connect import connect
 from jobs.command import run_command
 from jobs.corpus.conversations import conversation_columns
-from jobs.corpus.files import MAX_UNIT_ROWS, Corpus, identity_of
+from jobs.corpus.files import MAX_UNIT_ROWS, Corpus
+from jobs.corpus.storage import identity_of
 from jobs.grouping.pairs import PairStage, PairStats, Strategy
 from jobs.grouping.ranks import num_partitions, stretches
 from jobs.runs.ledger import Ledger, is_complete, recorded
@@ -31,9 +31,6 @@ from jobs.scoring.model_source import ModelSource
 from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
 from serve_app.reward_model import RewardModel
 
-__all__ = ["PairsConfig", "main", "run"]
-
-logger = logging.getLogger(__name__)
 MAX_PAIRS = 64
 DEFAULT_PAIRS_OF_ALL = 8
 BYTES_PER_SHARE = 256 << 20
@@ -53,7 +50,7 @@ class PairsConfig(ScoredOptions):
 
     @property
     def pairs_per_prompt(self) -> int:
-        """What `max_pairs` is, or stands for."""
+        """The most pairs of a prompt: `max_pairs`, or its default for the strategy."""
         return self.max_pairs or (DEFAULT_PAIRS_OF_ALL if self.strategy == "all" else 1)
 
 
@@ -109,8 +106,8 @@ def _run(
     config: PairsConfig, stage: PairStage, corpus: Corpus, identity: dict[str, object], num_shares: int
 ) -> PairStats:
     ledger = stage.ledger
-    paths = [stage.part_path(share, num_shares) for share in range(num_shares)]
-    ledger.check_parts(identity, paths)
+    paths = [stage.file_path(share, num_shares) for share in range(num_shares)]
+    ledger.check_files(identity, paths)
     done = stage.done(num_shares)
     total = sum(done.values(), PairStats())
     if len(done) == num_shares and is_complete(ledger):
@@ -127,7 +124,7 @@ def _run(
 
 
 def _num_shares(corpus: Corpus) -> int:
-    """How many parts the pairs are committed in: what a worker joins and writes at once is bounded."""
+    """Number of files that the pairs are committed in: what a worker joins and writes at once is bounded."""
     return max(num_partitions(corpus.num_rows), min(200, corpus.num_bytes // BYTES_PER_SHARE))
 
 

@@ -5,14 +5,13 @@
 Rows group by the prompt of their conversation, or by a column (--group-by). The output folder gets every row with all
 its columns, in input order, and three more: `rank` (0 the best; equal scores in input order), `group_size`, and
 `margin`, what the best of the group scores more. A row without a score has no rank and no margin. With --model the
-input is scored first, prompts shared, into OUTPUT/_scored. A job that was stopped is taken up by the same command.
+input is scored first, prompts shared, into OUTPUT/_scored. The same command resumes a stopped job.
 Exit status: 0 every row has a rank, 3 some have none, 1 the job stopped, 2 an option is wrong, 130 or 143 it was
 interrupted.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,7 +23,8 @@ from pydantic import PositiveInt, model_validator
 from cluster.connect import connect
 from jobs.command import EXIT_ROW_ERRORS, run_command
 from jobs.corpus.conversations import conversation_columns
-from jobs.corpus.files import MAX_UNIT_ROWS, Corpus, identity_of
+from jobs.corpus.files import MAX_UNIT_ROWS, Corpus
+from jobs.corpus.storage import identity_of
 from jobs.errors import CorpusError
 from jobs.grouping.keys import GroupKeys
 from jobs.grouping.quantiles import quantiles
@@ -35,10 +35,6 @@ from jobs.runs.unit_run import Progress, clock
 from jobs.scoring.model_source import ModelSource
 from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
 from serve_app.reward_model import RewardModel
-
-__all__ = ["RankConfig", "RankTotals", "main", "run"]
-
-logger = logging.getLogger(__name__)
 
 
 class RankConfig(ScoredOptions):

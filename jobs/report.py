@@ -29,8 +29,6 @@ from jobs.reporting.columns import ChosenColumns, ReportColumns
 from jobs.reporting.provenance import Provenance
 from jobs.reporting.stage import Findings, ReportStage
 
-__all__ = ["ReportConfig", "main", "run"]
-
 PACKAGES = ("matplotlib", "jinja2")
 
 
@@ -44,7 +42,7 @@ class ReportConfig(BaseModel):
     output: str = "report.html"
     """The HTML file, on disk or as a URI; an earlier one is replaced."""
     title: str | None = None
-    """What stands on top of the page; by default the name of the input."""
+    """Title of the page; by default the name of the input."""
     score_column: tuple[ColumnName, ...] = ()
     """Columns of scores: by default score, or else those of a pair, or else all whose names end in score."""
     by: tuple[ColumnName, ...] = ()
@@ -68,7 +66,7 @@ class ReportConfig(BaseModel):
     response_column: ColumnName | None = None
     """Column of the response: a string."""
     num_examples: NonNegativeInt = 5
-    """How many of the best and of the worst rows are shown; 0 keeps all texts out of the page."""
+    """Number of best and of worst rows that are shown; 0 keeps all texts out of the page."""
     address: str | None = None
     """A running Ray cluster (auto, host:port or ray://host:port); without it a local one is started."""
 

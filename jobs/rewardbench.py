@@ -9,7 +9,7 @@ Every answer is scored whole, unless --truncation says otherwise (the benchmark'
 row with an answer that cannot be scored counts as wrong, and is named.
 
 The output folder gets `rewardbench.json`, `rows.parquet` with the scores of each row, and the stages `conversations/`
-and `scores/`, from which the same command takes a stopped job up. Exit status: 0 every answer was scored, 3 some were
+and `scores/`, from which the same command resumes a stopped job. Exit status: 0 every answer was scored, 3 some were
 not, 1 the job stopped, 2 an option is wrong, 130 or 143 it was interrupted.
 """
 
@@ -45,13 +45,11 @@ from jobs.scoring.run import ScoringRun
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.tiny import NAME as TINY
 
-__all__ = ["RewardBenchConfig", "main", "run"]
-
 logger = logging.getLogger(__name__)
 
 
 class _BenchmarkOptions(BaseModel):
-    """What is read and where the results go."""
+    """Options of what is read and where the results go."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,7 +60,7 @@ class _BenchmarkOptions(BaseModel):
 
 
 class RewardBenchConfig(EngineOptions, _BenchmarkOptions):
-    """Evaluate a reward model on RewardBench or RewardBench 2; a stopped job is taken up by the same command."""
+    """Evaluate a reward model on RewardBench or RewardBench 2; the same command resumes a stopped job."""
 
 
 def main() -> int:
@@ -128,9 +126,9 @@ def _finish(config: RewardBenchConfig, folder: OutputFolder, dataset: Dataset, r
 
 
 def _run(config: RewardBenchConfig, folder: OutputFolder) -> dict[str, Any]:
-    """What the figures were made with."""
+    """Model, settings and versions that the figures were made with."""
     manifest = Ledger(folder.below("scores")).read_manifest() or {}
-    kept = ("identity", "versions", "tokens", "seconds")
+    kept = ("identity", "model", "versions", "tokens", "seconds")
     return {"arguments": config.model_dump(), **{name: manifest.get(name) for name in kept}}
 
 

@@ -24,11 +24,9 @@ from jobs.scoring.model_source import ModelSource
 from jobs.scoring.run import ScoringRun
 from serve_app.reward_model import RewardModel
 
-__all__ = ["ScoreConfig", "main", "run"]
-
 
 class ScoreConfig(ScoringOptions, CorpusOptions):
-    """Score every conversation of a Parquet corpus; a stopped job is taken up by the same command."""
+    """Score every conversation of a Parquet corpus; the same command resumes a stopped job."""
 
     model: str | None = None
     """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing; by

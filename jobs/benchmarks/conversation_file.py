@@ -1,7 +1,7 @@
 """A benchmark's conversations as one Parquet file, an answer a row, which the scoring stage scores like any corpus.
 
 The file is made once. A restart finds it whole under its name, made from the same input, and goes on with it: were it
-written anew, the parts that are scored would belong to a file that is gone.
+written anew, the unit files that are scored would belong to a file that is gone.
 """
 
 from __future__ import annotations
@@ -21,11 +21,9 @@ from jobs.corpus.reader import UnitReader
 from jobs.corpus.storage import OutputFolder
 from jobs.errors import CorpusError, OutputError
 
-__all__ = ["ConversationFile"]
-
 ROWS_AT_ONCE = 256
 SOURCE_KEY = b"rayward.benchmark"
-SCHEMA = pa.schema(
+CONVERSATIONS_SCHEMA = pa.schema(
     {
         "row": pa.int64(),
         "answer": pa.int32(),
@@ -79,7 +77,7 @@ class ConversationFile:
             raise OutputError(f"{self._path} cannot be read: {error}; choose another --output") from error
 
     def _write(self, corpus: Corpus, dataset: Dataset, source: bytes) -> None:
-        schema = SCHEMA.with_metadata({SOURCE_KEY: source})
+        schema = CONVERSATIONS_SCHEMA.with_metadata({SOURCE_KEY: source})
         with self._folder.create(self.NAME) as stream, pq.ParquetWriter(stream, schema) as writer:
             for table in _tables(corpus, dataset):
                 writer.write_table(table.cast(schema))
@@ -102,7 +100,7 @@ def _tables(corpus: Corpus, dataset: Dataset) -> Iterator[pa.Table]:
             ties.add(place, cells)
         lines = [line for place, cells in enumerate(rows, start=row) for line in _lines(place, cells, dataset)]
         row += len(rows)
-        yield pa.Table.from_pylist(lines, SCHEMA)
+        yield pa.Table.from_pylist(lines, CONVERSATIONS_SCHEMA)
 
 
 class TiesRows:

@@ -1,4 +1,4 @@
-"""Which benchmark a dataset is, by its columns, and its rows' conversations. Next stop: `conversation_file.py`."""
+"""A benchmark's dataset, known by its columns, and its rows' conversations. Next stop: `conversation_file.py`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from jobs.corpus.files import Corpus
 from jobs.errors import CorpusError
 from serve_app.reward_model.conversation import Conversation
 from serve_app.reward_model.errors import ConversationError
-
-__all__ = ["Answer", "Benchmark", "Dataset"]
 
 NO_SUBSET = "(none)"
 CHOSEN, REJECTED = "chosen", "rejected"
@@ -43,7 +41,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """How the rows of a dataset are read; `names` are the columns that are."""
+    """The reading of a dataset's rows; `names` are the columns that are read."""
 
     benchmark: Benchmark
     names: frozenset[str]

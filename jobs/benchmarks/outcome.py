@@ -1,4 +1,4 @@
-"""What a benchmark makes of scores: plain data, from a row's answers up to the final score. Fractions from 0 to 1."""
+"""The outcome of a benchmark: plain data, from a row's answers up to the final score. Fractions from 0 to 1."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-__all__ = ["AnsweredRow", "Figures", "Outcome", "Section", "Subset", "mean", "subsets_of"]
 
 
 @dataclass(frozen=True, slots=True)

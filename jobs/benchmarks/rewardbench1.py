@@ -15,18 +15,6 @@ from types import MappingProxyType
 
 from jobs.benchmarks.outcome import AnsweredRow, Figures, Outcome, Section, Subset, mean, subsets_of
 
-__all__ = [
-    "CARD_WEIGHTS",
-    "NUM_PAIRS",
-    "PUBLISHED",
-    "SECTIONS",
-    "WEIGHTS",
-    "accuracy",
-    "evaluate",
-    "final_score",
-    "section_scores",
-]
-
 SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),

@@ -14,8 +14,6 @@ import numpy as np
 from jobs.benchmarks.outcome import AnsweredRow, Outcome, Section, Subset, mean, subsets_of
 from jobs.errors import CorpusError
 
-__all__ = ["NUM_PROMPTS", "TIES", "accuracy", "evaluate", "ties_number", "ties_score"]
-
 TIES = "Ties"
 NUM_PROMPTS: Mapping[str, int] = MappingProxyType(
     {"Factuality": 475, "Precise IF": 160, "Math": 183, "Safety": 450, "Focus": 495, TIES: 102}
@@ -24,7 +22,7 @@ NUM_PROMPTS: Mapping[str, int] = MappingProxyType(
 
 
 def accuracy(row: AnsweredRow) -> float:
-    """What a row counts. In Ties 1 where every right answer scores strictly higher than every wrong one, else 0.
+    """The points of a row. In Ties 1 where every right answer scores strictly higher than every wrong one, else 0.
 
     Elsewhere the share of right answers among those with the top score: 1/k where the right one shares it with k in
     all. 0 where an answer has no score.

@@ -13,10 +13,8 @@ from jobs.benchmarks.outcome import AnsweredRow, Outcome, Section, Subset
 from jobs.corpus.files import Corpus
 from jobs.errors import OutputError
 
-__all__ = ["as_data", "read_rows", "table", "table_of"]
-
 COLUMNS = ["row", "answer", "num_correct", "subset", "id", "problem", "score", "error"]
-SCHEMA = pa.schema(
+ROWS_SCHEMA = pa.schema(
     {
         "row": pa.int64(),
         "id": pa.string(),
@@ -76,7 +74,7 @@ def table_of(rows: Iterable[AnsweredRow], accuracy: Callable[[AnsweredRow], floa
     `gap` is the worst right score minus the best wrong one, `accuracy` what the row counts; `error` says why a score
     is missing.
     """
-    return pa.Table.from_pylist(list(_lines(rows, accuracy)), SCHEMA)
+    return pa.Table.from_pylist(list(_lines(rows, accuracy)), ROWS_SCHEMA)
 
 
 def _lines(rows: Iterable[AnsweredRow], accuracy: Callable[[AnsweredRow], float]) -> Iterator[dict[str, Any]]:
@@ -173,7 +171,7 @@ def _marked(fraction: float | None, is_whole: bool) -> str:
 
 
 def _remarks(outcome: Outcome, rows: Iterable[AnsweredRow]) -> Iterator[str]:
-    """What the figures do not rest on, line by line."""
+    """Remarks on what the figures do not rest on, line by line."""
     absent = [section for section in outcome.sections if not any(subset.num_rows for subset in section.subsets)]
     partial = [section for section in outcome.sections if section not in absent and not section.is_whole]
     if partial:

@@ -1,3 +1,3 @@
-"""Rows in: `storage` (filesystems, files whole or not at all), `files` (a corpus and its units), `reader` (units as
-tables), `conversations` (columns as conversations).
+"""Rows in: `storage` (filesystems, names below a folder, files whole or not at all), `files` (a corpus and its units),
+`reader` (units as tables), `conversations` (columns as conversations, prompts and system prompts).
 """

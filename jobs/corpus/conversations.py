@@ -17,24 +17,6 @@ from jobs.errors import CorpusError
 from serve_app.reward_model.conversation import Conversation, Message
 from serve_app.reward_model.errors import ConversationError
 
-__all__ = [
-    "NO_SYSTEM_PROMPT",
-    "SCORE_COLUMNS",
-    "ConversationColumns",
-    "SystemPrompt",
-    "check_column",
-    "check_names",
-    "columns_of",
-    "conversation_columns",
-    "conversations",
-    "describe",
-    "is_messages",
-    "is_text",
-    "prompt_columns_of",
-    "prompts",
-    "without_nulls",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class SystemPrompt:

@@ -1,7 +1,7 @@
 """Parquet inputs: which files there are, and how they are cut into units. Footers are read, never the data.
 
 A unit is a range of rows of one file. It ends at the end of a row group where it can, and inside one where row groups
-are large: `unit_reader.py` streams a file's units one after the other, so that cutting costs no second read.
+are large: `reader.py` streams a file's units one after the other, so that cutting costs no second read.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from jobs.corpus.storage import filesystem_of
 from jobs.errors import CorpusError
-
-__all__ = ["Corpus", "InputFile", "Unit", "auto_rows_per_unit", "filesystem_of", "identity_of"]
 
 FOOTER_THREADS = 16
 MAX_UNIT_BYTES = 64 << 20
@@ -88,7 +86,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """What changes when any file does, or when one comes or goes."""
+        """A digest that changes when any file does, or when one comes or goes."""
         listed = "\n".join(f"{file.name} {file.fingerprint}" for file in self.files)
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
@@ -126,41 +124,12 @@ class Corpus:
         return [unit for file in self.files for unit in _units_of(file, rows_per_unit)]
 
 
-def filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a path or URI, and the absolute path on it. In a URI `?` starts options, it is no wildcard."""
-    try:
-        if location.startswith("file://"):
-            location = unquote(location.removeprefix("file://"))
-        if "://" not in location:
-            return fs.LocalFileSystem(), _resolved(os.path.abspath(os.path.expanduser(location)))
-        address, mark, options = location.partition("?")
-        plain, star, tail = address.partition("*")
-        folder, _, start = plain.rpartition("/") if star else (address, "", "")
-        filesystem, path = fs.FileSystem.from_uri(folder + mark + options)
-        return filesystem, f"{path.rstrip('/')}/{start}*{tail}" if star else path
-    except (pa.ArrowException, OSError) as error:
-        raise CorpusError(f"{location}: {error}") from error
-
-
-def identity_of(location: str) -> str:
-    """`location` as a run's identity has it: the same from any working folder."""
-    is_local = "://" not in location or location.startswith("file://")
-    return filesystem_of(location)[1] if is_local else location
-
-
 def _below(output: str | None, filesystem: fs.FileSystem) -> str | None:
-    """What paths below the output folder start with, if it is on `filesystem`."""
+    """The beginning of paths below the output folder, if it is on `filesystem`."""
     if output is None:
         return None
     output_filesystem, folder = filesystem_of(output)
     return folder.rstrip("/") + "/" if output_filesystem.equals(filesystem) else None
-
-
-def _resolved(path: str) -> str:
-    """`path` with its symbolic links followed, as far as it has no wildcards."""
-    plain, star, _ = path.partition("*") if "?" not in path else path.partition("?")
-    folder = os.path.dirname(plain) if star else path
-    return os.path.realpath(folder) + path[len(folder) :]
 
 
 def auto_rows_per_unit(num_rows: int) -> int:
@@ -253,5 +222,5 @@ def _input_file(info: fs.FileInfo, footer: pq.FileMetaData, base: str) -> InputF
 
 
 def file_fingerprint(info: fs.FileInfo) -> str:
-    """What changes when a file does: its size and time of change."""
+    """The size and time of change of a file, which change when it does."""
     return f"{info.size}-{info.mtime_ns}"

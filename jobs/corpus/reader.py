@@ -13,8 +13,6 @@ from pyarrow import fs
 from jobs.corpus.files import Unit, file_fingerprint
 from jobs.errors import CorpusError
 
-__all__ = ["UnitReader", "read_tasks"]
-
 MAX_BATCH_ROWS = 4096
 READ_BUFFER_BYTES = 1 << 20
 

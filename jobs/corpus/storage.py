@@ -1,20 +1,110 @@
-"""Files that a job writes: whole under their names, or not at all."""
+"""Storage: filesystems of paths and URIs, names below a folder or URI, and files written whole or not at all."""
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pyarrow import fs
 
-from jobs.corpus.files import filesystem_of
 from jobs.errors import CorpusError, OutputError
-from jobs.runs.ledger import OBJECT_STORES
-from jobs.scoring.scored_corpus import part_below
 
-__all__ = ["OutputFile", "OutputFolder"]
+# On these a write becomes visible as a whole when it ends, and a rename is a copy.
+OBJECT_STORES = ("s3", "gcs", "abfs")
+# Beginning of the temporary names of unfinished files; a corpus passes over names that begin with a dot.
+UNFINISHED = ".unfinished-"
+
+
+def filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a path or URI, and the absolute path on it. In a URI `?` starts options, it is no wildcard.
+
+    Raises:
+        CorpusError: it is no location.
+    """
+    try:
+        if location.startswith("file://"):
+            location = unquote(location.removeprefix("file://"))
+        if "://" not in location:
+            return fs.LocalFileSystem(), _resolved(os.path.abspath(os.path.expanduser(location)))
+        address, options = _cut(location)
+        plain, star, tail = address.partition("*")
+        folder, _, start = plain.rpartition("/") if star else (address, "", "")
+        filesystem, path = fs.FileSystem.from_uri(folder + options)
+        return filesystem, f"{path.rstrip('/')}/{start}*{tail}" if star else path
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(f"{location}: {error}") from error
+
+
+def output_filesystem(location: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a job's output and the absolute path on it.
+
+    Raises:
+        OutputError: it is no location.
+    """
+    try:
+        return filesystem_of(location)
+    except CorpusError as error:
+        raise OutputError(f"--output {error}") from error
+
+
+def identity_of(location: str) -> str:
+    """The form of a location that a run's identity has: the same from any working folder."""
+    is_local = "://" not in location or location.startswith("file://")
+    return filesystem_of(location)[1] if is_local else location
+
+
+def below(folder: str, name: str) -> str:
+    """The location of `name` inside `folder`, which is a path, or a URI with or without options."""
+    address, options = _cut(folder)
+    return f"{address.rstrip('/')}/{name}{options}"
+
+
+def folder_of(location: str) -> str:
+    """The folder of a location that may be a Parquet file, a glob, or a folder itself.
+
+    Raises:
+        CorpusError: it is no location.
+    """
+    address, options = _cut(location)
+    if "*" in address or address.endswith(".parquet"):
+        filesystem_of(location)
+        address = address.partition("*")[0].rpartition("/")[0] or "."
+    return address + options
+
+
+@contextmanager
+def whole_file(filesystem: fs.FileSystem, path: str, *, scratch: str | None = None) -> Iterator[pa.NativeFile]:
+    """A stream to write the file at `path` with, which gets its name, in the place of what is there, when all is
+    written; after an error there is nothing new under it.
+
+    Args:
+        filesystem: where it is. On an object store the content is held in memory and sent by one PUT.
+        path: its path there; the folder must be there.
+        scratch: the folder of the temporary file, on the same filesystem; by default that of `path`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if filesystem.type_name in OBJECT_STORES:
+        content = pa.BufferOutputStream()
+        yield content
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(content.getvalue())
+        return
+    target = f"{path.rpartition('/')[0] if scratch is None else scratch}/{UNFINISHED}{uuid.uuid4().hex}"
+    try:
+        with filesystem.open_output_stream(target) as stream:
+            yield stream
+        filesystem.move(target, path)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to report
+            if filesystem.get_file_info(target).type == fs.FileType.File:
+                filesystem.delete_file(target)
+        raise
 
 
 class OutputFile:
@@ -25,10 +115,10 @@ class OutputFile:
     """
 
     def __init__(self, location: str) -> None:
+        self._filesystem, self._path = output_filesystem(location)
         try:
-            self._filesystem, self._path = filesystem_of(location)
             info = self._filesystem.get_file_info(self._path)
-        except (CorpusError, OSError) as error:
+        except OSError as error:
             raise OutputError(f"--output {location}: {error}") from error
         if info.type == fs.FileType.Directory:
             raise OutputError(f"--output {location} is a folder; name a file in it")
@@ -40,47 +130,28 @@ class OutputFile:
             OutputError: it cannot be written.
         """
         content = text.encode()
-        folder, _, name = self._path.rpartition("/")
-        # On an object store a write becomes visible as a whole when it ends, and a rename is a copy.
-        direct = self._filesystem.type_name in OBJECT_STORES
-        target = self._path if direct else f"{folder}/.{name}.{uuid.uuid4().hex}"
-        try:
-            if not direct:
-                self._filesystem.create_dir(folder, recursive=True)
-            with self._filesystem.open_output_stream(target) as file:
-                file.write(content)
-            if not direct:
-                self._filesystem.move(target, self._path)
-        except OSError as error:
-            if not direct and self._filesystem.get_file_info(target).type == fs.FileType.File:
-                self._filesystem.delete_file(target)
-            raise OutputError(f"{self._path} cannot be written: {error}") from error
+        with _created(self._filesystem, self._path) as stream:
+            stream.write(content)
         return len(content)
 
 
-TORSO = "_torso-"
-
-
 class OutputFolder:
-    """A folder, made when something is written to it.
+    """A folder of one job at a time, made when something is written to it.
 
     Args:
         location: a path or a URI that pyarrow.fs knows.
 
     Raises:
-        OutputError: the URI is none.
+        OutputError: it is no location.
     """
 
     def __init__(self, location: str) -> None:
         self.location = location
-        try:
-            self.filesystem, self._path = filesystem_of(location)
-        except CorpusError as error:
-            raise OutputError(f"--output {error}") from error
+        self.filesystem, self._path = output_filesystem(location)
 
     def below(self, name: str) -> str:
         """The location of `name` in this folder: a path or URI as this folder's is."""
-        return part_below(self.location, name)
+        return below(self.location, name)
 
     def path(self, name: str) -> str:
         """The path of `name` on the filesystem."""
@@ -88,27 +159,42 @@ class OutputFolder:
 
     @contextmanager
     def create(self, name: str) -> Iterator[pa.NativeFile]:
-        """A stream to write `name` with; it gets its name, in the place of what is there, when all is written.
+        """A stream to write `name` with, as `whole_file` gives it; what a killed run left unfinished is removed.
 
         Raises:
             OutputError: it cannot be written.
         """
         path = self.path(name)
-        folder = path.rpartition("/")[0]
-        direct = self.filesystem.type_name in OBJECT_STORES  # there a file is seen when it is closed
-        target = path if direct else f"{folder}/{TORSO}{uuid.uuid4().hex}"
         try:
-            self.filesystem.create_dir(folder, recursive=True)
-            self._remove_torsos(folder)
-            with self.filesystem.open_output_stream(target) as stream:
-                yield stream
-            if not direct:
-                self.filesystem.move(target, path)
+            leftovers = fs.FileSelector(path.rpartition("/")[0], allow_not_found=True)
+            for info in self.filesystem.get_file_info(leftovers):
+                if info.base_name.startswith(UNFINISHED):
+                    self.filesystem.delete_file(info.path)
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error}") from error
+        with _created(self.filesystem, path) as stream:
+            yield stream
 
-    def _remove_torsos(self, folder: str) -> None:
-        """What a run left that was killed while it wrote."""
-        for info in self.filesystem.get_file_info(fs.FileSelector(folder)):
-            if info.base_name.startswith(TORSO):
-                self.filesystem.delete_file(info.path)
+
+@contextmanager
+def _created(filesystem: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    try:
+        if filesystem.type_name not in OBJECT_STORES:  # there a folder is a name
+            filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        with whole_file(filesystem, path) as stream:
+            yield stream
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
+
+
+def _cut(location: str) -> tuple[str, str]:
+    """The address of a location, and the options of a URI with their question mark."""
+    address, mark, options = location.partition("?") if "://" in location else (location, "", "")
+    return address, mark + options
+
+
+def _resolved(path: str) -> str:
+    """The path with its symbolic links followed, as far as it has no wildcards."""
+    plain, star, _ = path.partition("*") if "?" not in path else path.partition("?")
+    folder = os.path.dirname(plain) if star else path
+    return os.path.realpath(folder) + path[len(folder) :]

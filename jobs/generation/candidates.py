@@ -8,12 +8,10 @@ from typing import Protocol
 
 from serve_app.reward_model.conversation import Message
 
-__all__ = ["Candidate", "Generation", "Generator", "Prompt"]
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is to be answered. `key` is its place in the corpus, of which its seeds are made."""
+    """Messages to be answered. `key` is its place in the corpus, of which its seeds are made."""
 
     messages: tuple[Message, ...]
     key: str
@@ -29,7 +27,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What came of a prompt: `candidates` in the order of their generation, and the reason of each that is missing."""
+    """Outcome of a prompt: `candidates` in the order of their generation, and the reason of each that is missing."""
 
     candidates: tuple[Candidate, ...]
     failures: tuple[str, ...] = ()
@@ -39,7 +37,7 @@ class Generator(Protocol):
     """Answers prompts."""
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
-        """What came of each prompt, in order.
+        """The outcome of each prompt, in order.
 
         Raises:
             GeneratorError: it failed in a way that is no prompt's fault.

@@ -9,9 +9,7 @@ from typing import Any
 from serve_app.reward_model.conversation import Message
 from serve_app.reward_model.errors import CheckpointError, ConversationError
 from serve_app.reward_model.markup import MARK, MarkedTextEncoder, Markup, escape
-from serve_app.reward_model.tokenizer import quiet_transformers
-
-__all__ = ["ChatEncoder"]
+from serve_app.reward_model.tokenizer import fast_tokenizer
 
 PROBE = "rayward"
 
@@ -34,15 +32,7 @@ class ChatEncoder:
         Raises:
             CheckpointError: there is no tokenizer, it has no fast form, or it has no chat template.
         """
-        from transformers import AutoTokenizer
-
-        try:
-            with quiet_transformers():
-                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # Transformers raises many types for a missing or broken tokenizer
-            raise CheckpointError(f"no tokenizer could be read from {folder}: {error}") from error
-        if not getattr(tokenizer, "is_fast", False):
-            raise CheckpointError(f"the tokenizer in {folder} has no fast (tokenizers) form, which rayward needs")
+        tokenizer = fast_tokenizer(folder)
         if not tokenizer.chat_template:
             raise CheckpointError(
                 f"the tokenizer in {folder} has no chat template, so prompts have no text form; a generator is a chat "

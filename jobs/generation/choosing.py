@@ -24,8 +24,6 @@ from serve_app.reward_model.errors import ConversationError
 from serve_app.reward_model.scores import order
 from serve_app.reward_model.tokenizer import Truncation
 
-__all__ = ["ADDED_COLUMNS", "RANK_COLUMNS", "CandidateScorer", "Judged", "all_rows", "best_rows"]
-
 ADDED_COLUMNS = {
     "response": pa.large_string(),
     "finish_reason": pa.string(),
@@ -36,7 +34,7 @@ ADDED_COLUMNS = {
     "failures": pa.string(),
     "error": pa.string(),
 }
-RANK_COLUMNS = {"rank": pa.int32(), "candidate": pa.int32()}
+CANDIDATE_COLUMNS = {"rank": pa.int32(), "candidate": pa.int32()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ class Judged:
 
     def row(self, place: int | None) -> dict[str, Any]:
         """The added columns of the candidate at `place`, or those of a prompt that has no response."""
-        row: dict[str, Any] = dict.fromkeys([*ADDED_COLUMNS, *RANK_COLUMNS])
+        row: dict[str, Any] = dict.fromkeys([*ADDED_COLUMNS, *CANDIDATE_COLUMNS])
         row |= {"num_candidates": len(self.outcomes), "failures": self.failures}
         if place is None:
             return row | {
@@ -108,7 +106,7 @@ def all_rows(table: pa.Table, judged: Sequence[Judged], *, prefix: str) -> pa.Ta
     ranked = [list(one.ranked_rows()) for one in judged]
     sources = [place for place, rows in enumerate(ranked) for _ in rows]
     repeated = table.take(pa.array(sources, pa.int64()))
-    return _with_columns(repeated, [row for rows in ranked for row in rows], ADDED_COLUMNS | RANK_COLUMNS, prefix)
+    return _with_columns(repeated, [row for rows in ranked for row in rows], ADDED_COLUMNS | CANDIDATE_COLUMNS, prefix)
 
 
 def _with_columns(
@@ -119,31 +117,28 @@ def _with_columns(
     return table
 
 
+@dataclass(frozen=True, slots=True)
+class ChoosingTerms:
+    """Terms on which candidates are scored and selected: prompt columns, the system prompt that the reward model alone
+    sees, limits, the prefix of new columns, and whether all candidates are kept."""
+
+    columns: ConversationColumns
+    system_prompt: SystemPrompt
+    truncation: Truncation
+    max_tokens: int | None
+    prefix: str
+    keep_all: bool
+
+
 class CandidateScorer:
     """Scores the candidates of units and keeps the best of each prompt, or with `keep_all` all of them, ranked.
 
-    `load` makes the model. The system prompt is for the reward model alone: the generator never saw it.
+    `load` makes the model.
     """
 
-    def __init__(
-        self,
-        load: Callable[[], RewardModel],
-        ledger: Ledger,
-        *,
-        columns: ConversationColumns,
-        system_prompt: SystemPrompt,
-        truncation: Truncation,
-        max_tokens: int | None,
-        prefix: str,
-        keep_all: bool,
-    ) -> None:
+    def __init__(self, load: Callable[[], RewardModel], ledger: Ledger, terms: ChoosingTerms) -> None:
         self._guarded = GuardedModel(load, ledger)
-        self._columns = columns
-        self._system_prompt = system_prompt
-        self._truncation = truncation
-        self._max_tokens = max_tokens
-        self._prefix = prefix
-        self._keep_all = keep_all
+        self._terms = terms
 
     def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
         """The unit's rows with what was selected, in input order, and their counts.
@@ -152,21 +147,21 @@ class CandidateScorer:
             RaywardError: the model cannot be loaded, or scoring fails in a way that is no candidate's fault.
         """
         table, generations = without_generations(table)
-        rows = prompts(table, self._columns)
+        rows = prompts(table, self._terms.columns)
         candidates = list(self._conversations(table, rows, generations))
         attempt = self._guarded.begin(unit, len(candidates))
         started = time.perf_counter()
         outcomes = attempt.results(
             lambda model, first, stop: outcomes_of(
-                model, candidates[first:stop], truncation=self._truncation, max_tokens=self._max_tokens
+                model, candidates[first:stop], truncation=self._terms.truncation, max_tokens=self._terms.max_tokens
             ),
             given_up=DeadRowError.after,
         )
         seconds = time.perf_counter() - started
         judged = _judged(rows, generations, outcomes)
-        select = all_rows if self._keep_all else best_rows
-        selected = select(table, judged, prefix=self._prefix)
-        return selected, _stats(judged, selected.num_rows, seconds, keep_all=self._keep_all)
+        select = all_rows if self._terms.keep_all else best_rows
+        selected = select(table, judged, prefix=self._terms.prefix)
+        return selected, _stats(judged, selected.num_rows, seconds, keep_all=self._terms.keep_all)
 
     def _conversations(
         self,
@@ -175,7 +170,7 @@ class CandidateScorer:
         generations: Sequence[Generation],
     ) -> Iterator[Conversation | ConversationError]:
         """Each candidate behind its prompt, prompt by prompt; their order is that of `generations`."""
-        column = self._system_prompt.column
+        column = self._terms.system_prompt.column
         cells = [None] * table.num_rows if column is None else table.column(column).to_pylist()
         for row, generation, cell in zip(rows, generations, cells, strict=True):
             if isinstance(row, Conversation):
@@ -185,7 +180,7 @@ class CandidateScorer:
     def _conversation(self, prompt: Conversation, response: str, cell: object) -> Conversation | ConversationError:
         whole = Conversation((*prompt.messages, Message("assistant", response)))
         try:
-            return self._system_prompt.before(whole, cell)
+            return self._terms.system_prompt.before(whole, cell)
         except ConversationError as error:
             return error
 

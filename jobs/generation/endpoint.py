@@ -23,8 +23,6 @@ from jobs.generation.options import Sampling
 from serve_app.reward_model.conversation import Message
 from serve_app.reward_model.errors import RaywardError
 
-__all__ = ["Endpoint", "HttpGenerator", "PassingError", "RefusedError", "ask", "headers_of", "only_model"]
-
 MAX_REASON_CHARS = 300
 NO_PROMPTS_FAULT = (401, 402, 403, 404, 405)
 
@@ -216,7 +214,7 @@ class HttpGenerator:
                 raise GeneratorError(f"{self._endpoint.url} does not answer a trial request: {error}") from error
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
-        """What came of each prompt, in order.
+        """The outcome of each prompt, in order.
 
         Raises:
             GeneratorError: the endpoint refuses every prompt, or is down.

@@ -22,8 +22,6 @@ from serve_app.reward_model.checkpoint import fill
 from serve_app.reward_model.errors import CheckpointError
 from serve_app.reward_model.weights import Place, interleaved
 
-__all__ = ["ARCHITECTURE", "load_internlm2"]
-
 ARCHITECTURE = "InternLM2ForCausalLM"
 
 

@@ -26,8 +26,6 @@ from jobs.generation.internlm2 import load_internlm2
 from jobs.generation.options import Sampling
 from serve_app.reward_model.errors import CheckpointError, ConversationError
 
-__all__ = ["CandidateSampler", "LocalGenerator", "load_causal", "processors"]
-
 
 class CandidateSampler(LogitsProcessor):
     """Draws the next token of each row and leaves it the only possible one, for a decoder that takes the likeliest.
@@ -60,7 +58,7 @@ class CandidateSampler(LogitsProcessor):
 def processors(
     sampling: Sampling, seeds: Sequence[int], num_steps: int, *, device: torch.device
 ) -> tuple[LogitsProcessorList, CandidateSampler | None]:
-    """What turns logits into the next token: temperature, top k and top p as Transformers does them, then the draw."""
+    """Steps from logits to a token: temperature, top k and top p as Transformers does them, then the draw."""
     if sampling.temperature == 0:
         return LogitsProcessorList(), None
     chain = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
@@ -109,7 +107,7 @@ class LocalGenerator:
         self._reads_once = not getattr(type(model), "_is_stateful", False)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
-        """What came of each prompt, in order; a prompt that the model cannot read has its reason."""
+        """The outcome of each prompt, in order; a prompt that the model cannot read has its reason."""
         return [self._generation(prompt) for prompt in prompts]
 
     def _generation(self, prompt: Prompt) -> Generation:

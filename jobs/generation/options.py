@@ -20,12 +20,10 @@ from pydantic import (
 
 from jobs.generation.tiny import NAME as TINY
 
-__all__ = ["GeneratorOptions", "Sampling", "SamplingOptions"]
-
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How candidates are drawn: `num_candidates` of each prompt, each of at most `max_new_tokens` tokens.
+    """Settings of drawing candidates: `num_candidates` of each prompt, each of at most `max_new_tokens` tokens.
 
     A `top_k` of 0 and a `top_p` of 1 restrict nothing; a `temperature` of 0 takes the likeliest token each time.
     """
@@ -44,7 +42,7 @@ class Sampling:
 
 
 class SamplingOptions(BaseModel):
-    """How candidates are drawn. The defaults are those of InternLM2-Reward's model card."""
+    """Options of drawing candidates. The defaults are those of InternLM2-Reward's model card."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -68,7 +66,7 @@ class SamplingOptions(BaseModel):
 
 
 class GeneratorOptions(BaseModel):
-    """What generates candidates, and where."""
+    """Options of the generator, and of its place."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -83,9 +81,9 @@ class GeneratorOptions(BaseModel):
     concurrency: PositiveInt = 32
     """Requests to the endpoint at the same time."""
     request_timeout_s: PositiveFloat = 600.0
-    """How long one request to the endpoint may take."""
+    """Seconds that one request to the endpoint may take."""
     max_retries: NonNegativeInt = 8
-    """How often the endpoint is asked again for a prompt, after errors that may pass; the waits double up to 30 s."""
+    """Times that the endpoint is asked again for a prompt, after errors that may pass; the waits double up to 30 s."""
     extra_body: str | None = None
     """JSON object merged into each request to the endpoint; a null leaves a field out."""
     generator_device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -110,7 +108,7 @@ class GeneratorOptions(BaseModel):
 
     @property
     def body_fields(self) -> dict[str, Any]:
-        """What `extra_body` holds."""
+        """The fields that `extra_body` holds."""
         return dict(json.loads(self.extra_body)) if self.extra_body else {}
 
     @property

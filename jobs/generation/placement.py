@@ -1,4 +1,4 @@
-"""How generating and scoring actors share a cluster: plain arithmetic, checked before they start."""
+"""Shares of a cluster for generating and scoring actors: plain arithmetic, checked before they start."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from cluster.connect import ClusterResources
 from jobs.errors import ResourceError
 from jobs.generation.options import GeneratorOptions
 from jobs.options import EngineOptions
-from jobs.runs.placement import IO_CPUS, ActorPool, plan_actors
-
-__all__ = ["HTTP_ACTOR", "Pools", "plan_pools"]
+from jobs.runs.placement import TASK_CPUS, ActorPool, plan_actors
 
 # It waits for the endpoint: Ray's CPUs, which are bookkeeping, are left to the actors that compute.
 HTTP_ACTOR = ActorPool(num_actors=1, cpus_per_actor=0, gpus_per_actor=0.0)
@@ -94,15 +92,16 @@ def _on_cpus(resources: ClusterResources, options: EngineOptions, generation: Ge
         "generating": -(-(generation.generator_actors or nodes) // nodes),
         "scoring": -(-(options.num_actors or nodes) // nodes),
     }
-    available = max(resources.node_cpus - 1, IO_CPUS)
+    available = max(resources.node_cpus - 1, TASK_CPUS)
     generating = generation.generator_cpus_per_actor or _share(available / 2, per_node["generating"])
     rest = available - generating * per_node["generating"]
-    scoring = options.cpus_per_actor or _share(max(rest, IO_CPUS / 2), per_node["scoring"])
+    scoring = options.cpus_per_actor or _share(max(rest, TASK_CPUS / 2), per_node["scoring"])
     taken = generating * per_node["generating"] + scoring * per_node["scoring"]
-    if taken > resources.node_cpus - IO_CPUS:
+    if taken > resources.node_cpus - TASK_CPUS:
         raise ResourceError(
             f"{taken:g} CPUs of actors on each node do not fit its {resources.node_cpus}, of which reading and writing "
-            f"need {IO_CPUS:g}; lower --generator-cpus-per-actor, --cpus-per-actor, --generator-actors or --num-actors"
+            f"need {TASK_CPUS:g}; lower --generator-cpus-per-actor, --cpus-per-actor, --generator-actors or "
+            "--num-actors"
         )
     return Pools(
         ActorPool(generation.generator_actors or nodes, generating, 0.0),

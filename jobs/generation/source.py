@@ -1,4 +1,4 @@
-"""Which generator a job uses: checked on the driver, made on the workers."""
+"""The generator that a job uses: checked on the driver, made on the workers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from jobs.generation.options import GeneratorOptions, Sampling
 from serve_app.reward_model.checkpoint import fingerprint, resolve
 from serve_app.reward_model.errors import CheckpointError
 from serve_app.reward_model.model import DTYPES, cpu_dtype
-
-__all__ = ["HttpSource", "LocalSource", "source_of"]
 
 TEMPLATE_FILES = ("*.jinja",)
 
@@ -65,7 +63,7 @@ class HttpSource:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the candidates, as far as anything does."""
+        """Settings that decide the candidates, as far as anything does."""
         fields = dict(self.endpoint.body_fields)
         return {"generator": self.endpoint.url, "generator_model": self.endpoint.model, "extra_body": fields}
 
@@ -126,7 +124,7 @@ class LocalSource:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the candidates."""
+        """Settings that decide the candidates."""
         return {
             "generator_fingerprint": self.fingerprint,
             "generator_device": self.device,

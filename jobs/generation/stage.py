@@ -1,6 +1,6 @@
 """The generating stage: an actor that adds the candidates of each prompt to a unit's table.
 
-They travel to the scoring stage as one column more, which `selection.py` takes away again.
+They travel to the scoring stage as one column more, which `choosing.py` takes away again.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from jobs.runs.attempts import GuardedModel
 from jobs.runs.ledger import Ledger, UnitStats
 from serve_app.reward_model.conversation import Conversation
 
-__all__ = ["COLUMN", "UnitGenerator", "with_generations", "without_generations"]
-
-COLUMN = "_rayward_generation"
+GENERATION_COLUMN = "_rayward_generation"
 TYPE = pa.struct(
     [
         ("texts", pa.list_(pa.large_string())),
@@ -73,16 +71,16 @@ def with_generations(table: pa.Table, generations: Sequence[Generation]) -> pa.T
         }
         for generation in generations
     ]
-    return table.append_column(COLUMN, pa.array(packed, TYPE))
+    return table.append_column(GENERATION_COLUMN, pa.array(packed, TYPE))
 
 
 def without_generations(table: pa.Table) -> tuple[pa.Table, list[Generation]]:
-    """What `with_generations` was given."""
+    """The table and the generations that `with_generations` was given."""
     generations = [
         Generation(
             tuple(Candidate(*pair) for pair in zip(packed["texts"], packed["finish_reasons"], strict=True)),
             tuple(packed["failures"]),
         )
-        for packed in table.column(COLUMN).to_pylist()
+        for packed in table.column(GENERATION_COLUMN).to_pylist()
     ]
-    return table.drop_columns([COLUMN]), generations
+    return table.drop_columns([GENERATION_COLUMN]), generations

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from serve_app.reward_model import tiny
 
-__all__ = ["NAME", "cached_folder"]
-
 NAME = tiny.NAME
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

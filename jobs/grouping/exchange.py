@@ -17,7 +17,6 @@ from serve_app.reward_model.errors import RaywardError
 if TYPE_CHECKING:
     import ray
 
-__all__ = ["Pieces", "gathered", "results", "scatter"]
 
 logger = logging.getLogger(__name__)
 MAX_RETRIES = 3
@@ -42,7 +41,7 @@ def scatter(
     """
     import ray
 
-    # A task whose process dies is run again; what a task raises is not an accident, and is told.
+    # A task whose process dies is run again; what a task raises is no accident, and is reported.
     task = ray.remote(num_cpus=1, max_retries=MAX_RETRIES, num_returns=num_parts)(_run)
     given = pieces if pieces is not None else [[] for _ in arguments]
     started = [task.remote(function, num_parts, argument, *own) for argument, own in zip(arguments, given, strict=True)]

@@ -1,4 +1,4 @@
-"""Which rows belong together: a 128-bit key of each row's prompt, or of a column's value."""
+"""Keys of rows that belong together: a 128-bit key of each row's prompt, or of a column's value."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from numpy.typing import NDArray
 
 from jobs.corpus.conversations import ConversationColumns, conversations
 from serve_app.reward_model.conversation import Conversation
-
-__all__ = ["NO_GROUP", "GroupKeys"]
-
-# Both halves of the key of a row without a group. No digest is taken for it.
-NO_GROUP = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +57,7 @@ def _keys_of_values(column: pa.ChunkedArray, *, as_prompt: bool = False) -> NDAr
     return keys
 
 
+# The key of a row without a group. No digest is taken for it.
 _EMPTY = bytes(16)
 
 

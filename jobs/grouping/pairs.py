@@ -22,8 +22,6 @@ from jobs.grouping.ranks import ScoredRows, Stretch, groups_of, joined, scored_r
 from jobs.runs.ledger import Ledger
 from serve_app.reward_model.conversation import Conversation, Message
 
-__all__ = ["PAIR_SCHEMA", "PairStage", "PairStats", "Pairs", "Strategy", "select_pairs"]
-
 Strategy = Literal["best-worst", "best-random", "all"]
 
 
@@ -195,7 +193,7 @@ class _Chosen:
 
 @dataclass(frozen=True, slots=True)
 class PairStage:
-    """Makes pairs of a scored corpus on the connected Ray and commits them, a part for each share of the prompts."""
+    """Makes pairs of a scored corpus on the connected Ray and commits a unit file for each share of the prompts."""
 
     filesystem: fs.FileSystem
     ledger: Ledger
@@ -210,14 +208,14 @@ class PairStage:
     def keys(self) -> GroupKeys:
         return GroupKeys(None, self.columns)
 
-    def part_path(self, share: int, num_shares: int) -> str:
+    def file_path(self, share: int, num_shares: int) -> str:
         """Where the pairs of a share are."""
         return f"{self.ledger.folder}/part-{share:05d}-of-{num_shares:05d}.parquet"
 
     def done(self, num_shares: int) -> dict[int, PairStats]:
-        """The counts of the shares whose parts are there."""
+        """Counts of the shares whose files are there."""
         found = {
-            share: self.ledger.part_stats(self.part_path(share, num_shares), PairStats) for share in range(num_shares)
+            share: self.ledger.file_stats(self.file_path(share, num_shares), PairStats) for share in range(num_shares)
         }
         return {share: part[0] for share, part in found.items() if part is not None and part[0].pairs == part[1]}
 
@@ -225,7 +223,7 @@ class PairStage:
         """Commit the pairs of `shares`, yielding the counts of each as it is committed.
 
         Raises:
-            RaywardError: rows cannot be read or parts not written. What is committed stays.
+            RaywardError: rows cannot be read or unit files not written. What is committed stays.
         """
         keyed = scatter(partial(_keys, stage=self, num_parts=num_shares), work, num_parts=num_shares)
         for _ in results(keyed, told="stretches of keys read"):
@@ -237,7 +235,7 @@ class PairStage:
         for _ in results(texts, told="stretches of texts read"):
             pass
         joins = [[pairs, *own] for pairs, own in zip(requests[-1], gathered(texts, len(shares)), strict=True)]
-        paths = [self.part_path(share, num_shares) for share in shares]
+        paths = [self.file_path(share, num_shares) for share in shares]
         yield from results(scatter(partial(_commit, stage=self), paths, num_parts=1, pieces=joins))
 
 
@@ -318,5 +316,5 @@ def _commit(path: str, pieces: Sequence[Any], *, stage: PairStage) -> list[PairS
     readable = table.filter(pc.and_(table.column("chosen").is_valid(), table.column("rejected").is_valid()))
     unreadable = table.num_rows - readable.num_rows
     counts = PairStats(pairs.prompts, pairs.paired, readable.num_rows, unreadable)
-    stage.ledger.commit_part(path, readable, counts)
+    stage.ledger.commit_file(path, readable, counts)
     return [counts]

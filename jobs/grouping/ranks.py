@@ -23,20 +23,6 @@ from jobs.grouping.keys import GroupKeys
 from jobs.grouping.quantiles import ScoreSummary
 from jobs.runs.ledger import Ledger, UnitStats
 
-__all__ = [
-    "RANK_COLUMNS",
-    "GroupRanks",
-    "RankStage",
-    "ScoredRows",
-    "Stretch",
-    "best_rows",
-    "groups_of",
-    "num_partitions",
-    "rank_groups",
-    "scores_of",
-    "stretches",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class GroupRanks:
@@ -134,7 +120,7 @@ class ScoredRows:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a stretch adds to the manifest."""
+    """Counts and scores that a stretch adds to the manifest."""
 
     scores: ScoreSummary
     unscored: int
@@ -169,7 +155,7 @@ class RankStage:
         """First the summary of each stretch, then the counts of each unit as it is committed.
 
         Raises:
-            RaywardError: rows cannot be read or parts not written. What is committed stays.
+            RaywardError: rows cannot be read or unit files not written. What is committed stays.
         """
         parts = 1 if self.keys is None else num_partitions(num_rows)
         keyed = scatter(partial(_keys, stage=self, num_parts=parts), work, num_parts=parts + 1)

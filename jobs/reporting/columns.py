@@ -1,4 +1,4 @@
-"""Which columns of a scored corpus a report is about: those named, or those that the jobs of this project write."""
+"""Columns of a scored corpus that a report is about: those named, or those that the jobs of this project write."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from jobs.corpus.conversations import ConversationColumns
 from jobs.corpus.files import Corpus
 from jobs.errors import CorpusError
 from jobs.grouping.keys import GroupKeys
-
-__all__ = ["ChosenColumns", "LabelColumn", "PairColumns", "ReportColumns", "ScoreColumn"]
 
 BY_NAMES = ("domain", "subset", "category", "language", "lang")
 LABEL_NAMES = ("preferred", "is_preferred", "label", "preference")
@@ -38,7 +36,7 @@ class PairColumns:
 
     @property
     def name(self) -> str:
-        """What the two are called together."""
+        """The name of the two together."""
         return f"{self.chosen.name} over {self.rejected.name}"
 
 
@@ -107,7 +105,7 @@ class _Finder:
         self._names = [name for name in first.names if all(schema.names.count(name) == 1 for _, schema in self._files)]
 
     def having(self, names: tuple[str, ...], fits: Callable[[pa.DataType], bool]) -> tuple[str, ...]:
-        """Those of `names` that every file has, with a type that fits."""
+        """The `names` that every file has, with a type that fits."""
         return tuple(name for name in names if name in self._names and all(map(fits, self._types(name))))
 
     def check(self, name: str, flag: str, fits: Callable[[pa.DataType], bool], wanted: str) -> None:
@@ -203,7 +201,7 @@ class _Finder:
         )
 
     def _texts(self, score: str) -> ConversationColumns:
-        """What was scored: of `chosen_score` or `score_chosen` the column `chosen`, else the conversation."""
+        """The text that was scored: of `chosen_score` or `score_chosen` the column `chosen`, else the conversation."""
         side = score.removesuffix("_score").removeprefix("score_")
         if side != score and side in self._names:
             has_prompt = "prompt" in self._names

@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from jobs.reporting.columns import ReportColumns, ScoreColumn
 from jobs.reporting.extremes import Extremes
 from jobs.reporting.scales import LengthScale, Scales, ScoreScale, codes_of, finite_scores, has_both, label_codes
-from jobs.reporting.stats import CoMoments, Moments, histogram
-
-__all__ = ["Counts", "ErrorKind", "ErrorKinds", "GroupCounts", "LengthCounts", "ScoreCounts", "counts_of", "sides_of"]
+from jobs.reporting.stats import CoMoments, GroupMoments, histogram
 
 MAX_KINDS = 100
 MAX_KIND_CHARS = 60
@@ -25,7 +23,7 @@ NO_REASON, NOT_FINITE, OTHERS = "(no reason given)", "(the score is not finite)"
 
 @dataclass(frozen=True, slots=True)
 class ErrorKind:
-    """How many rows have an error of a kind, and the text of one: the first in the order of texts."""
+    """Number of rows that have an error of a kind, and the text of one: the first in the order of texts."""
 
     count: int
     example: str
@@ -42,7 +40,7 @@ class ErrorKinds:
 
     @classmethod
     def of(cls, table: pa.Table, column: ScoreColumn) -> ErrorKinds:
-        """Those of a table of rows that have no score."""
+        """Error kinds of a table of rows that have no score."""
         kinds: dict[str, ErrorKind] = {}
         if not table.num_rows:
             return cls(kinds)
@@ -86,7 +84,7 @@ class GroupCounts:
     """The scores of each of some groups: counts of fine bins, [groups, FINE_BINS + 2], and moments."""
 
     histogram: NDArray[np.int64]
-    moments: Moments
+    moments: GroupMoments
 
     @classmethod
     def of(
@@ -97,10 +95,10 @@ class GroupCounts:
         *,
         num_codes: int = 1,
     ) -> GroupCounts:
-        """Those of scores without NaN; the groups are by `codes`, -1 for none."""
+        """Counts of scores without NaN; the groups are by `codes`, -1 for none."""
         return cls(
             histogram(scale.axis, scores, codes, num_codes=num_codes),
-            Moments.of(scores, codes, num_codes=num_codes),
+            GroupMoments.of(scores, codes, num_codes=num_codes),
         )
 
     def __add__(self, other: GroupCounts) -> GroupCounts:
@@ -117,8 +115,8 @@ class LengthCounts:
     """
 
     map: NDArray[np.int64]
-    shares: Moments
-    lengths: Moments
+    shares: GroupMoments
+    lengths: GroupMoments
     linear: CoMoments
     ranked: CoMoments
     doubling: CoMoments
@@ -127,7 +125,7 @@ class LengthCounts:
     def of(
         cls, scores: NDArray[np.float32], tokens: NDArray[np.float32], scale: ScoreScale, lengths: LengthScale
     ) -> LengthCounts:
-        """Those of rows that have both."""
+        """Counts of the rows that have both."""
         both = has_both(scores, tokens)
         scores, tokens = scores[both], tokens[both]
         columns = lengths.axis.num_bins
@@ -136,8 +134,8 @@ class LengthCounts:
         num_shares = len(lengths.share_edges) + 1
         return cls(
             fine[:, 1:-1].reshape(columns, MAP_BINS, -1).sum(-1),
-            Moments.of(scores, share, num_codes=num_shares),
-            Moments.of(tokens, share, num_codes=num_shares),
+            GroupMoments.of(scores, share, num_codes=num_shares),
+            GroupMoments.of(tokens, share, num_codes=num_shares),
             CoMoments.of(tokens, scores),
             CoMoments.of(lengths.ranks(tokens), lengths.score_ranks(scores)),
             CoMoments.of(np.log2(tokens.astype(np.float64)), scores),

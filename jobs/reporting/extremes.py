@@ -14,15 +14,13 @@ from jobs.corpus.conversations import ConversationColumns
 from jobs.grouping.ranks import best_rows
 from jobs.reporting.columns import ReportColumns, ScoreColumn
 
-__all__ = ["Extremes", "Place", "ShownRow", "shown_row", "text_columns"]
-
 MAX_PROMPT_CHARS = 240
 MAX_RESPONSE_CHARS = 500
 MAX_FACT_CHARS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RowPlace:
     """A row of the corpus: the `row`-th of a stretch, and its score."""
 
     score: float
@@ -38,17 +36,17 @@ class Extremes:
     """
 
     k: int
-    best: tuple[Place, ...] = ()
-    worst: tuple[Place, ...] = ()
+    best: tuple[RowPlace, ...] = ()
+    worst: tuple[RowPlace, ...] = ()
 
     @classmethod
     def of(cls, scores: NDArray[np.float32], *, stretch: int, first_row: int, k: int) -> Extremes:
-        """Those of rows of a stretch from its `first_row`-th on; NaN is no score."""
+        """Extremes of rows of a stretch from its `first_row`-th on; NaN is no score."""
         if not k:
             return cls(k)
 
-        def places(rows: NDArray[np.int64]) -> list[Place]:
-            return [Place(float(scores[row]), stretch, first_row + int(row)) for row in rows]
+        def places(rows: NDArray[np.int64]) -> list[RowPlace]:
+            return [RowPlace(float(scores[row]), stretch, first_row + int(row)) for row in rows]
 
         return cls(k, *_ordered(places(best_rows(scores, k)), places(best_rows(-scores, k)), k))
 
@@ -56,7 +54,7 @@ class Extremes:
         return Extremes(self.k, *_ordered([*self.best, *other.best], [*self.worst, *other.worst], self.k))
 
 
-def _ordered(best: list[Place], worst: list[Place], k: int) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
+def _ordered(best: list[RowPlace], worst: list[RowPlace], k: int) -> tuple[tuple[RowPlace, ...], tuple[RowPlace, ...]]:
     best.sort(key=lambda place: (-place.score, place.stretch, place.row))
     worst.sort(key=lambda place: (place.score, place.stretch, place.row))
     return tuple(best[:k]), tuple(worst[:k])
@@ -64,7 +62,7 @@ def _ordered(best: list[Place], worst: list[Place], k: int) -> tuple[tuple[Place
 
 @dataclass(frozen=True, slots=True)
 class ShownRow:
-    """What a report shows of a row: the place in its file, its texts, shortened, and its values of other columns.
+    """A row as a report shows it: the place in its file, its texts, shortened, and its values of other columns.
 
     A text is None where the row has none that can be read.
     """

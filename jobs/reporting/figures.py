@@ -25,25 +25,6 @@ from jobs.reporting.counts import MAP_BINS, GroupCounts, LengthCounts
 from jobs.reporting.scales import LengthScale, ScoreScale
 from jobs.reporting.stats import Axis, coarse, coarse_bins, quantile
 
-__all__ = [
-    "ACCENT",
-    "HEIGHT",
-    "INK",
-    "LINE",
-    "QUIET",
-    "SECOND",
-    "WIDTH",
-    "GroupLine",
-    "distribution",
-    "figure_of_size",
-    "group_lines",
-    "inline",
-    "length_map",
-    "mean_by_length",
-    "name_groups",
-    "printable",
-]
-
 # Matplotlib draws in these; the page has a colour of its own for each, by day and by night.
 INK, QUIET, LINE, ACCENT, SECOND = "#010000", "#010001", "#010002", "#010003", "#010004"
 _VARIABLES = {INK: "--ink", QUIET: "--quiet", LINE: "--line", ACCENT: "--accent", SECOND: "--second"}
@@ -166,7 +147,7 @@ def distribution(counts: GroupCounts, sides: GroupCounts | None, scale: ScoreSca
 
 
 def length_map(counts: LengthCounts, lengths: LengthScale, scale: ScoreScale) -> Figure:
-    """How many rows have which length and score: the darker the more."""
+    """Rows by length and score: the darker the more."""
     with figure_of_size(WIDTH, HEIGHT) as figure:
         axes = figure.subplots()
         num_rows = next(bins for bins in (12, 16, 24, MAP_BINS) if bins >= lengths.axis.num_bins or bins == MAP_BINS)

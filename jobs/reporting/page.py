@@ -12,8 +12,6 @@ from markupsafe import Markup
 from jobs.reporting import wording
 from jobs.reporting.stage import Findings
 
-__all__ = ["Cards", "Figure", "Page", "Section", "Table", "Tile", "render", "summary"]
-
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -65,8 +63,8 @@ class Cards:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
-    """A part of the page with a name of its own (`anchor`)."""
+class PageSection:
+    """A section of the page with a name of its own (`anchor`)."""
 
     anchor: str
     title: str
@@ -77,17 +75,17 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ReportPage:
     """All that the page shows."""
 
     title: str
     source: str
     notes: Sequence[str]
     tiles: Sequence[Tile]
-    sections: Sequence[Section] = field(default_factory=list)
+    sections: Sequence[PageSection] = field(default_factory=list)
 
 
-def render(page: Page) -> str:
+def render(page: ReportPage) -> str:
     """The page as HTML."""
     folder = resources.files(__package__)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -25,8 +25,6 @@ from jobs.reporting.figures import (
 from jobs.reporting.pairs import PairCounts, interval
 from jobs.reporting.stats import FINE_BINS, Axis, sums
 
-__all__ = ["accuracy_by_group", "accuracy_by_margin", "calibration", "margins"]
-
 MARGIN_BINS = (12, 20, 32, 48)
 MAX_SIZE_GROUPS = 8
 MIN_GROUP_PAIRS = 6
@@ -56,7 +54,7 @@ def margins(counts: PairCounts, axis: Axis) -> Figure:
 
 
 def accuracy_by_margin(counts: PairCounts, axis: Axis) -> Figure:
-    """How often the higher score is right, by how much higher it is, beside what Bradley and Terry promise."""
+    """Accuracy of the higher score by how much higher it is, beside what Bradley and Terry promise."""
     with figure_of_size(WIDTH, HEIGHT) as figure:
         axes = figure.subplots()
         size, pairs, right = _by_size(counts, axis)
@@ -73,7 +71,7 @@ def accuracy_by_margin(counts: PairCounts, axis: Axis) -> Figure:
 
 
 def calibration(counts: PairCounts) -> Figure:
-    """How often the higher score is right, by the probability that the scores give it; below, how many pairs."""
+    """Accuracy of the higher score by the probability that the scores give it; below, how many pairs."""
     with figure_of_size(WIDTH, HEIGHT) as figure:
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
         there = counts.confidence > 0
@@ -125,7 +123,7 @@ def _floor(lowest: NDArray[np.float64]) -> float:
 
 
 def _reach(mirrored: NDArray[np.int64]) -> int:
-    """How many fine bins from zero hold 99 % of the margins, at least."""
+    """Number of fine bins from zero that hold 99 % of the margins, at least."""
     below = np.cumsum(mirrored)
     return int(np.searchsorted(below, 0.99 * below[-1])) + 1 if below[-1] else len(mirrored)
 

@@ -16,27 +16,12 @@ from jobs.reporting.counts import sides_of
 from jobs.reporting.scales import Scales, codes_of, finite_scores
 from jobs.reporting.stats import Axis, histogram, sums
 
-__all__ = [
-    "CONFIDENCE_BINS",
-    "MAX_SIDE",
-    "LabelledRows",
-    "PairCounts",
-    "PairedRows",
-    "Pairs",
-    "interval",
-    "joined",
-    "paired_rows",
-    "pairs_of_prompts",
-    "pairs_of_rows",
-    "split",
-]
-
 CONFIDENCE_BINS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class PairCounts:
-    """What is counted of the pairs of one column of scores (or of two, one for each side).
+    """Counts of the pairs of one column of scores (or of two, one for each side).
 
     A pair is right by 1 where the chosen response scores more, by 0.5 where both score the same. `margins` counts
     chosen minus rejected over fine bins; `sizes` and `right_by_size` count absolute margins and what is right of them
@@ -69,7 +54,7 @@ class PairCounts:
         longer: NDArray[np.float32] | None = None,
         codes: Mapping[str, tuple[NDArray[np.integer], int]],
     ) -> PairCounts:
-        """Those of pairs.
+        """Counts of pairs.
 
         Args:
             chosen, rejected: the scores of each pair; a pair in which one is NaN does not count.
@@ -136,7 +121,7 @@ def interval(
 
 
 def _counted(right: NDArray[np.float64], codes: NDArray[np.integer], number: int) -> NDArray[np.float64]:
-    """How many pairs each value has and what is right of them: [2, number]."""
+    """Number of pairs of each value, and of right ones among them: [2, number]."""
     known = codes >= 0
     return np.stack(
         [
@@ -226,7 +211,7 @@ def paired_rows(keys_N2: NDArray[np.uint64], side_N: NDArray[np.int8]) -> Paired
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class PairsByColumn:
     """The pairs of a corpus, counted for each column of scores, or for the two columns of each side as one (`name`).
 
     `prompts` have a pair, `alone` labelled rows have none, of `cut` prompts not all pairs are taken; these are 0 where
@@ -238,13 +223,13 @@ class Pairs:
     alone: int = 0
     cut: int = 0
 
-    def __add__(self, other: Pairs) -> Pairs:
+    def __add__(self, other: PairsByColumn) -> PairsByColumn:
         counts = {name: own + other.counts[name] for name, own in self.counts.items()}
-        return Pairs(counts, self.prompts + other.prompts, self.alone + other.alone, self.cut + other.cut)
+        return PairsByColumn(counts, self.prompts + other.prompts, self.alone + other.alone, self.cut + other.cut)
 
 
 def joined(parts: Sequence[LabelledRows]) -> LabelledRows:
-    """Rows one after the other, of at least one part."""
+    """Rows one after the other, of at least one piece."""
     return LabelledRows(
         np.concatenate([part.keys for part in parts]),
         np.concatenate([part.side for part in parts]),
@@ -261,7 +246,7 @@ def split(rows: LabelledRows, num_shares: int) -> list[LabelledRows]:
     return [rows.select(own) for own in np.split(order, ends[:-1])]
 
 
-def pairs_of_prompts(rows: LabelledRows, columns: ReportColumns, scales: Scales) -> Pairs:
+def pairs_of_prompts(rows: LabelledRows, columns: ReportColumns, scales: Scales) -> PairsByColumn:
     """The pairs of labelled rows, all of whose prompts are whole."""
     found = paired_rows(rows.keys, rows.side)
     chosen, rejected = rows.select(found.chosen), rows.select(found.rejected)
@@ -276,10 +261,10 @@ def pairs_of_prompts(rows: LabelledRows, columns: ReportColumns, scales: Scales)
             longer=_longer(chosen.numbers, rejected.numbers, column, column),
             codes=codes,
         )
-    return Pairs(counts, found.prompts, found.alone, found.cut)
+    return PairsByColumn(counts, found.prompts, found.alone, found.cut)
 
 
-def pairs_of_rows(table: pa.Table, columns: ReportColumns, scales: Scales) -> Pairs:
+def pairs_of_rows(table: pa.Table, columns: ReportColumns, scales: Scales) -> PairsByColumn:
     """The pairs of a table in which every row is one."""
     assert columns.pair is not None
     chosen, rejected = columns.pair.chosen, columns.pair.rejected
@@ -293,7 +278,7 @@ def pairs_of_rows(table: pa.Table, columns: ReportColumns, scales: Scales) -> Pa
         longer=_longer(numbers, numbers, chosen, rejected) if chosen.tokens != rejected.tokens else None,
         codes={name: (codes_of(table.column(name), own), len(own)) for name, own in values.items()},
     )
-    return Pairs({columns.pair.name: counts})
+    return PairsByColumn({columns.pair.name: counts})
 
 
 def _longer(

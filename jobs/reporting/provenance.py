@@ -1,4 +1,4 @@
-"""How the scores were made: the manifests of the folder that is read, and of those its rows come from."""
+"""Provenance of scores: the manifests of the folder that is read, and of those its rows come from."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.corpus.files import filesystem_of
+from jobs.corpus.storage import folder_of
 from jobs.runs.ledger import Ledger
 from serve_app.reward_model.errors import RaywardError
-
-__all__ = ["Provenance", "ScoringRecord"]
 
 logger = logging.getLogger(__name__)
 MAX_FOLDERS = 8
@@ -19,13 +17,14 @@ MAX_FOLDERS = 8
 
 @dataclass(frozen=True, slots=True)
 class ScoringRecord:
-    """What the manifest of a scoring run says; None, or nothing, for what it does not.
+    """A scoring run as its manifest tells it; None, or nothing, for what it does not tell.
 
-    `seconds` are those of scoring alone, summed over actors and over the runs that were taken up; `elapsed_s` those of
+    `seconds` are those of scoring alone, summed over actors and over the runs that were resumed; `elapsed_s` those of
     the last run with all it does.
     """
 
     model: str | None
+    revision: str | None
     device: str | None
     dtype: str | None
     fingerprint: str | None
@@ -41,10 +40,12 @@ class ScoringRecord:
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> ScoringRecord:
         """Read it from the manifest of a scoring run."""
-        identity, arguments = manifest["identity"], _mapping(manifest.get("arguments"))
+        identity, model = manifest["identity"], _mapping(manifest.get("model"))
+        named = _mapping(manifest.get("arguments")).get("model")  # what manifests had that have no `model` of their own
         elapsed = _number(manifest.get("elapsed_s"))
         return cls(
-            _text(arguments.get("model")),
+            _text(model.get("name")) or _text(named),
+            _text(model.get("revision")),
             _text(identity.get("device")),
             _text(identity.get("dtype")),
             _text(identity.get("model_fingerprint")),
@@ -60,7 +61,7 @@ class ScoringRecord:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """What one actor scores in a second."""
+        """Tokens that one actor scores in a second."""
         return self.tokens / self.seconds if self.seconds > 0 else None
 
 
@@ -74,7 +75,7 @@ class Provenance:
 
     @classmethod
     def of(cls, location: str) -> Provenance:
-        """That of the rows at `location`; empty where no manifest tells."""
+        """The provenance of the rows at `location`; empty where no manifest tells."""
         manifests = list(_manifests(location))
         records = [ScoringRecord.of(manifest) for manifest in manifests if _is_scoring(manifest)]
         return cls(tuple(records), bool(manifests) and manifests[0]["identity"].get("job") == "pairs")
@@ -86,7 +87,7 @@ def _manifests(location: str) -> Iterator[dict[str, Any]]:
     while location not in seen and len(seen) < MAX_FOLDERS:
         seen.add(location)
         try:
-            manifest = Ledger(_folder(location)).read_manifest()
+            manifest = Ledger(folder_of(location)).read_manifest()
         except (RaywardError, OSError) as error:
             logger.info("how %s was made is not told: %s", location, error)
             return
@@ -94,15 +95,6 @@ def _manifests(location: str) -> Iterator[dict[str, Any]]:
             return
         yield manifest
         location = str(manifest["identity"].get("input", ""))
-
-
-def _folder(location: str) -> str:
-    """The folder of a location that may be a file or a glob."""
-    address, mark, options = location.partition("?") if "://" in location else (location, "", "")
-    if "*" in address or address.endswith(".parquet"):
-        filesystem_of(location)  # raises where this is no location
-        address = address.partition("*")[0].rpartition("/")[0] or "."
-    return address + mark + options
 
 
 def _is_scoring(manifest: Mapping[str, Any]) -> bool:

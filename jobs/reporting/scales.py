@@ -22,22 +22,6 @@ from jobs.grouping.ranks import scores_of
 from jobs.reporting.columns import ReportColumns
 from jobs.reporting.stats import Axis
 
-__all__ = [
-    "LABELS",
-    "MAX_VALUES",
-    "Extents",
-    "LengthScale",
-    "MidRanks",
-    "Scales",
-    "ScoreScale",
-    "codes_of",
-    "finite_scores",
-    "has_both",
-    "label_codes",
-    "settled",
-    "values_of",
-]
-
 MAX_VALUES = 200
 NO_VALUE = "(none)"
 LABELS = {"chosen": 1, "true": 1, "1": 1, "rejected": 0, "false": 0, "0": 0}
@@ -82,7 +66,7 @@ MAX_LENGTH_BINS = 40
 
 @dataclass(frozen=True, slots=True)
 class Extents:
-    """What a stretch holds: quantiles of its scores by column, those of the scores and of the token counts of the rows
+    """Extents of a stretch: quantiles of its scores by column, those of the scores and of the token counts of the rows
     that have both, and the values of its groups."""
 
     num_rows: int
@@ -92,7 +76,7 @@ class Extents:
 
     @classmethod
     def of(cls, tables: Iterable[pa.Table], columns: ReportColumns) -> Extents:
-        """Those of a stretch, whose tables have the narrow columns at least."""
+        """Extents of a stretch, whose tables have the narrow columns at least."""
         names = {name for score in columns.scores for name in (score.name, score.tokens) if name}
         grouping = {*columns.by, *([columns.label.name] if columns.label else [])}
         found: dict[str, list[NDArray[np.float32]]] = {name: [np.empty(0, np.float32)] for name in names}
@@ -130,7 +114,7 @@ class MidRanks:
 
     @classmethod
     def of(cls, summaries: Sequence[ScoreSummary]) -> MidRanks:
-        """Those of all values of the summaries: exact where none of them is shortened."""
+        """Mid-ranks of all values of the summaries: exact where none of them is shortened."""
         points = np.concatenate([np.empty(0, np.float32), *(summary.points for summary in summaries)])
         weights = np.concatenate([np.empty(0, np.int64), *(summary.weights for summary in summaries)])
         order = np.argsort(points, kind="stable")
@@ -187,7 +171,7 @@ class LengthScale:
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """What is known of a corpus before it is counted: scales by column of scores, lengths where these are known, and
+    """Scales of a corpus, known before it is counted: scales by column of scores, lengths where these are known, and
     the sorted values of columns of groups, None where they are too many."""
 
     num_rows: int
@@ -197,7 +181,7 @@ class Scales:
 
     @classmethod
     def of(cls, parts: Sequence[Extents]) -> Scales:
-        """Those of a corpus, from the extents of its stretches."""
+        """Scales of a corpus, from the extents of its stretches."""
         values = {name: frozenset[str]().union(*(part.values[name] for part in parts)) for name in parts[0].values}
         return cls(
             sum(part.num_rows for part in parts),
@@ -234,7 +218,7 @@ def finite_scores(table: pa.Table, name: str) -> NDArray[np.float32]:
 
 
 def has_both(scores: NDArray[np.float32], tokens: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which rows have a score and a length."""
+    """A mask of the rows that have a score and a length."""
     both: NDArray[np.bool_] = ~np.isnan(scores) & (tokens > 0)
     return both
 

@@ -12,7 +12,7 @@ from jobs.reporting import wording
 from jobs.reporting.counts import GroupCounts, LengthCounts, ScoreCounts
 from jobs.reporting.extremes import ShownRow
 from jobs.reporting.figures import GroupLine, distribution, group_lines, inline, length_map, mean_by_length
-from jobs.reporting.page import Card, Cards, Figure, Page, Section, Table, Tile
+from jobs.reporting.page import Card, Cards, Figure, PageSection, ReportPage, Table, Tile
 from jobs.reporting.pair_figures import accuracy_by_group, accuracy_by_margin, calibration, margins
 from jobs.reporting.pairs import MAX_SIDE, PairCounts
 from jobs.reporting.provenance import Provenance, ScoringRecord
@@ -21,20 +21,18 @@ from jobs.reporting.stage import Findings
 from jobs.reporting.stats import Axis, quantile
 from serve_app.reward_model.tiny import NAME as TINY
 
-__all__ = ["group_sections", "page_of", "pair_sections"]
-
 MAX_DRAWN = 24
 GROUP_SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def group_sections(findings: Findings, name: str, *, anchor: str, prefix: str) -> Iterator[Section]:
+def group_sections(findings: Findings, name: str, *, anchor: str, prefix: str) -> Iterator[PageSection]:
     """For each column of groups one that compares the scores in the column `name`."""
     for place, column in enumerate(findings.columns.by):
         if len(findings.scales.values[column] or ()) > 1:
             yield _section(findings, name, column, anchor=f"{anchor}-by{place}", prefix=prefix)
 
 
-def pair_sections(findings: Findings, name: str) -> Iterator[Section]:
+def pair_sections(findings: Findings, name: str) -> Iterator[PageSection]:
     """For each column of groups one that compares the pairs `name`, of which each row is one."""
     assert findings.pairs is not None
     for place, (column, pairs) in enumerate(findings.pairs.counts[name].by.items()):
@@ -46,7 +44,7 @@ def pair_sections(findings: Findings, name: str) -> Iterator[Section]:
             drawn = sorted(there[:MAX_DRAWN], key=lambda index: -pairs[1, index] / pairs[0, index])
             rows = [[values[index], *_accuracy(pairs, index)] for index in there]
             summary = f"{wording.count(len(there), 'value')} of {column} as a table"
-            yield Section(
+            yield PageSection(
                 anchor,
                 f"Pairs by {column}",
                 figures=[_accuracies(values, drawn, pairs, column=column, anchor=anchor)],
@@ -54,7 +52,7 @@ def pair_sections(findings: Findings, name: str) -> Iterator[Section]:
             )
 
 
-def _section(findings: Findings, name: str, column: str, *, anchor: str, prefix: str) -> Section:
+def _section(findings: Findings, name: str, column: str, *, anchor: str, prefix: str) -> PageSection:
     counts, values = findings.counts[name].by[column], findings.scales.values[column] or ()
     axis = findings.scales.scores[name].axis
     lines = [
@@ -84,7 +82,7 @@ def _section(findings: Findings, name: str, column: str, *, anchor: str, prefix:
         rows.append([*row, *(_accuracy(pairs, place) if pairs is not None else ())])
     heads += ["pairs", "accuracy"] if pairs is not None else []
     table = Table(heads, rows, summary=f"{wording.count(len(there), 'value')} of {column} as a table")
-    return Section(anchor, f"{prefix}By {column}", figures=figures, tables=[table])
+    return PageSection(anchor, f"{prefix}By {column}", figures=figures, tables=[table])
 
 
 def _accuracies(
@@ -120,7 +118,7 @@ SHARES = {
 CHANCE = "of Bradley and Terry (1952), sigmoid of the margin"
 
 
-def page_of(findings: Findings, *, title: str, source: str, provenance: Provenance) -> Page:
+def page_of(findings: Findings, *, title: str, source: str, provenance: Provenance) -> ReportPage:
     """The page that tells what was found.
 
     Args:
@@ -129,7 +127,7 @@ def page_of(findings: Findings, *, title: str, source: str, provenance: Provenan
         source: what was read, in a line.
         provenance: how the scores were made.
     """
-    sections: list[Section] = []
+    sections: list[PageSection] = []
     several = len(findings.columns.scores) > 1
     if findings.columns.pair is not None:
         pair = findings.columns.pair
@@ -142,10 +140,10 @@ def page_of(findings: Findings, *, title: str, source: str, provenance: Provenan
     records = provenance.records
     sections += [_record(record, several=len(records) > 1) for record in records]
     numbered = [replace(section, anchor=f"{section.anchor}-{number}") for number, section in enumerate(sections)]
-    return Page(title, source, list(_notes(findings, provenance)), list(_tiles(findings)), numbered)
+    return ReportPage(title, source, list(_notes(findings, provenance)), list(_tiles(findings)), numbered)
 
 
-def _score_sections(findings: Findings, name: str, *, anchor: str, prefix: str) -> Iterator[Section]:
+def _score_sections(findings: Findings, name: str, *, anchor: str, prefix: str) -> Iterator[PageSection]:
     counts, scale = findings.counts[name], findings.scales.scores[name]
     if counts.scores.moments.count[0]:
         yield _scores(findings, name, anchor=anchor, prefix=prefix)
@@ -160,12 +158,12 @@ def _score_sections(findings: Findings, name: str, *, anchor: str, prefix: str) 
                 Cards("Lowest scores", _cards(findings.worst[name])),
             ]
             words = ["Rows are counted from 0 in their file."]
-            yield Section(f"{anchor}-rows", f"{prefix}Best and worst rows", words, columns=cards)
+            yield PageSection(f"{anchor}-rows", f"{prefix}Best and worst rows", words, columns=cards)
     if counts.errors.kinds:
         yield _errors(counts, findings.scales.num_rows, anchor=anchor, prefix=prefix)
 
 
-def _scores(findings: Findings, name: str, *, anchor: str, prefix: str) -> Section:
+def _scores(findings: Findings, name: str, *, anchor: str, prefix: str) -> PageSection:
     """The distribution, and how scores go with length where lengths are known."""
     counts, scale = findings.counts[name], findings.scales.scores[name]
     words, figures = [], [_distribution(findings, counts, scale, anchor=anchor)]
@@ -173,7 +171,7 @@ def _scores(findings: Findings, name: str, *, anchor: str, prefix: str) -> Secti
     if tokens is not None and counts.lengths is not None and counts.lengths.ranked.count:
         words.append(wording.length_bias(counts.lengths))
         figures += _length(counts.lengths, findings.scales.lengths[name], scale, tokens=tokens, anchor=anchor)
-    return Section(f"{anchor}-scores", f"{prefix}Scores", words, figures, [_moments(name, counts.scores, scale)])
+    return PageSection(f"{anchor}-scores", f"{prefix}Scores", words, figures, [_moments(name, counts.scores, scale)])
 
 
 def _distribution(findings: Findings, counts: ScoreCounts, scale: ScoreScale, *, anchor: str) -> Figure:
@@ -216,11 +214,11 @@ def _length(
         )
 
 
-def _pairs(findings: Findings, name: str, axis: Axis, *, anchor: str, prefix: str) -> Section:
+def _pairs(findings: Findings, name: str, axis: Axis, *, anchor: str, prefix: str) -> PageSection:
     assert findings.pairs is not None
     pairs = findings.pairs.counts[name]
     if not pairs.num_pairs:
-        return Section(
+        return PageSection(
             f"{anchor}-pairs", f"{prefix}Pairs", ["There are no pairs in which both responses have a score."]
         )
     figures = [
@@ -241,7 +239,7 @@ def _pairs(findings: Findings, name: str, axis: Axis, *, anchor: str, prefix: st
             "the two are the same; below it the scores promise too much.",
         ),
     ]
-    return Section(f"{anchor}-pairs", f"{prefix}Pairs", list(_pair_words(findings, pairs)), figures)
+    return PageSection(f"{anchor}-pairs", f"{prefix}Pairs", list(_pair_words(findings, pairs)), figures)
 
 
 def _pair_words(findings: Findings, pairs: PairCounts) -> Iterator[str]:
@@ -276,7 +274,7 @@ def _cards(rows: Sequence[ShownRow]) -> list[Card]:
     ]
 
 
-def _errors(counts: ScoreCounts, num_rows: int, *, anchor: str, prefix: str) -> Section:
+def _errors(counts: ScoreCounts, num_rows: int, *, anchor: str, prefix: str) -> PageSection:
     total = counts.errors.total
     ordered = sorted(counts.errors.kinds.items(), key=lambda item: (-item[1].count, item[0]))
     rows = [
@@ -284,12 +282,13 @@ def _errors(counts: ScoreCounts, num_rows: int, *, anchor: str, prefix: str) -> 
     ]
     words = f"{wording.count(total, 'row')} of {num_rows:,} without a score ({wording.percent(total / num_rows)})."
     table = Table(["kind", "rows", "of all", "for example"], rows, last_is_text=True)
-    return Section(f"{anchor}-errors", f"{prefix}Rows without a score", [words], tables=[table])
+    return PageSection(f"{anchor}-errors", f"{prefix}Rows without a score", [words], tables=[table])
 
 
-def _record(record: ScoringRecord, *, several: bool) -> Section:
+def _record(record: ScoringRecord, *, several: bool) -> PageSection:
     rows = [
         ("model", record.model),
+        ("revision", record.revision),
         ("fingerprint of its files", record.fingerprint),
         ("device, dtype", ", ".join(filter(None, (record.device, record.dtype)))),
         ("status", record.status if record.status != "complete" else None),
@@ -302,7 +301,7 @@ def _record(record: ScoringRecord, *, several: bool) -> Section:
     ]
     name = f"{record.prefix}score: " if several else ""
     table = Table(["", ""], [(key, value) for key, value in rows if value], last_is_text=True)
-    return Section("throughput", f"{name}How it was scored", tables=[table])
+    return PageSection("throughput", f"{name}How it was scored", tables=[table])
 
 
 def _notes(findings: Findings, provenance: Provenance) -> Iterator[str]:

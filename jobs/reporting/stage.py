@@ -24,11 +24,9 @@ from jobs.grouping.exchange import Pieces, gathered, results, scatter
 from jobs.grouping.ranks import Stretch
 from jobs.reporting.columns import ReportColumns
 from jobs.reporting.counts import Counts, counts_of
-from jobs.reporting.extremes import Place, ShownRow, shown_row, text_columns
-from jobs.reporting.pairs import LabelledRows, Pairs, joined, pairs_of_prompts, pairs_of_rows, split
+from jobs.reporting.extremes import RowPlace, ShownRow, shown_row, text_columns
+from jobs.reporting.pairs import LabelledRows, PairsByColumn, joined, pairs_of_prompts, pairs_of_rows, split
 from jobs.reporting.scales import Extents, Scales, settled
-
-__all__ = ["Findings", "ReportStage"]
 
 MAX_SHARES = 200
 # Ray keeps results below 100 kB in the memory of the driver. What a stretch, 1/200 of a corpus, makes for a share of so
@@ -45,7 +43,7 @@ class Findings:
     columns: ReportColumns
     scales: Scales
     counts: Counts
-    pairs: Pairs | None
+    pairs: PairsByColumn | None
     best: Examples
     worst: Examples
     left_out: Sequence[str]
@@ -60,7 +58,7 @@ class ReportStage:
     num_examples: int
 
     def run(self, work: Sequence[Stretch], *, num_rows: int) -> Findings:
-        """What there is to tell of the stretches, whose rows are `num_rows`.
+        """Findings in the stretches, whose rows are `num_rows`.
 
         Raises:
             RaywardError: rows cannot be read, or a column that was named proves unfit.
@@ -75,7 +73,7 @@ class ReportStage:
         best, worst = stage._examples(work, counts, scales)
         return Findings(columns, scales, counts, pairs, best, worst, left_out)
 
-    def _counts(self, work: Sequence[Stretch], scales_of: Pieces, num_rows: int) -> tuple[Counts, Pairs | None]:
+    def _counts(self, work: Sequence[Stretch], scales_of: Pieces, num_rows: int) -> tuple[Counts, PairsByColumn | None]:
         scales = scales_of[0]
         num_shares = min(MAX_SHARES, math.ceil(num_rows / ROWS_PER_SHARE)) if self.columns.label else 0
         counted = scatter(
@@ -99,8 +97,8 @@ class ReportStage:
 
     def _examples(self, work: Sequence[Stretch], counts: Counts, scales: Scales) -> tuple[Examples, Examples]:
         """The best and the worst rows; none where all scores are one, and none that is both."""
-        best: dict[str, tuple[Place, ...]] = {}
-        worst: dict[str, tuple[Place, ...]] = {}
+        best: dict[str, tuple[RowPlace, ...]] = {}
+        worst: dict[str, tuple[RowPlace, ...]] = {}
         for name, found in counts.items():
             num_scored = int(found.scores.moments.count[0])
             quantiles = scales.scores[name].quantiles
@@ -123,7 +121,7 @@ class ReportStage:
         return found
 
 
-_Wanted = tuple[str, Place]
+_Wanted = tuple[str, RowPlace]
 
 
 def _wait(pieces: Pieces, *, told: str) -> None:
@@ -154,7 +152,7 @@ def _count(
     (number, stretch), (scales,) = argument, pieces
     columns = stage.columns
     labelled: list[LabelledRows] = []
-    pairs: list[Pairs] = []
+    pairs: list[PairsByColumn] = []
 
     def tables() -> Iterator[pa.Table]:
         names = [*columns.narrow(), *(columns.label.keys.columns if columns.label else ())]
@@ -170,20 +168,22 @@ def _count(
     return [(counts, total), None, *(split(joined(labelled), num_shares) if num_shares else ())]
 
 
-def _pairs(_: int, pieces: Sequence[Any], *, columns: ReportColumns) -> list[Pairs]:
+def _pairs(_: int, pieces: Sequence[Any], *, columns: ReportColumns) -> list[PairsByColumn]:
     """The pairs of one share of the prompts."""
     scales: Scales = pieces[0]
     return [pairs_of_prompts(joined(pieces[1:]), columns, scales)]
 
 
-def _sum_counts(_: int, pieces: Sequence[tuple[Counts, Pairs | None]]) -> list[tuple[Counts, Pairs | None]]:
+def _sum_counts(
+    _: int, pieces: Sequence[tuple[Counts, PairsByColumn | None]]
+) -> list[tuple[Counts, PairsByColumn | None]]:
     names = pieces[0][0]
     counts = {name: reduce(add, [own[name] for own, _ in pieces]) for name in names}
     pairs = [own for _, own in pieces if own is not None]
     return [(counts, reduce(add, pairs) if pairs else None)]
 
 
-def _sum_pairs(_: int, pieces: Sequence[Pairs]) -> list[Pairs]:
+def _sum_pairs(_: int, pieces: Sequence[PairsByColumn]) -> list[PairsByColumn]:
     return [reduce(add, pieces)]
 
 
@@ -210,5 +210,5 @@ def _read_rows(
     return [found]
 
 
-def _is_in(unit: Unit, start: int, place: Place) -> bool:
+def _is_in(unit: Unit, start: int, place: RowPlace) -> bool:
     return start <= place.row < start + unit.num_rows

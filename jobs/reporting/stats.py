@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FINE_BINS", "Axis", "CoMoments", "Moments", "coarse", "coarse_bins", "histogram", "quantile", "sums"]
-
 
 @dataclass(frozen=True, slots=True)
-class Moments:
+class GroupMoments:
     """Of each of some groups of values: how many, their mean, and the sum of squared distances from it."""
 
     count: NDArray[np.int64]
@@ -20,8 +18,10 @@ class Moments:
     squares: NDArray[np.float64]
 
     @classmethod
-    def of(cls, values: NDArray[np.floating], codes: NDArray[np.int64] | None = None, *, num_codes: int = 1) -> Moments:
-        """Those of `values` without NaN, in groups by `codes` (-1 for none); without codes all are group 0."""
+    def of(
+        cls, values: NDArray[np.floating], codes: NDArray[np.int64] | None = None, *, num_codes: int = 1
+    ) -> GroupMoments:
+        """Moments of `values` without NaN, in groups by `codes` (-1 for none); without codes all are group 0."""
         if codes is None:
             codes = np.zeros(len(values), np.int64)
         wide, codes = values[codes >= 0].astype(np.float64), codes[codes >= 0]
@@ -30,11 +30,13 @@ class Moments:
         squares = sums(codes, (wide - mean[codes]) ** 2, num_codes)
         return cls(count, mean, squares)
 
-    def __add__(self, other: Moments) -> Moments:
+    def __add__(self, other: GroupMoments) -> GroupMoments:
         count = self.count + other.count
         share = other.count / np.maximum(count, 1)
         apart = other.mean - self.mean
-        return Moments(count, self.mean + apart * share, self.squares + other.squares + apart**2 * share * self.count)
+        return GroupMoments(
+            count, self.mean + apart * share, self.squares + other.squares + apart**2 * share * self.count
+        )
 
     @property
     def deviation(self) -> NDArray[np.float64]:
@@ -55,7 +57,7 @@ class CoMoments:
 
     @classmethod
     def of(cls, x: NDArray[np.floating], y: NDArray[np.floating]) -> CoMoments:
-        """Those of values without NaN."""
+        """Co-moments of values without NaN."""
         if not len(x):
             return cls()
         x, y = x.astype(np.float64), y.astype(np.float64)
@@ -88,7 +90,7 @@ class CoMoments:
 
     @property
     def slope(self) -> float | None:
-        """What y grows by where x grows by one, by least squares; None where x does not vary."""
+        """Growth of y where x grows by one, by least squares; None where x does not vary."""
         return self.xy / self.xx if self.xx > 0 else None
 
 
@@ -130,7 +132,7 @@ class Axis:
 def histogram(
     axis: Axis, values: NDArray[np.floating], codes: NDArray[np.int64] | None = None, *, num_codes: int = 1
 ) -> NDArray[np.int64]:
-    """How many values are in each bin: [num_codes, num_bins + 2], what is below the axis first, what is above last.
+    """Counts of values in each bin: [num_codes, num_bins + 2], what is below the axis first, what is above last.
 
     Args:
         axis: the bins.
@@ -160,7 +162,7 @@ def coarse(counts: NDArray[np.int64], num_bins: int) -> NDArray[np.int64]:
 
 
 def coarse_bins(axis: Axis, counts: NDArray[np.int64]) -> int:
-    """How many bins show a distribution best, by the rule of Freedman and Diaconis (1981), within `COARSE_BINS`."""
+    """Number of bins that shows a distribution best by the rule of Freedman and Diaconis (1981) in `COARSE_BINS`."""
     total = int(counts.sum())
     spread = quantile(axis, counts, 0.75) - quantile(axis, counts, 0.25)
     if not total or spread <= (axis.high - axis.low) / axis.num_bins:  # finer than can be seen here

@@ -7,8 +7,6 @@ import math
 from jobs.reporting.counts import LengthCounts
 from jobs.reporting.pairs import PairCounts, interval
 
-__all__ = ["accuracy", "correlation", "count", "length_bias", "longer_response", "percent", "score", "strength"]
-
 MIN_ROWS_OF_TREND = 10
 # Cohen (1988) calls correlations from these on small, medium and large.
 HARDLY = "hardly any"
@@ -20,9 +18,9 @@ def score(value: float | None) -> str:
     return "\u2013" if value is None or math.isnan(value) else f"{value:,.4g}".replace("-", "\u2212")
 
 
-def count(number: int, what: str, plural: str | None = None) -> str:
+def count(number: int, what: str) -> str:
     """A number of things, such as "1 row" or "2,000 rows"."""
-    return f"{number:,} {what if number == 1 else plural or what + 's'}"
+    return f"{number:,} {what if number == 1 else what + 's'}"
 
 
 def percent(share: float) -> str:
@@ -35,7 +33,7 @@ def correlation(value: float) -> str:
 
 
 def strength(value: float) -> str:
-    """How strong a correlation is called."""
+    """The word for the strength of a correlation."""
     return next(word for limit, word in STRENGTHS if abs(value) < limit)
 
 
@@ -66,7 +64,7 @@ def length_bias(lengths: LengthCounts) -> str:
 
 
 def longer_response(pairs: PairCounts) -> str | None:
-    """What length has to do with what is preferred, by people and by the model; None where it is not known."""
+    """Length and preference in words, by people and by the model; None where it is not known."""
     (shorter, _, longer), (right_shorter, _, right_longer) = pairs.longer
     if not shorter or not longer:
         return None

@@ -1,4 +1,4 @@
-"""Which rows of a unit kill a process: found by halving, over as many lives of it as that takes.
+"""Attempts at units of which some rows kill a process: found by halving, over as many lives of it as that takes.
 
 The process, which scores or generates, notes in a small file what it is about to do. When it dies (a crash, the
 kernel's or Ray's out-of-memory killer), Ray starts it again with the same unit; it finds its note, and knows which
@@ -21,8 +21,6 @@ from jobs.corpus.files import Unit
 from jobs.errors import JobError, ScorerError
 from jobs.runs.ledger import Ledger
 
-__all__ = ["AttemptLog", "Attempts", "GuardedModel", "UnitAttempt"]
-
 M = TypeVar("M")
 R = TypeVar("R")
 
@@ -33,7 +31,7 @@ MAX_UNIT_DEATHS = 100
 
 @dataclass(slots=True)
 class Attempts:
-    """What is known of one unit: `ranges` of rows to score, the `current` one, rows given up, and deaths so far."""
+    """Attempts at one unit: `ranges` of rows to score, the `current` one, rows given up, and deaths so far."""
 
     ranges: list[tuple[int, int]]
     current: int | None = None
@@ -48,7 +46,7 @@ class Attempts:
         return cls(ranges=[(0, num_rows)] if num_rows else [])
 
     def after_death(self, work: str = "scoring", error: type[JobError] = ScorerError) -> Attempts:
-        """What to do next, when the process died doing what is noted here.
+        """The next attempts, when the process died doing what is noted here.
 
         Raises:
             JobError: of the class `error`: it dies while loading the model, or died too often on this unit for rows
@@ -89,7 +87,7 @@ class AttemptLog:
         self._path = f"{ledger.work_folder}/{unit.id}.{work}.json"
 
     def read(self) -> Attempts | None:
-        """What the process before this one noted, or None where there was none."""
+        """The note of the process before this one, or None where there was none."""
         try:
             with self._ledger.filesystem.open_input_stream(self._path) as file:
                 noted = json.loads(file.read())

@@ -19,18 +19,15 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 from pydantic import BaseModel
 
-from jobs.corpus.files import FOOTER_THREADS, Unit, filesystem_of
-from jobs.errors import CorpusError, OutputError
-
-__all__ = ["Ledger", "UnitStats", "is_complete", "recorded"]
+from jobs.corpus.files import FOOTER_THREADS, Unit
+from jobs.corpus.storage import OBJECT_STORES, output_filesystem, whole_file
+from jobs.errors import OutputError
 
 logger = logging.getLogger(__name__)
 Stats = TypeVar("Stats")
 
 WORK = "_rayward_work"
 STATS_KEY = b"rayward.stats"
-# On these a write becomes visible as a whole when it ends, and a rename is a copy.
-OBJECT_STORES = ("s3", "gcs", "abfs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +72,7 @@ class Ledger:
     """The output folder of one run, named by its id. It travels to the workers that commit."""
 
     def __init__(self, output: str) -> None:
-        try:
-            self.filesystem, self.folder = filesystem_of(output)
-        except CorpusError as error:
-            raise OutputError(f"--output {error}") from error
+        self.filesystem, self.folder = output_filesystem(output)
         self.run = uuid.uuid4().hex
 
     @property
@@ -100,25 +94,29 @@ class Ledger:
             units: the units of today's input.
 
         Raises:
-            OutputError: the folder holds parts of no run, of one with another identity, or of inputs that changed.
+            OutputError: the folder holds unit files of no run, of one with another identity, or of inputs that changed.
         """
         self._check_identity(identity)
         return self.done(units)
 
-    def check_parts(self, identity: Mapping[str, Any], paths: Sequence[str]) -> None:
-        """Like `check`, for a run whose parts have the given paths.
+    def check_files(self, identity: Mapping[str, Any], paths: Sequence[str]) -> None:
+        """Like `check`, for a run whose unit files have the given paths.
 
         Raises:
-            OutputError: the folder holds parts of no run or of one with another identity, or other parts.
+            OutputError: the folder holds unit files of no run or of one with another identity, or other unit files.
         """
         self._check_identity(identity)
-        if strays := sorted(set(self._part_paths()) - set(paths)):
-            raise OutputError(f"{self.folder} holds parts of another run, such as {strays[0]}; choose another --output")
+        if strays := sorted(set(self._file_paths()) - set(paths)):
+            raise OutputError(
+                f"{self.folder} holds unit files of another run, such as {strays[0]}; choose another --output"
+            )
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
         previous = self.read_manifest()
-        if previous is None and (strays := self._part_paths()):
-            raise OutputError(f"{self.folder} holds {len(strays)} parts but no _manifest.json; choose another --output")
+        if previous is None and (strays := self._file_paths()):
+            raise OutputError(
+                f"{self.folder} holds {len(strays)} unit files but no _manifest.json; choose another --output"
+            )
         if previous is not None:
             _refuse_other(previous["identity"], identity, self.folder)
 
@@ -159,39 +157,39 @@ class Ledger:
         self.write(self.manifest_path, json.dumps({"run": self.run, **manifest}, indent=2).encode())
 
     def done(self, units: Sequence[Unit]) -> dict[str, UnitStats]:
-        """The units, by id, whose parts are there whole, for as many rows as planned.
+        """The units, by id, whose files are there whole, for as many rows as planned.
 
         Raises:
-            OutputError: a part belongs to no unit: its input file changed or went, so its rows would stand in the
+            OutputError: a unit file belongs to no unit: its input file changed or went, so its rows would stand in the
                 output beside those of today's input.
         """
         planned = {self.path(unit): unit for unit in units}
-        parts = self._part_paths()
-        if strays := sorted(set(parts) - planned.keys()):
+        files = self._file_paths()
+        if strays := sorted(set(files) - planned.keys()):
             raise OutputError(
-                f"{len(strays)} parts in {self.folder} come from input files that have changed or gone since, "
+                f"{len(strays)} unit files in {self.folder} come from input files that have changed or gone since, "
                 f"for one {strays[0].rpartition('/')[2]}; choose another --output, or restore the input"
             )
         with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-            stats = list(pool.map(self._stats, parts))
-        found = zip((planned[part] for part in parts), stats, strict=True)
+            stats = list(pool.map(self._stats, files))
+        found = zip((planned[file] for file in files), stats, strict=True)
         return {unit.id: stat for unit, stat in found if stat is not None and stat.rows == unit.num_rows}
 
     def commit(self, unit: Unit, table: pa.Table, stats: UnitStats) -> None:
-        """Write a unit's part: whole under its final name, or not at all.
+        """Write a unit file: whole under its final name, or not at all.
 
         Raises:
             OutputError: it cannot be written, or does not have the number of rows that it should.
         """
         if stats.rows != unit.num_rows or table.num_rows != stats.written:
             raise OutputError(
-                f"unit {unit.id} has {unit.num_rows} rows but {stats.rows} came back, in a part of {table.num_rows} "
+                f"unit {unit.id} has {unit.num_rows} rows but {stats.rows} came back, in a table of {table.num_rows} "
                 f"rows where {stats.written} are counted"
             )
-        self.commit_part(self.path(unit), table, stats)
+        self.commit_file(self.path(unit), table, stats)
 
-    def commit_part(self, path: str, table: pa.Table, stats: Any) -> None:
-        """Write a part, with its counts (a dataclass) in the footer: whole under its final name, or not at all.
+    def commit_file(self, path: str, table: pa.Table, stats: Any) -> None:
+        """Write a unit file, with its counts (a dataclass) in the footer: whole under its final name, or not at all.
 
         Raises:
             OutputError: it cannot be written.
@@ -203,7 +201,7 @@ class Ledger:
         self.write(path, sink.getvalue())
 
     def stop(self, manifest: Mapping[str, Any]) -> None:
-        """Like `finish`, but after a failure, which stays the one that is told; another run's work is let be."""
+        """Like `finish`, but after a failure, which stays the one reported; another run's work is left alone."""
         try:
             if (self.read_manifest() or {}).get("run") == self.run:
                 self.finish(manifest)
@@ -227,28 +225,28 @@ class Ledger:
         Raises:
             OutputError: it cannot be written, for example because another job has taken the folder over.
         """
-        direct = self.filesystem.type_name in OBJECT_STORES
-        target = path if direct else f"{self.work_folder}/{uuid.uuid4().hex}"
         try:
-            with self.filesystem.open_output_stream(target) as file:
+            with whole_file(self.filesystem, path, scratch=self.work_folder) as file:
                 file.write(content)
-            if not direct:
-                self.filesystem.move(target, path)
         except OSError as error:
-            if self.filesystem.get_file_info(self.work_folder).type == fs.FileType.NotFound and not direct:
+            if self._is_taken_over():
                 raise OutputError(f"another job has taken over {self.folder}; this one stops") from error
-            if not direct and self.filesystem.get_file_info(target).type == fs.FileType.File:
-                self.filesystem.delete_file(target)
             raise OutputError(f"{path} cannot be written: {error}") from error
 
-    def _part_paths(self) -> list[str]:
+    def _is_taken_over(self) -> bool:
+        """Whether the working folder is gone, which an object store, where folders are names, does not tell."""
+        if self.filesystem.type_name in OBJECT_STORES:
+            return False
+        return bool(self.filesystem.get_file_info(self.work_folder).type == fs.FileType.NotFound)
+
+    def _file_paths(self) -> list[str]:
         infos = self.filesystem.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))
         return sorted(
             info.path for info in infos if info.base_name.startswith("part-") and info.base_name.endswith(".parquet")
         )
 
-    def part_stats(self, path: str, kind: type[Stats]) -> tuple[Stats, int] | None:
-        """The counts in the footer of the part at `path`, and its rows; None where `commit_part` wrote no such part."""
+    def file_stats(self, path: str, kind: type[Stats]) -> tuple[Stats, int] | None:
+        """Counts in the footer of the unit file at `path`, and its rows; None where `commit_file` wrote none."""
         try:
             with self.filesystem.open_input_file(path) as source:
                 footer = pq.read_metadata(source)
@@ -257,7 +255,7 @@ class Ledger:
             return None
 
     def _stats(self, path: str) -> UnitStats | None:
-        found = self.part_stats(path, UnitStats)
+        found = self.file_stats(path, UnitStats)
         return found[0] if found is not None and found[0].written == found[1] else None
 
 
@@ -273,8 +271,16 @@ def _refuse_other(previous: Mapping[str, Any], identity: Mapping[str, Any], fold
 
 
 @contextmanager
-def recorded(ledger: Ledger, *, identity: Mapping[str, Any], arguments: BaseModel) -> Iterator[dict[str, Any]]:
+def recorded(
+    ledger: Ledger, *, identity: Mapping[str, Any], arguments: BaseModel, facts: Mapping[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
     """Take the output folder over for a run; what the run puts into the dictionary ends up in the manifest.
+
+    Args:
+        ledger: the output folder.
+        identity: what decides the output; a restart must have the same.
+        arguments: the options as they were given.
+        facts: what else is known when the run begins, such as its model.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -283,6 +289,7 @@ def recorded(ledger: Ledger, *, identity: Mapping[str, Any], arguments: BaseMode
         "identity": dict(identity),
         "status": "running",
         "arguments": arguments.model_dump(),
+        **(facts or {}),
         "versions": {name: importlib.metadata.version(name) for name in ("rayward", "ray", "torch", "transformers")},
     }
     ledger.begin(manifest)

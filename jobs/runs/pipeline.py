@@ -24,19 +24,18 @@ from jobs.corpus.files import Unit
 from jobs.corpus.reader import UnitReader, read_tasks
 from jobs.errors import ScorerError
 from jobs.runs.ledger import Ledger, UnitStats
-from jobs.runs.placement import IO_CPUS, ActorPool
+from jobs.runs.placement import TASK_CPUS, ActorPool
 from serve_app.reward_model.errors import RaywardError
 
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = ["Stage", "UnitReport", "UnitWorker", "run_units"]
 
 MAX_READ_TASKS = 200
 
 
 class UnitWorker(Protocol):
-    """What an actor of a stage does with units."""
+    """Work of an actor of a stage on units."""
 
     def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
         """The unit's table as the next stage gets it, and what this stage counted."""
@@ -81,12 +80,12 @@ def run_units(
     ]
     dataset: ray.data.Dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     dataset = dataset.map_batches(
-        partial(_read, filesystem=filesystem), batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS
+        partial(_read, filesystem=filesystem), batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS
     )
     for stage in stages:
         dataset = _staged(dataset, stage)
     dataset = dataset.map_batches(
-        partial(_commit, ledger=ledger), batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS
+        partial(_commit, ledger=ledger), batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS
     )
     try:
         for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
@@ -163,7 +162,7 @@ def _unit(parcel: pa.Table) -> Unit:
 
 
 def _stats(parcel: pa.Table) -> UnitStats:
-    """What the stages before counted of the unit."""
+    """Counts of the unit by the stages before."""
     counted = parcel["stats"][0].as_py()
     return UnitStats(**json.loads(counted)) if counted else UnitStats()
 

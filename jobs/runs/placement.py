@@ -1,4 +1,4 @@
-"""How many scoring actors there are and what each takes of the cluster: plain arithmetic, checked before they start."""
+"""Scoring actors on a cluster, their number and what each takes: plain arithmetic, checked before they start."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from cluster.connect import ClusterResources
 from jobs.errors import ResourceError
 
-__all__ = ["IO_CPUS", "ActorPool", "plan_actors", "plan_forwarders", "shortage"]
-
-# What a reading or committing task takes; a node must have as much beside its actors, or nothing is ever read.
-IO_CPUS = 0.5
+# CPUs of a reading or committing task; a node must have as much beside its actors, or nothing is ever read.
+TASK_CPUS = 0.5
 REPLICAS_PER_FORWARDER = 4
 
 
@@ -49,12 +47,12 @@ def plan_actors(
         raise ResourceError("--gpus-per-actor is given, but actors score on cpu; leave it out, or say --device cuda")
     wanted = num_actors or resources.num_nodes
     actors_per_node = -(-wanted // resources.num_nodes)
-    share = max(resources.node_cpus - 1, IO_CPUS) / actors_per_node
+    share = max(resources.node_cpus - 1, TASK_CPUS) / actors_per_node
     cpus = cpus_per_actor or (int(share) if share >= 1 else share)
-    if cpus * actors_per_node > resources.node_cpus - IO_CPUS:
+    if cpus * actors_per_node > resources.node_cpus - TASK_CPUS:
         raise ResourceError(
             f"{wanted} actors of {cpus:g} CPUs do not fit: nodes {resources.num_nodes}, CPUs of each "
-            f"{resources.node_cpus}, of which reading and writing need {IO_CPUS:g}; lower --num-actors or "
+            f"{resources.node_cpus}, of which reading and writing need {TASK_CPUS:g}; lower --num-actors or "
             "--cpus-per-actor"
         )
     return ActorPool(wanted, cpus, 0.0)
@@ -82,11 +80,14 @@ def plan_forwarders(
     Raises:
         ResourceError: so many CPUs are not free.
     """
-    wanted, cpus = num_actors or max(1, math.ceil(num_replicas / REPLICAS_PER_FORWARDER)), cpus_per_actor or IO_CPUS
-    if wanted * cpus + IO_CPUS > free_cpus:
+    wanted, cpus = (
+        num_actors or max(1, math.ceil(num_replicas / REPLICAS_PER_FORWARDER)),
+        cpus_per_actor or TASK_CPUS,
+    )
+    if wanted * cpus + TASK_CPUS > free_cpus:
         raise ResourceError(
-            f"{wanted} processes of {cpus:g} CPUs that send to the replicas, and {IO_CPUS:g} for reading and writing, "
-            f"do not fit the {free_cpus:g} CPUs that are free; add a node, or lower --num-actors"
+            f"{wanted} processes of {cpus:g} CPUs that send to the replicas, and {TASK_CPUS:g} for reading and "
+            f"writing, do not fit the {free_cpus:g} CPUs that are free; add a node, or lower --num-actors"
         )
     return ActorPool(wanted, cpus, 0.0)
 

@@ -19,8 +19,6 @@ from jobs.errors import TooManyErrorsError
 from jobs.runs.ledger import Ledger, UnitStats, is_complete, recorded
 from jobs.runs.pipeline import Stage, run_units
 
-__all__ = ["Progress", "UnitRun", "clock", "rows_per_unit_of"]
-
 logger = logging.getLogger(__name__)
 LOG_EVERY_S = 10.0
 
@@ -104,10 +102,10 @@ def clock(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class UnitRun:
-    """What a job has to do: its units, those that are done by id, and what a restart must have in common with it.
+    """Work of a job: its units, those that are done by id, and what a restart must have in common with it.
 
-    `arguments` and `facts` are for the manifest alone; `error_column` is where the reasons are, which `max_errors`
-    counts.
+    `arguments` and `facts`, such as the model, are for the manifest alone; `error_column` is where the reasons are,
+    which `max_errors` counts.
     """
 
     ledger: Ledger
@@ -132,9 +130,9 @@ class UnitRun:
         """
         if not self.left and is_complete(self.ledger):
             return self._work(stages)
-        with recorded(self.ledger, identity=self.identity, arguments=self.arguments) as results:
+        with recorded(self.ledger, identity=self.identity, arguments=self.arguments, facts=self.facts) as results:
             progress = self._work(stages)
-            results |= self.facts | {"units": len(self.units), **progress.total.figures()}
+            results |= {"units": len(self.units), **progress.total.figures()}
         return progress
 
     def _work(self, stages: Sequence[Stage]) -> Progress:

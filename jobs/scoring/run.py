@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 from cluster.connect import ClusterResources
 from jobs.corpus.conversations import SystemPrompt, columns_of
-from jobs.corpus.files import Corpus, auto_rows_per_unit, identity_of
+from jobs.corpus.files import Corpus, auto_rows_per_unit
+from jobs.corpus.storage import identity_of
 from jobs.options import ScoringOptions
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
@@ -35,6 +37,7 @@ class ScoringRun:
         output: the folder of scored parts; `jobs/runs/ledger.py` says what is in it.
         prefix: put in front of the names of the four score columns.
         load: makes the model on a worker.
+        corpus: the input, where its footers are read already.
 
     Raises:
         CorpusError: the input is not there, or has no conversations.
@@ -48,6 +51,7 @@ class ScoringRun:
         output: str,
         prefix: str = "",
         load: Callable[[ModelSource], RewardModel] = ModelSource.load,
+        corpus: Corpus | None = None,
     ) -> None:
         self._options = options
         self._source, self._output, self._prefix, self._load = source, output, prefix, load
@@ -55,7 +59,7 @@ class ScoringRun:
             options.system_prompt, options.system_prompt_column, replaces=options.replace_system_prompt
         )
         self._ledger = Ledger(output)
-        self._corpus = Corpus.open(source, output=output)
+        self._corpus = corpus or Corpus.open(source, output=output)
         self._columns = columns_of(
             self._corpus, options.columns, output_prefix=prefix, system_prompt_column=options.system_prompt_column
         )
@@ -124,9 +128,9 @@ class ScoringRun:
         }
         if self._system_prompt != SystemPrompt():
             identity["system_prompt"] = asdict(self._system_prompt)
-        facts = {}
+        facts: dict[str, Any] = record_of_model(model)
         if isinstance(model, ServedModelSource):
-            facts = model.facts
+            facts |= model.facts
             if model.quantization != "none":  # actors of the job's own have none
                 identity["quantization"] = model.quantization
         return UnitRun(
@@ -161,6 +165,11 @@ class ScoringRun:
         )
         if run.left and (lacking := shortage(pool, ray.available_resources())):
             logger.warning("%s: the job waits until others leave them (--cpus-per-actor, --gpus-per-actor)", lacking)
+
+
+def record_of_model(model: ModelSource | ServedModelSource) -> dict[str, Any]:
+    """The reward model of a run as its manifest has it, resolved: also where no option named it."""
+    return {"model": {"name": model.model, "revision": model.revision, "fingerprint": model.fingerprint}}
 
 
 def _summary(output: str, progress: Progress) -> str:

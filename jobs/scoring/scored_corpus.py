@@ -10,13 +10,14 @@ from pydantic import Field
 
 from cluster.connect import ClusterResources
 from jobs.corpus.files import Corpus
+from jobs.corpus.storage import below
 from jobs.errors import CorpusError
 from jobs.options import ColumnName, CorpusOptions, ScoringOptions
 from jobs.scoring.model_source import ModelSource
 from jobs.scoring.run import ScoringRun
 from serve_app.reward_model import RewardModel
 
-__all__ = ["ScoredInput", "ScoredOptions", "part_below"]
+__all__ = ["ScoredInput", "ScoredOptions"]
 
 logger = logging.getLogger(__name__)
 SCORED = "_scored"
@@ -53,9 +54,14 @@ class ScoredInput:
         """Where the scored rows are, or will be."""
         if options.model is not None or options.via_serve is not None:
             self._check_unscored()
-            self.location = part_below(options.output, SCORED)
+            self.location = below(options.output, SCORED)
             self._scoring = ScoringRun(
-                options, source=options.input, output=self.location, prefix=self._prefix(), load=load
+                options,
+                source=options.input,
+                output=self.location,
+                prefix=self._prefix(),
+                load=load,
+                corpus=self.corpus,
             )
         else:
             _check_scored(self.corpus, options.score_column)
@@ -96,9 +102,3 @@ def _check_scored(corpus: Corpus, column: str) -> None:
         kind = schema.field(column).type
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
             raise CorpusError(f"{file.path}: column {column!r} is {kind}; scores are numbers")
-
-
-def part_below(folder: str, name: str) -> str:
-    """`name` inside `folder`, which is a path or a URI with or without options."""
-    address, mark, options = folder.partition("?") if "://" in folder else (folder, "", "")
-    return f"{address.rstrip('/')}/{name}{mark}{options}"

@@ -29,7 +29,7 @@ from serve_app.reward_model.errors import (
 from serve_app.reward_model.markup import MARK, MarkedTextEncoder, Markup, escape
 from serve_app.reward_model.rendered_text import RenderedTextReader
 
-__all__ = ["EncodedConversation", "Tokenizer", "Truncation", "quiet_transformers"]
+__all__ = ["EncodedConversation", "Tokenizer", "Truncation", "fast_tokenizer", "quiet_transformers"]
 
 # What Llama 3's templates write where no date is given: with today's date a score would change by the day.
 DATE = "26 Jul 2024"
@@ -72,15 +72,7 @@ class Tokenizer:
         Raises:
             CheckpointError: there is no tokenizer, it has no fast form, or it has no chat template.
         """
-        from transformers import AutoTokenizer
-
-        try:
-            with quiet_transformers():
-                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # Transformers raises many types for a missing or broken tokenizer
-            raise CheckpointError(f"no tokenizer could be read from {folder}: {error}") from error
-        if not getattr(tokenizer, "is_fast", False):
-            raise CheckpointError(f"the tokenizer in {folder} has no fast (tokenizers) form, which rayward needs")
+        tokenizer = fast_tokenizer(folder)
         if not tokenizer.chat_template:
             raise CheckpointError(
                 f"the tokenizer in {folder} has no chat template, so conversations have no text form; a "
@@ -283,3 +275,21 @@ def quiet_transformers() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
+
+
+def fast_tokenizer(folder: Path) -> Any:
+    """The Transformers tokenizer of the checkpoint in `folder`, in its fast form; code in the folder is never run.
+
+    Raises:
+        CheckpointError: there is no tokenizer, or it has no fast form.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # Transformers raises many types for a missing or broken tokenizer
+        raise CheckpointError(f"no tokenizer could be read from {folder}: {error}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise CheckpointError(f"the tokenizer in {folder} has no fast (tokenizers) form, which rayward needs")
+    return tokenizer

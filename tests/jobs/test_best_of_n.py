@@ -289,7 +289,7 @@ def test_the_output_of_tables_of_another_length_is_committed_whole(tmp_path: Pat
     ledger.begin({"identity": {}})
     unit = Unit(path="a", name="a", fingerprint="f", first_row=0, num_rows=2)
     stats = UnitStats(rows=2, counts={"added_rows": 3, "candidates": 5})
-    with pytest.raises(OutputError, match="a part of 4 rows where 5 are counted"):
+    with pytest.raises(OutputError, match="a table of 4 rows where 5 are counted"):
         ledger.commit(unit, pa.table({"a": range(4)}), stats)
     with pytest.raises(OutputError, match="has 2 rows but 1 came back"):
         ledger.commit(unit, pa.table({"a": [1]}), UnitStats(rows=1))

@@ -59,6 +59,8 @@ def test_the_manifest_records_the_run_and_working_folders_go(tmp_path: Path) -> 
     assert (manifest["status"], manifest["rows"], manifest["errors"]) == ("complete", 20, 0)
     assert manifest["identity"]["dtype"] == "float32"
     assert len(manifest["identity"]["model_fingerprint"]) == 16
+    fingerprint = manifest["identity"]["model_fingerprint"]
+    assert manifest["model"].items() >= {"name": "tiny", "revision": None, "fingerprint": fingerprint}.items()
     assert {"rayward", "ray", "torch", "transformers"} == manifest["versions"].keys()
     assert manifest["tokens"] > 0
     assert manifest["seconds"] > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -70,25 +69,3 @@ def test_files_of_two_kinds_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "in" / "b.parquet", [TIES | {"id": "ref:1"}])
     with pytest.raises(CorpusError, match=r"a\.parquet has the columns .* of RewardBench, .*b\.parquet has"):
         make(tmp_path)
-
-
-def test_a_write_that_breaks_off_leaves_nothing_under_the_name(tmp_path: Path) -> None:
-    folder = OutputFolder(str(tmp_path / "out"))
-    with contextlib.suppress(RuntimeError), folder.create("sub/file") as stream:
-        stream.write(b"half")
-        raise RuntimeError
-    torsos = list((tmp_path / "out" / "sub").iterdir())
-    assert [torso.name[:7] for torso in torsos] == ["_torso-"]
-    with folder.create("sub/file") as stream:
-        stream.write(b"whole")
-    assert [(path.name, path.read_bytes()) for path in (tmp_path / "out" / "sub").iterdir()] == [("file", b"whole")]
-    (tmp_path / "taken").write_text("a file")
-    with pytest.raises(OutputError, match="cannot be written"), OutputFolder(str(tmp_path / "taken")).create("x"):
-        pass
-
-
-def test_places_below_a_folder_or_uri() -> None:
-    assert OutputFolder("out/").below("scores") == "out/scores"
-    assert OutputFolder("file:///tmp/out").below("scores") == "file:///tmp/out/scores"
-    with pytest.raises(OutputError, match="--output"):
-        OutputFolder("nowhere://x")

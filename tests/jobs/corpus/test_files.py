@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from jobs.corpus.files import Corpus, Unit, auto_rows_per_unit, filesystem_of
+from jobs.corpus.files import Corpus, Unit, auto_rows_per_unit
 from jobs.corpus.reader import UnitReader, read_tasks
+from jobs.corpus.storage import filesystem_of
 from jobs.errors import CorpusError
 from tests.jobs.conftest import write
 

@@ -1,11 +1,11 @@
-"""Moments of parts, added, are those of the whole."""
+"""GroupMoments of parts, added, are those of the whole."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from jobs.reporting.stats import CoMoments, Moments
+from jobs.reporting.stats import CoMoments, GroupMoments
 
 CHOOSER = np.random.default_rng(5)
 # Far from zero, where sums of squares would cancel.
@@ -15,7 +15,7 @@ CUTS = ((0, 1000), (1000, 1000), (1000, 3001))
 
 
 def test_moments_of_parts_are_those_of_the_whole_and_of_numpy() -> None:
-    parts = [Moments.of(VALUES[start:end], CODES[start:end], num_codes=4) for start, end in CUTS]
+    parts = [GroupMoments.of(VALUES[start:end], CODES[start:end], num_codes=4) for start, end in CUTS]
     found = parts[0] + parts[1] + parts[2]
     for code in range(3):
         own = VALUES[code == CODES].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Pairs of labelled rows against plain loops over the prompts."""
+"""PairsByColumn of labelled rows against plain loops over the prompts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jobs.reporting.pairs import (
     MAX_SIDE,
     LabelledRows,
     PairCounts,
-    Pairs,
+    PairsByColumn,
     interval,
     joined,
     paired_rows,
@@ -41,7 +41,7 @@ def plain_pairs() -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def pairs() -> Pairs:
+def pairs() -> PairsByColumn:
     """The pairs of the table, read in three stretches and regrouped in four shares."""
     stretches = [TABLE.slice(0, 100), TABLE.slice(100, 400), TABLE.slice(500)]
     scales = scales_of(stretches)
@@ -54,7 +54,7 @@ def scored_pairs() -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return [pair for pair in plain_pairs() if all(row["score"] is not None for row in pair)]
 
 
-def test_pairs_meet_across_stretches(pairs: Pairs) -> None:
+def test_pairs_meet_across_stretches(pairs: PairsByColumn) -> None:
     found, expected = pairs.counts["score"], scored_pairs()
     assert found.num_pairs == len(expected) > 400
     assert found.right == sum(chosen["score"] > rejected["score"] for chosen, rejected in expected)
@@ -66,7 +66,7 @@ def test_pairs_meet_across_stretches(pairs: Pairs) -> None:
     assert pairs.cut == 0
 
 
-def test_calibration_is_that_of_a_plain_computation(pairs: Pairs) -> None:
+def test_calibration_is_that_of_a_plain_computation(pairs: PairsByColumn) -> None:
     found = pairs.counts["score"]
     margins = [chosen["score"] - rejected["score"] for chosen, rejected in scored_pairs()]
     bins: dict[int, list[tuple[float, bool]]] = {}
@@ -80,7 +80,7 @@ def test_calibration_is_that_of_a_plain_computation(pairs: Pairs) -> None:
     assert found.mean_log_loss == pytest.approx(log_loss, rel=1e-9)
 
 
-def test_accuracy_is_told_by_group_and_by_which_response_is_longer(pairs: Pairs) -> None:
+def test_accuracy_is_told_by_group_and_by_which_response_is_longer(pairs: PairsByColumn) -> None:
     found = pairs.counts["score"]
     for place, value in enumerate(scales_of([TABLE]).values["domain"] or ()):
         own = [pair for pair in scored_pairs() if (pair[0]["domain"] or "(none)") == value]

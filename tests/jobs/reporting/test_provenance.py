@@ -26,6 +26,13 @@ def test_the_run_that_scored_is_found_behind_the_one_that_ranked(tmp_path: Path)
         assert not found.is_selected
 
 
+def test_the_model_that_no_option_named_is_the_manifests(tmp_path: Path) -> None:
+    model = {"name": "tiny", "revision": "abc", "fingerprint": "ab"}
+    made = manifest(tmp_path / "scored", {"model_fingerprint": "ab"}, model=model, arguments={"model": None})
+    (record,) = Provenance.of(str(made)).records
+    assert (record.model, record.revision, record.fingerprint) == ("tiny", "abc", "ab")
+
+
 def test_pairs_that_were_made_of_scores_are_known(tmp_path: Path) -> None:
     assert Provenance.of(str(manifest(tmp_path / "pairs", {"job": "pairs", "input": "gone"}))).is_selected
 

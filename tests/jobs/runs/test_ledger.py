@@ -14,7 +14,8 @@ import pytest
 
 from jobs.corpus.files import Corpus, Unit
 from jobs.errors import OutputError
-from jobs.runs.ledger import Ledger, UnitStats
+from jobs.options import ScoringOptions
+from jobs.runs.ledger import Ledger, UnitStats, recorded
 from tests.jobs.conftest import write
 
 IDENTITY = {"model_fingerprint": "abc", "dtype": "float32", "truncation": "error"}
@@ -113,7 +114,7 @@ def test_nothing_of_anybody_elses_is_touched(tmp_path: Path) -> None:
 def test_parts_of_inputs_that_changed_are_refused(ledger: Ledger, units: list[Unit], tmp_path: Path) -> None:
     commit(ledger, units[0])
     write(tmp_path / "in" / "a.parquet", [{"id": number} for number in range(40)])
-    with pytest.raises(OutputError, match="1 parts .* changed or gone"):
+    with pytest.raises(OutputError, match="1 unit files .* changed or gone"):
         ledger.done(Corpus.open(str(tmp_path / "in")).units(10))
 
 
@@ -125,7 +126,7 @@ def test_new_input_files_are_welcome(ledger: Ledger, units: list[Unit], tmp_path
 
 def test_parts_without_a_manifest_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "out" / "part-x.parquet", [{"id": 1}])
-    with pytest.raises(OutputError, match="1 parts but no _manifest"):
+    with pytest.raises(OutputError, match="1 unit files but no _manifest"):
         Ledger(str(tmp_path / "out")).check(IDENTITY, [])
 
 
@@ -177,3 +178,14 @@ def test_an_output_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OutputError, match="cannot be"):
         begin(tmp_path / "out")
+
+
+def test_the_facts_of_a_run_are_in_its_manifest_from_the_start(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "out"))
+    facts = {"model": {"name": "tiny"}}
+    with recorded(ledger, identity={}, arguments=ScoringOptions(), facts=facts) as results:
+        begun = ledger.read_manifest() or {}
+        assert (begun["status"], begun["model"]) == ("running", {"name": "tiny"})
+        results["rows"] = 3
+    ended = ledger.read_manifest() or {}
+    assert (ended["status"], ended["model"], ended["rows"]) == ("complete", {"name": "tiny"}, 3)
