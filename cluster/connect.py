@@ -11,12 +11,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import grpc  # type: ignore[import-untyped]  # comes with ray[serve]
+from typing import TYPE_CHECKING, Any
 
 from cluster.node_code import COMPARED, code_here, code_on_nodes, missing_modules, runtime_env_with_code, why_ship
 from serve_app.reward_model.errors import RaywardError
+
+if TYPE_CHECKING:
+    import grpc  # type: ignore[import-untyped]  # comes with ray[serve]
 
 __all__ = ["ClusterError", "ClusterResources", "connect", "explained", "local_cores", "unreachable"]
 
@@ -36,6 +37,8 @@ def unreachable(address: str) -> str | None:
 
     With TLS, which the bare call does not speak, and for `auto` it is always None.
     """
+    import grpc
+
     where = address.removeprefix("ray://")
     code = _answer(address)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
@@ -50,6 +53,8 @@ def unreachable(address: str) -> str | None:
 
 def explained(error: Exception, address: str) -> str:
     """What stands behind Ray's `error` at `address` (`auto`, `host:port` or `ray://host:port`)."""
+    import grpc
+
     text = str(error).strip()
     if "ersion mismatch" in text and (found := _VERSIONS.search(text)):
         cluster_ray, cluster_python, our_ray, our_python = found.groups()
@@ -67,6 +72,8 @@ def _answer(address: str) -> grpc.StatusCode | None:
     where = address.removeprefix("ray://")
     if ":" not in where or os.environ.get("RAY_USE_TLS", "0") != "0":
         return None
+    import grpc
+
     with grpc.insecure_channel(where) as channel:
         call = channel.unary_unary(CLIENT_CALL if address.startswith("ray://") else GCS_CALL)
         try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.reward_model.architecture import DecoderConfig, RopeConfig
-from serve_app.reward_model.scorer import budget_for
+from serve_app.reward_model.token_budget import budget_for
 
 __all__ = [
     "GPUS",

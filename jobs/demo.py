@@ -5,22 +5,28 @@ The sample is real: 12 prompts of LLMBar (Zeng et al., 2023), each with two resp
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes a second to import, so that signals are answered meanwhile
+    from jobs.command import launch
+
+    launch("jobs.demo")
+
 import logging
 import shutil
-import sys
 import textwrap
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import tyro
 from pydantic import BaseModel, ConfigDict
 
-from jobs.command import run_command
+from cluster.connect import connect
+from jobs.command import parse, run_command
 from jobs.errors import OutputError
+from jobs.options import ScoringOptions
 from jobs.runs.ledger import Ledger
-from jobs.score import ScoreConfig, run
+from jobs.scoring.run import ScoringRun
 from serve_app.reward_model.scores import order
 from serve_app.reward_model.tiny import NAME as TINY
 
@@ -41,16 +47,19 @@ class DemoConfig(BaseModel):
     """A folder for the scored sample; an earlier demo's is replaced."""
 
 
-def main() -> int:
+def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.demo") -> int:
     """Run the command line; the exit status."""
-    config = tyro.cli(DemoConfig, description=__doc__, prog="python -m jobs.demo")
-    return run_command("jobs.demo", lambda: demo(config), log_level=logging.WARNING)
+    config = parse(DemoConfig, args, prog=prog, description=__doc__)
+    return run_command(prog, lambda: demo(config), log_level=logging.WARNING)
 
 
 def demo(config: DemoConfig) -> int:
     """Score the sample and print it ranked; the exit status."""
     _clear(config.output)
-    run(ScoreConfig(input=str(SAMPLE), output=str(config.output), model=config.model))
+    scoring = ScoringRun(ScoringOptions(model=config.model), source=str(SAMPLE), output=str(config.output))
+    with connect() as resources:
+        scoring.run(resources)
+    print(scoring.summary)
     rows = [row for part in sorted(config.output.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
     print(_table(rows))
     if config.model == TINY:
@@ -89,7 +98,3 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 def _short(text: str, width: int) -> str:
     return textwrap.shorten(" ".join(text.split()), width, placeholder=" ...")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

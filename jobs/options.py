@@ -20,7 +20,9 @@ from jobs.corpus.conversations import ConversationColumns
 from serve_app.reward_model.tiny import NAME as TINY
 from serve_app.reward_model.tokenizer import Truncation
 
-__all__ = ["ColumnName", "CorpusOptions", "EngineOptions", "ScoringOptions"]
+__all__ = ["OPTIONS", "ColumnName", "CorpusOptions", "EngineOptions", "ScoringOptions"]
+
+OPTIONS = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 ColumnName = Annotated[str, Field(min_length=1)]
 
@@ -28,7 +30,7 @@ ColumnName = Annotated[str, Field(min_length=1)]
 class CorpusOptions(BaseModel):
     """What a job reads and where it writes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = OPTIONS
 
     input: str
     """A Parquet file, a folder of them, a glob in quotes, or an s3://, gs:// or hdfs:// URI."""
@@ -39,7 +41,7 @@ class CorpusOptions(BaseModel):
 class EngineOptions(BaseModel):
     """What scores conversations, and where."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = OPTIONS
 
     model: str | None = TINY
     """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing."""

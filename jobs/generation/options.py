@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -19,6 +18,7 @@ from pydantic import (
 )
 
 from jobs.generation.tiny import NAME as TINY
+from jobs.options import OPTIONS
 
 __all__ = ["GeneratorOptions", "Sampling", "SamplingOptions"]
 
@@ -46,7 +46,7 @@ class Sampling:
 class SamplingOptions(BaseModel):
     """How candidates are drawn. The defaults are those of InternLM2-Reward's model card."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = OPTIONS
 
     n: PositiveInt = 16
     """Candidates for each prompt."""
@@ -70,7 +70,7 @@ class SamplingOptions(BaseModel):
 class GeneratorOptions(BaseModel):
     """What generates candidates, and where."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = OPTIONS
 
     generator: str = TINY
     """An OpenAI-compatible endpoint (http://host:8000/v1), a causal model as folder or Hugging Face id, or tiny."""
