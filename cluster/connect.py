@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -170,7 +171,7 @@ def _init(address: str, **options: Any) -> None:
     import ray
 
     try:
-        with _muted_stderr(), _own_sigterm():
+        with _muted_stderr(), _own_sigterm(), _own_search_path():
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         if address == LOCAL:
@@ -213,6 +214,24 @@ def _own_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _own_search_path() -> Iterator[None]:
+    """Ray puts the current folder first on its workers' search path, even where this process does not look there.
+
+    Then a folder `jobs` in it, as many projects have one, would be what the workers import. So Ray is started from
+    another folder unless the current one is on this process's search path, as it is with `python -m`.
+    """
+    here = os.getcwd()
+    if {"", here} & set(sys.path):
+        yield
+        return
+    os.chdir(sys.prefix)
+    try:
+        yield
+    finally:
+        os.chdir(here)
 
 
 @contextmanager

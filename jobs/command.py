@@ -183,7 +183,7 @@ def _grouped(config: type[Config]) -> type[BaseModel]:
     groups = _groups(config)
     if not groups:
         return config
-    from pydantic import ValidationError, create_model, model_validator
+    from pydantic import Field, ValidationError, create_model, model_validator
     from tyro.conf import OmitArgPrefixes
 
     def check(view: BaseModel) -> BaseModel:
@@ -198,9 +198,11 @@ def _grouped(config: type[Config]) -> type[BaseModel]:
     own = {name: (field.annotation, field) for name, field in config.model_fields.items() if name not in taken}
     models: dict[str, Any] = {}
     for name, group in groups.items():
-        fields = {field: (config.model_fields[field].annotation, config.model_fields[field]) for field in group.fields}
+        fields = {one: (config.model_fields[one].annotation, config.model_fields[one]) for one in group.fields}
         model: type[BaseModel] = create_model(name, __doc__=group.text, **fields)  # type: ignore[call-overload]
-        models[name] = (OmitArgPrefixes[model], model())  # type: ignore[misc,valid-type]
+        # With a description of its own tyro need not read the sources for one.
+        field = Field(default=model(), description=group.text)
+        models[name] = (OmitArgPrefixes[model], field)  # type: ignore[misc,valid-type]
     made: type[BaseModel] = create_model(  # type: ignore[call-overload]
         config.__name__,
         __doc__=config.__doc__,
