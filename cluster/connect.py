@@ -6,17 +6,19 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import grpc  # type: ignore[import-untyped]  # comes with ray[serve]
+from typing import TYPE_CHECKING, Any
 
 from cluster.node_code import COMPARED, code_here, code_on_nodes, missing_modules, runtime_env_with_code, why_ship
 from serve_app.reward_model.errors import RaywardError
+
+if TYPE_CHECKING:
+    import grpc  # type: ignore[import-untyped]  # comes with ray[serve]
 
 __all__ = ["ClusterError", "ClusterResources", "connect", "explained", "local_cores", "unreachable"]
 
@@ -36,6 +38,8 @@ def unreachable(address: str) -> str | None:
 
     With TLS, which the bare call does not speak, and for `auto` it is always None.
     """
+    import grpc
+
     where = address.removeprefix("ray://")
     code = _answer(address)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
@@ -50,6 +54,8 @@ def unreachable(address: str) -> str | None:
 
 def explained(error: Exception, address: str) -> str:
     """What stands behind Ray's `error` at `address` (`auto`, `host:port` or `ray://host:port`)."""
+    import grpc
+
     text = str(error).strip()
     if "ersion mismatch" in text and (found := _VERSIONS.search(text)):
         cluster_ray, cluster_python, our_ray, our_python = found.groups()
@@ -67,6 +73,8 @@ def _answer(address: str) -> grpc.StatusCode | None:
     where = address.removeprefix("ray://")
     if ":" not in where or os.environ.get("RAY_USE_TLS", "0") != "0":
         return None
+    import grpc
+
     with grpc.insecure_channel(where) as channel:
         call = channel.unary_unary(CLIENT_CALL if address.startswith("ray://") else GCS_CALL)
         try:
@@ -163,7 +171,7 @@ def _init(address: str, **options: Any) -> None:
     import ray
 
     try:
-        with _muted_stderr(), _own_sigterm():
+        with _muted_stderr(), _own_sigterm(), _own_search_path():
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         if address == LOCAL:
@@ -206,6 +214,24 @@ def _own_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _own_search_path() -> Iterator[None]:
+    """Ray puts the current folder first on its workers' search path, even where this process does not look there.
+
+    Then a folder `jobs` in it, as many projects have one, would be what the workers import. So Ray is started from
+    another folder unless the current one is on this process's search path, as it is with `python -m`.
+    """
+    here = os.getcwd()
+    if {"", here} & set(sys.path):
+        yield
+        return
+    os.chdir(sys.prefix)
+    try:
+        yield
+    finally:
+        os.chdir(here)
 
 
 @contextmanager

@@ -33,11 +33,11 @@ from cluster.sizing import (
     weight_bytes,
 )
 from serve_app.reward_model.architecture import DecoderConfig
-from serve_app.reward_model.checkpoint import resolve
 from serve_app.reward_model.errors import RaywardError
-from serve_app.reward_model.scorer import USED_SHARE
+from serve_app.reward_model.model_files import resolve
+from serve_app.reward_model.token_budget import USED_SHARE
 
-__all__ = ["PlanConfig", "main", "report"]
+__all__ = ["PlanConfig", "main", "report", "run"]
 
 SHOWN_REPLICAS = (1, 2, 4, 8, 16, 32, 64)
 EXIT_DOES_NOT_FIT = 1
@@ -83,8 +83,12 @@ class PlanConfig(BaseModel):
 
 def main() -> int:
     """Run the command line; the exit status: 0, or 1 where the model cannot be read or does not fit the GPU."""
+    return run(tyro.cli(PlanConfig, description=__doc__, prog="python -m cluster.plan"))
+
+
+def run(config: PlanConfig) -> int:
+    """Print the estimate; the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    config = tyro.cli(PlanConfig, description=__doc__, prog="python -m cluster.plan")
     try:
         text, fits = report(config)
     except RaywardError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.reward_model.architecture import DecoderConfig, RopeConfig
-from serve_app.reward_model.scorer import budget_for
+from serve_app.reward_model.token_budget import budget_for
 
 GB = 10**9
 GIB = 2**30

@@ -13,18 +13,22 @@ response, 1 the job stopped, 2 an option is wrong, 130 or 143 it was interrupted
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes a second to import, so that signals are answered meanwhile
+    from jobs.command import launch
+
+    launch("jobs.best_of_n")
+
 import logging
 import math
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
-import tyro
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, NonNegativeInt, PositiveInt
 
 from cluster.connect import ClusterResources, connect
-from jobs.command import EXIT_ROW_ERRORS, run_command
+from jobs.command import EXIT_ROW_ERRORS, OptionGroup, parse, run_command
 from jobs.corpus.conversations import ConversationColumns, SystemPrompt, prompt_columns_of
 from jobs.corpus.files import Corpus, auto_rows_per_unit
 from jobs.corpus.storage import identity_of
@@ -34,13 +38,15 @@ from jobs.generation.placement import Pools, plan_pools
 from jobs.generation.source import HttpSource, LocalSource, source_of
 from jobs.generation.stage import GENERATION_COLUMN, UnitGenerator
 from jobs.generation.tiny import NAME as TINY
-from jobs.options import ColumnName, EngineOptions
+from jobs.options import OPTIONS, ColumnName, EngineOptions
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
 from jobs.scoring.model_source import ModelSource
 from jobs.scoring.run import record_of_model
-from serve_app.reward_model import RewardModel
+
+if TYPE_CHECKING:
+    from serve_app.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
 # A unit is what a restart may have to generate again, and generating takes far longer than scoring.
@@ -51,7 +57,7 @@ MAX_UNITS_AT_ONCE = 64
 class PromptOptions(BaseModel):
     """Options of the prompts, and of where the answers go."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = OPTIONS
 
     prompts: str
     """A Parquet file, a folder of them, a glob in quotes, or an s3://, gs:// or hdfs:// URI."""
@@ -77,6 +83,11 @@ class BestOfNConfig(EngineOptions, GeneratorOptions, SamplingOptions, PromptOpti
     max_errors: NonNegativeInt | None = None
     """Stop once more prompts than this have no response."""
 
+    option_groups: ClassVar = (
+        OptionGroup("generator", "What writes the candidates.", tuple(GeneratorOptions.model_fields)),
+        OptionGroup("sampling", "How candidates are drawn.", tuple(SamplingOptions.model_fields)),
+    )
+
     @property
     def added_columns(self) -> list[str]:
         """The names of the columns that the output has beside the input's."""
@@ -84,10 +95,10 @@ class BestOfNConfig(EngineOptions, GeneratorOptions, SamplingOptions, PromptOpti
         return [self.output_prefix + name for name in names]
 
 
-def main() -> int:
+def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.best_of_n") -> int:
     """Run the command line; the exit status."""
-    config = tyro.cli(BestOfNConfig, description=__doc__, prog="python -m jobs.best_of_n")
-    return run_command("jobs.best_of_n", lambda: EXIT_ROW_ERRORS if run(config).errors else 0)
+    config = parse(BestOfNConfig, args, prog=prog, description=__doc__)
+    return run_command(prog, lambda: EXIT_ROW_ERRORS if run(config).errors else 0)
 
 
 def run(config: BestOfNConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> UnitStats:
@@ -246,7 +257,3 @@ def _summary(config: BestOfNConfig, progress: Progress) -> str:
         f"without a response; {total.counts.get('candidates', 0):,} candidates, {total.tokens:,} tokens scored; "
         f"this run {new.rows:,} prompts in {clock(progress.seconds)} with start-up"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,50 +1,227 @@
-"""What every job's command line does alike: logging, errors as one sentence, exit statuses, a clean end on signals."""
+"""What every command line does alike: signals from the first moment, options, errors as one sentence, exit statuses.
+
+It imports the standard library and the errors alone: a command calls `launch` before it imports what takes seconds.
+"""
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import logging
+import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from serve_app.reward_model.errors import RaywardError
 
-__all__ = ["EXIT_ROW_ERRORS", "EXIT_STOPPED", "run_command"]
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+__all__ = [
+    "EXIT_ROW_ERRORS",
+    "EXIT_STOPPED",
+    "EXIT_USAGE",
+    "OptionGroup",
+    "answer_signals",
+    "launch",
+    "parse",
+    "run_command",
+    "suggestion",
+]
 
 EXIT_STOPPED = 1
+EXIT_USAGE = 2
 EXIT_ROW_ERRORS = 3
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A signal's exception that Python had to drop, as in a weakref's callback, is sent again after this time.
+AGAIN_AFTER_S = 0.05
+
+Config = TypeVar("Config", bound="BaseModel")
+
+
+@dataclass(frozen=True, slots=True)
+class OptionGroup:
+    """Options that stand together in `--help`: the group's name, a sentence on them, and their fields' names.
+
+    A config class lists its groups in `option_groups`.
+    """
+
+    name: str
+    text: str
+    fields: tuple[str, ...]
 
 
 class _Signalled(BaseException):
     """The process was asked to end."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+
+def launch(module: str) -> NoReturn:
+    """Import a command's module, run its `main` and exit with its status. Signals are answered from here on."""
+    answer_signals(module)
+    sys.exit(importlib.import_module(module).main())
 
 
-def run_command(name: str, work: Callable[[], int], *, log_level: int = logging.INFO) -> int:
-    """Run a job's work; its exit status, or 1 when it stops, 130 on Ctrl-C, 143 on SIGTERM. Each end is told."""
+def answer_signals(name: str) -> None:
+    """Let Ctrl-C and SIGTERM end this process at once with one line: for the time before there is work to end."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"{name} interrupted before it began\n".encode())
+        os._exit(128 + number)  # an exception could be lost in, or changed by, the import that it meets
+
+    for number in SIGNALS:
+        signal.signal(number, end)
+
+
+def parse(config: type[Config], args: Sequence[str] | None, *, prog: str, description: str) -> Config:
+    """The options of a command line, by default this process's.
+
+    It exits with status 0 after `--help`, and with 2 where an option is wrong; an unknown one is told alone, with the
+    one that was meant.
+    """
+    import tyro
+
+    words = list(sys.argv[1:] if args is None else args)
+    description = description.replace(f"python -m {config.__module__}", prog)
+    view = _grouped(config)
+    unknown = [flag for flag in _flags(words) if flag not in _known_flags(config)]
+    if unknown and not _parses(view, words):
+        for flag in unknown:
+            print(f"{prog}: unknown option {flag}{suggestion(flag, _known_flags(config))}", file=sys.stderr)
+        print(f"{prog} --help shows all options", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+    return _plain(tyro.cli(view, args=words, prog=prog, description=description), config)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` with what is written most like `word`, or nothing where nothing is."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def run_command(prog: str, work: Callable[[], int], *, log_level: int = logging.INFO) -> int:
+    """Run a command's work; its exit status, or 1 when it stops, 130 on Ctrl-C, 143 on SIGTERM. Each end is told."""
+    name = prog.removeprefix("python -m ")
     logging.basicConfig(level=log_level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    before = signal.signal(signal.SIGTERM, _raise_signalled)
-    try:
-        return work()
-    except RaywardError as error:
-        print(f"{name} stopped: {error}", file=sys.stderr)
-        return EXIT_STOPPED
-    except KeyboardInterrupt:
-        return _interrupted(name, signal.SIGINT)
-    except _Signalled as signalled:
-        return _interrupted(name, signalled.number)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _raise_signalled(number: int, frame: FrameType | None) -> None:
-    raise _Signalled(number)
-
-
-def _interrupted(name: str, number: int) -> int:
+    with _raised_signals() as received:
+        try:
+            return work()
+        except RaywardError as error:
+            if not received:
+                print(f"{name} stopped: {error}", file=sys.stderr)
+                return EXIT_STOPPED
+        except (_Signalled, KeyboardInterrupt):
+            received = received or [signal.SIGINT]
+        except Exception:
+            if not received:  # an import or a library may make another error of the signal's
+                raise
     print(f"{name} interrupted; what is committed stays", file=sys.stderr)
-    return 128 + number
+    return 128 + received[0]
+
+
+@contextmanager
+def _raised_signals() -> Iterator[list[int]]:
+    """Signals as exceptions in the main thread, and the numbers of those that came."""
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else _Signalled
+
+    def unraisable(lost: Any) -> None:
+        if isinstance(lost.exc_value, _Signalled | KeyboardInterrupt) and received:
+            threading.Timer(AGAIN_AFTER_S, os.kill, (os.getpid(), received[-1])).start()
+        else:
+            hook(lost)
+
+    hook = sys.unraisablehook
+    sys.unraisablehook = unraisable
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = hook
+
+
+def _flags(words: Sequence[str]) -> list[str]:
+    """The options on a command line, as they are listed in help: without values, with hyphens."""
+    names = (word.partition("=")[0] for word in words if word.startswith("--") and word != "--")
+    return [name.replace("_", "-") for name in names]
+
+
+def _known_flags(config: type[BaseModel]) -> list[str]:
+    names = [name.replace("_", "-") for name in config.model_fields]
+    switches = [name.replace("_", "-") for name, field in config.model_fields.items() if field.annotation is bool]
+    ours = [*(f"--{name}" for name in names), *(f"--no-{name}" for name in switches), "--help"]
+    return [*ours, "--tyro-print-completion", "--tyro-write-completion"]
+
+
+def _parses(view: type[BaseModel], words: Sequence[str]) -> bool:
+    import tyro
+
+    try:
+        tyro.cli(view, args=words, console_outputs=False)
+    except SystemExit as end:
+        return end.code != EXIT_USAGE
+    return True
+
+
+def _groups(config: type[BaseModel]) -> Mapping[str, OptionGroup]:
+    return {group.name: group for group in getattr(config, "option_groups", ())}
+
+
+def _grouped(config: type[Config]) -> type[BaseModel]:
+    """The same options, each group in a model of its own, which is how tyro knows groups; flags stay as they are."""
+    groups = _groups(config)
+    if not groups:
+        return config
+    from pydantic import Field, ValidationError, create_model, model_validator
+    from tyro.conf import OmitArgPrefixes
+
+    def check(view: BaseModel) -> BaseModel:
+        try:
+            _plain(view, config)
+        except ValidationError as error:
+            found = [str(one["msg"]).removeprefix("Value error, ") for one in error.errors()]
+            raise ValueError("; ".join(found)) from None
+        return view
+
+    taken = {name for group in groups.values() for name in group.fields}
+    own = {name: (field.annotation, field) for name, field in config.model_fields.items() if name not in taken}
+    models: dict[str, Any] = {}
+    for name, group in groups.items():
+        fields = {one: (config.model_fields[one].annotation, config.model_fields[one]) for one in group.fields}
+        model: type[BaseModel] = create_model(name, __doc__=group.text, **fields)  # type: ignore[call-overload]
+        # With a description of its own tyro need not read the sources for one.
+        field = Field(default=model(), description=group.text)
+        models[name] = (OmitArgPrefixes[model], field)  # type: ignore[misc,valid-type]
+    made: type[BaseModel] = create_model(  # type: ignore[call-overload]
+        config.__name__,
+        __doc__=config.__doc__,
+        __validators__={"check": model_validator(mode="after")(check)},
+        **own,
+        **models,
+    )
+    return made
+
+
+def _plain(view: BaseModel, config: type[Config]) -> Config:
+    """The config that a view of it stands for."""
+    if isinstance(view, config):
+        return view
+    values: dict[str, Any] = {}
+    for name in type(view).model_fields:
+        value = getattr(view, name)
+        if name in _groups(config):
+            values |= {field: getattr(value, field) for field in type(value).model_fields}
+        else:
+            values[name] = value
+    return config(**values)

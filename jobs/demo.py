@@ -5,20 +5,24 @@ The sample is real: 12 prompts of LLMBar (Zeng et al., 2023), each with two resp
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes a second to import, so that signals are answered meanwhile
+    from jobs.command import launch
+
+    launch("jobs.demo")
+
 import logging
 import shutil
-import sys
 import textwrap
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import tyro
 from pydantic import BaseModel, ConfigDict
 
 from cluster.connect import connect
-from jobs.command import run_command
+from jobs.command import parse, run_command
 from jobs.errors import OutputError
 from jobs.options import ScoringOptions
 from jobs.runs.ledger import Ledger
@@ -41,10 +45,10 @@ class DemoConfig(BaseModel):
     """A folder for the scored sample; an earlier demo's is replaced."""
 
 
-def main() -> int:
+def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.demo") -> int:
     """Run the command line; the exit status."""
-    config = tyro.cli(DemoConfig, description=__doc__, prog="python -m jobs.demo")
-    return run_command("jobs.demo", lambda: demo(config), log_level=logging.WARNING)
+    config = parse(DemoConfig, args, prog=prog, description=__doc__)
+    return run_command(prog, lambda: demo(config), log_level=logging.WARNING)
 
 
 def demo(config: DemoConfig) -> int:
@@ -94,7 +98,3 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 def _short(text: str, width: int) -> str:
     return textwrap.shorten(" ".join(text.split()), width, placeholder=" ...")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,13 +20,15 @@ from jobs.corpus.conversations import ConversationColumns
 from serve_app.reward_model.tiny import NAME as TINY
 from serve_app.reward_model.tokenizer import Truncation
 
+OPTIONS = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
 ColumnName = Annotated[str, Field(min_length=1)]
 
 
 class CorpusOptions(BaseModel):
     """Options of what a job reads and where it writes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = OPTIONS
 
     input: str
     """A Parquet file, a folder of them, a glob in quotes, or an s3://, gs:// or hdfs:// URI."""
@@ -37,7 +39,7 @@ class CorpusOptions(BaseModel):
 class EngineOptions(BaseModel):
     """Options of what scores conversations, and where."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = OPTIONS
 
     model: str | None = TINY
     """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing."""

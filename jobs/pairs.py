@@ -11,15 +11,19 @@ stopped, 2 an option is wrong, 130 or 143 it was interrupted.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from dataclasses import asdict
+if __name__ == "__main__":  # before what takes a second to import, so that signals are answered meanwhile
+    from jobs.command import launch
 
-import tyro
+    launch("jobs.pairs")
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
 from pydantic import Field, NonNegativeFloat
 
 from cluster.connect import connect
-from jobs.command import run_command
+from jobs.command import parse, run_command
 from jobs.corpus.conversations import conversation_columns
 from jobs.corpus.files import MAX_UNIT_ROWS, Corpus
 from jobs.corpus.storage import identity_of
@@ -29,7 +33,9 @@ from jobs.runs.ledger import Ledger, is_complete, recorded
 from jobs.runs.unit_run import clock
 from jobs.scoring.model_source import ModelSource
 from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
-from serve_app.reward_model import RewardModel
+
+if TYPE_CHECKING:
+    from serve_app.reward_model import RewardModel
 
 MAX_PAIRS = 64
 DEFAULT_PAIRS_OF_ALL = 8
@@ -54,15 +60,15 @@ class PairsConfig(ScoredOptions):
         return self.max_pairs or (DEFAULT_PAIRS_OF_ALL if self.strategy == "all" else 1)
 
 
-def main() -> int:
+def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.pairs") -> int:
     """Run the command line; the exit status."""
-    config = tyro.cli(PairsConfig, description=__doc__, prog="python -m jobs.pairs")
+    config = parse(PairsConfig, args, prog=prog, description=__doc__)
 
     def work() -> int:
         run(config)
         return 0
 
-    return run_command("jobs.pairs", work)
+    return run_command(prog, work)
 
 
 def run(config: PairsConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> PairStats:
@@ -134,7 +140,3 @@ def _counts(config: PairsConfig, total: PairStats) -> str:
     notes += [f"{total.unreadable:,} pairs left out, whose conversations cannot be read"] if total.unreadable else []
     told = f" ({'; '.join(notes)})" if notes else ""
     return f"{total.pairs:,} pairs of {total.prompts:,} prompts in {config.output}{told}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

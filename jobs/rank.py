@@ -12,16 +12,19 @@ interrupted.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+if __name__ == "__main__":  # before what takes a second to import, so that signals are answered meanwhile
+    from jobs.command import launch
 
-import tyro
+    launch("jobs.rank")
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
 from pydantic import PositiveInt, model_validator
 
 from cluster.connect import connect
-from jobs.command import EXIT_ROW_ERRORS, run_command
+from jobs.command import EXIT_ROW_ERRORS, parse, run_command
 from jobs.corpus.conversations import conversation_columns
 from jobs.corpus.files import MAX_UNIT_ROWS, Corpus
 from jobs.corpus.storage import identity_of
@@ -34,7 +37,9 @@ from jobs.runs.ledger import Ledger, UnitStats, is_complete, recorded
 from jobs.runs.unit_run import Progress, clock
 from jobs.scoring.model_source import ModelSource
 from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
-from serve_app.reward_model import RewardModel
+
+if TYPE_CHECKING:
+    from serve_app.reward_model import RewardModel
 
 
 class RankConfig(ScoredOptions):
@@ -66,15 +71,15 @@ class RankTotals:
     ungrouped: int
 
 
-def main() -> int:
+def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.rank") -> int:
     """Run the command line; the exit status."""
-    config = tyro.cli(RankConfig, description=__doc__, prog="python -m jobs.rank")
+    config = parse(RankConfig, args, prog=prog, description=__doc__)
 
     def work() -> int:
         total = run(config)
         return EXIT_ROW_ERRORS if total.unscored or total.ungrouped else 0
 
-    return run_command("jobs.rank", work)
+    return run_command(prog, work)
 
 
 def run(config: RankConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> RankTotals:
@@ -173,7 +178,3 @@ def _counts(config: RankConfig, total: RankTotals) -> str:
         if count
     ]
     return f"{kept} in {config.output}" + (f" ({', '.join(missing)})" if missing else "")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

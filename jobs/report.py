@@ -11,14 +11,18 @@ is wrong, 130 or 143 it was interrupted.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+if __name__ == "__main__":  # before what takes a second to import, so that signals are answered meanwhile
+    from jobs.command import launch
 
-import tyro
+    launch("jobs.report")
+
+import importlib.util
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, field_validator
 
 from cluster.connect import connect
-from jobs.command import run_command
+from jobs.command import parse, run_command
 from jobs.corpus.conversations import ConversationColumns
 from jobs.corpus.files import MAX_UNIT_ROWS, Corpus
 from jobs.corpus.storage import OutputFile
@@ -92,15 +96,15 @@ class ReportConfig(BaseModel):
         )
 
 
-def main() -> int:
+def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.report") -> int:
     """Run the command line; the exit status."""
-    config = tyro.cli(ReportConfig, description=__doc__, prog="python -m jobs.report")
+    config = parse(ReportConfig, args, prog=prog, description=__doc__)
 
     def work() -> int:
         run(config)
         return 0
 
-    return run_command("jobs.report", work)
+    return run_command(prog, work)
 
 
 def run(config: ReportConfig) -> Findings:
@@ -143,7 +147,3 @@ def _check_packages() -> None:
         raise MissingPackageError(
             f"the report needs {' and '.join(missing)}, which the extra 'report' brings: pip install 'rayward[report]'"
         )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,16 +15,19 @@ not, 1 the job stopped, 2 an option is wrong, 130 or 143 it was interrupted.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes a second to import, so that signals are answered meanwhile
+    from jobs.command import launch
+
+    launch("jobs.rewardbench")
+
 import json
 import logging
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
-import tyro
 from pydantic import BaseModel, ConfigDict
 
 from cluster.connect import connect
@@ -33,7 +36,7 @@ from jobs.benchmarks.conversation_file import ConversationFile
 from jobs.benchmarks.dataset import Benchmark, Dataset
 from jobs.benchmarks.outcome import AnsweredRow, Outcome
 from jobs.benchmarks.table import read_rows, table_of
-from jobs.command import EXIT_ROW_ERRORS, run_command
+from jobs.command import EXIT_ROW_ERRORS, parse, run_command
 from jobs.corpus.conversations import SystemPrompt
 from jobs.corpus.files import Corpus
 from jobs.corpus.storage import OutputFolder
@@ -42,8 +45,10 @@ from jobs.options import EngineOptions, ScoringOptions
 from jobs.runs.ledger import Ledger
 from jobs.scoring.model_source import ModelSource
 from jobs.scoring.run import ScoringRun
-from serve_app.reward_model import RewardModel
 from serve_app.reward_model.tiny import NAME as TINY
+
+if TYPE_CHECKING:
+    from serve_app.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +68,10 @@ class RewardBenchConfig(EngineOptions, _BenchmarkOptions):
     """Evaluate a reward model on RewardBench or RewardBench 2; the same command resumes a stopped job."""
 
 
-def main() -> int:
+def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.rewardbench") -> int:
     """Run the command line; the exit status."""
-    config = tyro.cli(RewardBenchConfig, description=__doc__, prog="python -m jobs.rewardbench")
-    return run_command("jobs.rewardbench", lambda: _exit_status(run(config)))
+    config = parse(RewardBenchConfig, args, prog=prog, description=__doc__)
+    return run_command(prog, lambda: _exit_status(run(config)))
 
 
 def run(config: RewardBenchConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> Outcome:
@@ -134,7 +139,3 @@ def _run(config: RewardBenchConfig, folder: OutputFolder) -> dict[str, Any]:
 
 def _exit_status(outcome: Outcome) -> int:
     return EXIT_ROW_ERRORS if any(subset.num_unscored for subset in outcome.subsets) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

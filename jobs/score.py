@@ -11,18 +11,23 @@ option is wrong, 130 or 143 it was interrupted.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+if __name__ == "__main__":  # before what takes a second to import, so that signals are answered meanwhile
+    from jobs.command import launch
 
-import tyro
+    launch("jobs.score")
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from cluster.connect import connect
-from jobs.command import EXIT_ROW_ERRORS, run_command
+from jobs.command import EXIT_ROW_ERRORS, parse, run_command
 from jobs.options import CorpusOptions, ScoringOptions
 from jobs.runs.ledger import UnitStats
 from jobs.scoring.model_source import ModelSource
 from jobs.scoring.run import ScoringRun
-from serve_app.reward_model import RewardModel
+
+if TYPE_CHECKING:
+    from serve_app.reward_model import RewardModel
 
 
 class ScoreConfig(ScoringOptions, CorpusOptions):
@@ -35,10 +40,10 @@ class ScoreConfig(ScoringOptions, CorpusOptions):
     """Put in front of the names of the four new columns."""
 
 
-def main() -> int:
+def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.score") -> int:
     """Run the command line; the exit status."""
-    config = tyro.cli(ScoreConfig, description=__doc__, prog="python -m jobs.score")
-    return run_command("jobs.score", lambda: EXIT_ROW_ERRORS if run(config).errors else 0)
+    config = parse(ScoreConfig, args, prog=prog, description=__doc__)
+    return run_command(prog, lambda: EXIT_ROW_ERRORS if run(config).errors else 0)
 
 
 def run(config: ScoreConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> UnitStats:
@@ -56,7 +61,3 @@ def run(config: ScoreConfig, *, load: Callable[[ModelSource], RewardModel] = Mod
         total = scoring.run(resources)
     print(scoring.summary)
     return total
-
-
-if __name__ == "__main__":
-    sys.exit(main())

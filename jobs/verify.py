@@ -3,22 +3,28 @@
     python -m jobs.verify --model internlm/internlm2-1_8b-reward
 
 The card of InternLM2-1.8B-Reward gives the scores of two chats in float16 on a GPU. In float16 on CUDA ours must agree
-within 0.02, in other dtypes within 0.15. Exit status: 0 all agree, 2 something does not, 1 the model cannot be loaded.
+within 0.02, in other dtypes within 0.15. Exit status: 0 all agree, 4 something does not, 1 the model cannot be
+loaded, 2 an option is wrong, 130 or 143 it was interrupted.
 """
 
 from __future__ import annotations
 
-import logging
-import sys
-from dataclasses import dataclass
-from typing import Literal
+if __name__ == "__main__":  # before what takes a second to import, so that signals are answered meanwhile
+    from jobs.command import launch
 
-import torch
-import tyro
+    launch("jobs.verify")
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
 from pydantic import BaseModel, ConfigDict
 
-from jobs.command import run_command
-from serve_app.reward_model import RewardModel
+from jobs.command import parse, run_command
+
+if TYPE_CHECKING:
+    from serve_app.reward_model import RewardModel
 
 __all__ = ["Check", "VerifyConfig", "checks", "main", "verify"]
 
@@ -33,7 +39,7 @@ CHATS = [
 # "Demo Code, Basic Usage" of the model card of internlm/internlm2-1_8b-reward.
 CARD_SCORES = (0.767578125, -2.22265625)
 TOLERANCE_FP16_CUDA, TOLERANCE_OTHER = 0.02, 0.15
-EXIT_MISMATCH = 2
+EXIT_MISMATCH = 4
 
 
 class VerifyConfig(BaseModel):
@@ -61,14 +67,16 @@ class Check:
     agrees: bool
 
 
-def main() -> int:
+def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.verify") -> int:
     """Run the command line; the exit status."""
-    config = tyro.cli(VerifyConfig, description=__doc__, prog="python -m jobs.verify")
-    return run_command("jobs.verify", lambda: verify(config), log_level=logging.WARNING)
+    config = parse(VerifyConfig, args, prog=prog, description=__doc__)
+    return run_command(prog, lambda: verify(config), log_level=logging.WARNING)
 
 
 def verify(config: VerifyConfig) -> int:
     """Print the table of checks; the exit status."""
+    from serve_app.reward_model import RewardModel  # brings torch
+
     model = RewardModel.from_pretrained(
         config.model, revision=config.revision, device=config.device, dtype=config.dtype
     )
@@ -82,6 +90,8 @@ def verify(config: VerifyConfig) -> int:
 
 def checks(model: RewardModel) -> list[Check]:
     """Score the card's two chats, compare and rank them, and hold each result against the card's."""
+    import torch
+
     fp16_on_cuda = model.device.type == "cuda" and model.dtype == torch.float16
     tolerance = TOLERANCE_FP16_CUDA if fp16_on_cuda else TOLERANCE_OTHER
     results = [
@@ -92,7 +102,3 @@ def checks(model: RewardModel) -> list[Check]:
     results.append(Check("compare", "True", str(better), better is True))
     results.append(Check("rank", "[0, 1]", str(ranks), ranks == [0, 1]))
     return results
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -18,11 +18,14 @@ from jobs.generation.stage import without_generations
 from jobs.runs.attempts import GuardedModel
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.scoring.stage import DeadRowError, outcomes_of, reason_of
-from serve_app.reward_model import RewardModel, Score, ScoringError
+from serve_app.reward_model import Score, ScoringError
 from serve_app.reward_model.conversation import Conversation, Message
 from serve_app.reward_model.errors import ConversationError
 from serve_app.reward_model.scores import order
 from serve_app.reward_model.tokenizer import Truncation
+
+if TYPE_CHECKING:
+    from serve_app.reward_model import RewardModel
 
 ADDED_COLUMNS = {
     "response": pa.large_string(),

@@ -13,15 +13,16 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
-
-import httpx
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.errors import GeneratorError
 from jobs.generation.candidates import Candidate, Generation, Prompt
 from jobs.generation.options import Sampling
 from serve_app.reward_model.conversation import Message
 from serve_app.reward_model.errors import RaywardError
+
+if TYPE_CHECKING:
+    import httpx
 
 MAX_REASON_CHARS = 300
 NO_PROMPTS_FAULT = (401, 402, 403, 404, 405)
@@ -68,6 +69,8 @@ async def ask(
         RefusedError: the server refuses this prompt.
         GeneratorError: it refuses every prompt: the key, the address or the model's name is wrong.
     """
+    import httpx
+
     body = _body(endpoint, prompt, sampling, seed)
     try:
         async with asyncio.timeout(endpoint.timeout_s):  # of the whole: a server that drips never times a read out
@@ -172,6 +175,8 @@ class HttpGenerator:
     """
 
     def __init__(self, endpoint: Endpoint, sampling: Sampling, *, first_backoff_s: float = FIRST_BACKOFF_S) -> None:
+        import httpx
+
         self._endpoint = endpoint
         self._sampling = sampling
         self._first_backoff_s = first_backoff_s
@@ -289,6 +294,8 @@ def only_model(url: str, api_key: str | None) -> str:
     Raises:
         GeneratorError: it lists none or several, or cannot be reached.
     """
+    import httpx
+
     endpoint = Endpoint(url, "", api_key)
     try:
         response = httpx.get(f"{url}/models", headers=headers_of(endpoint), timeout=CONNECT_TIMEOUT_S)

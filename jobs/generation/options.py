@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -19,6 +18,7 @@ from pydantic import (
 )
 
 from jobs.generation.tiny import NAME as TINY
+from jobs.options import OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Sampling:
 class SamplingOptions(BaseModel):
     """Options of drawing candidates. The defaults are those of InternLM2-Reward's model card."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = OPTIONS
 
     n: PositiveInt = 16
     """Candidates for each prompt."""
@@ -68,7 +68,7 @@ class SamplingOptions(BaseModel):
 class GeneratorOptions(BaseModel):
     """Options of the generator, and of its place."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = OPTIONS
 
     generator: str = TINY
     """An OpenAI-compatible endpoint (http://host:8000/v1), a causal model as folder or Hugging Face id, or tiny."""

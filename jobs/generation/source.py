@@ -6,20 +6,19 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from cluster.connect import ClusterResources
 from jobs.errors import GeneratorError
 from jobs.generation import tiny
 from jobs.generation.chat_encoder import ChatEncoder
 from jobs.generation.endpoint import Endpoint, HttpGenerator, only_model
-from jobs.generation.local import LocalGenerator, load_causal
 from jobs.generation.options import GeneratorOptions, Sampling
-from serve_app.reward_model.checkpoint import fingerprint, resolve
 from serve_app.reward_model.errors import CheckpointError
-from serve_app.reward_model.model import DTYPES, cpu_dtype
+from serve_app.reward_model.model_files import fingerprint, resolve
+
+if TYPE_CHECKING:
+    from jobs.generation.local import LocalGenerator
 
 TEMPLATE_FILES = ("*.jinja",)
 
@@ -141,6 +140,11 @@ class LocalSource:
             CheckpointError: the model cannot be loaded.
             GeneratorError: the worker's copy of the model is not the driver's.
         """
+        import torch
+
+        from jobs.generation.local import LocalGenerator, load_causal
+        from serve_app.reward_model.model import DTYPES
+
         folder = _resolve(self.model, self.revision)
         if (found := fingerprint(folder)) != self.fingerprint:
             raise GeneratorError(
@@ -181,6 +185,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _dtype(chosen: str, config: dict[str, Any], device: str) -> str:
     if chosen != "auto":
         return chosen
+    from serve_app.reward_model.model import DTYPES, cpu_dtype  # brings torch
+
     if device == "cpu":
         return cpu_dtype()
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")

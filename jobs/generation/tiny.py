@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from serve_app.reward_model import tiny
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAME = tiny.NAME
 CHAT_TEMPLATE = (
@@ -26,6 +27,8 @@ def cached_folder() -> Path:
 
 
 def _write(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file  # brings torch
+
     trunk = tiny.cached_folder()
     shutil.copy(trunk / "tokenizer.json", folder)
     named = json.loads((trunk / "tokenizer_config.json").read_text())
@@ -42,6 +45,8 @@ def _write(folder: Path) -> None:
 
 def _head(embedding: Tensor, tokenizer: Tokenizer) -> Tensor:
     """A random head; bytes and special tokens but the end of a turn get logit 0, so that it writes words and ends."""
+    import torch
+
     drawn = torch.randn(embedding.shape, generator=torch.Generator().manual_seed(20260102))
     head = drawn * (2.0 / embedding.shape[1] ** 0.5)
     end = tokenizer.token_to_id("<|im_end|>")

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import fs
 
@@ -313,6 +312,8 @@ def _commit(path: str, pieces: Sequence[Any], *, stage: PairStage) -> list[PairS
         pa.array(scores[0] - scores[1]),
     ]
     table = pa.table(columns, schema=PAIR_SCHEMA)
+    import pyarrow.compute as pc  # takes as long as all else here together
+
     readable = table.filter(pc.and_(table.column("chosen").is_valid(), table.column("rejected").is_valid()))
     unreadable = table.num_rows - readable.num_rows
     counts = PairStats(pairs.prompts, pairs.paired, readable.num_rows, unreadable)

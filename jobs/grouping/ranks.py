@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import fs
 
@@ -186,7 +185,7 @@ def num_partitions(num_rows: int) -> int:
 
 def scores_of(table: pa.Table, column: str) -> NDArray[np.float32]:
     """The scores of a table: NaN where there is none."""
-    scores: NDArray[np.float32] = pc.cast(table.column(column), pa.float32(), safe=False).to_numpy()
+    scores: NDArray[np.float32] = table.column(column).cast(pa.float32(), safe=False).to_numpy()
     return scores
 
 

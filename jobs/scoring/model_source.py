@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.connect import ClusterResources
 from jobs.errors import ScorerError
 from jobs.options import EngineOptions
-from serve_app.reward_model import RewardModel
 from serve_app.reward_model.architecture import DecoderConfig
-from serve_app.reward_model.checkpoint import fingerprint, resolve
-from serve_app.reward_model.model import resolve_device, resolve_dtype
+from serve_app.reward_model.model_files import fingerprint, resolve
 from serve_app.reward_model.tiny import NAME as TINY
 from serve_app.reward_model.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from serve_app.reward_model import RewardModel
 
 __all__ = ["ModelSource"]
 
@@ -33,6 +35,8 @@ class ModelSource:
     @classmethod
     def of(cls, options: EngineOptions, resources: ClusterResources) -> ModelSource:
         """The model as the driver sees it: mistakes show before anything is started on a worker."""
+        from serve_app.reward_model.model import resolve_device, resolve_dtype  # brings torch
+
         name = options.model or TINY
         folder = resolve(name, options.revision)
         decoder = DecoderConfig.from_folder(folder)
@@ -55,6 +59,8 @@ class ModelSource:
         Raises:
             ScorerError: the worker's copy of the model is not the driver's.
         """
+        from serve_app.reward_model import RewardModel
+
         model = RewardModel.from_pretrained(
             self.model,
             revision=self.revision,

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.connect import ClusterResources
 from jobs.corpus.conversations import SystemPrompt, columns_of
@@ -20,8 +20,10 @@ from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
 from jobs.scoring.model_source import ModelSource
 from jobs.scoring.stage import ConversationScorer, UnitScorer
 from jobs.scoring.via_serve import UNITS_AT_ONCE, ServedModelSource
-from serve_app.reward_model import RewardModel
 from serve_app.reward_model.tiny import NAME as TINY
+
+if TYPE_CHECKING:
+    from serve_app.reward_model import RewardModel
 
 __all__ = ["ScoringRun"]
 

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
 from cluster.connect import ClusterResources
+from jobs.command import OptionGroup
 from jobs.corpus.files import Corpus
 from jobs.corpus.storage import below
 from jobs.errors import CorpusError
-from jobs.options import ColumnName, CorpusOptions, ScoringOptions
+from jobs.options import ColumnName, CorpusOptions, EngineOptions, ScoringOptions
 from jobs.scoring.model_source import ModelSource
 from jobs.scoring.run import ScoringRun
-from serve_app.reward_model import RewardModel
+
+if TYPE_CHECKING:
+    from serve_app.reward_model import RewardModel
 
 __all__ = ["ScoredInput", "ScoredOptions"]
 
 logger = logging.getLogger(__name__)
 SCORED = "_scored"
+# Engine options that such a job needs for its own work too.
+ALWAYS_USED = ("rows_per_unit", "address")
 
 
 class ScoredOptions(ScoringOptions, CorpusOptions):
@@ -30,6 +36,14 @@ class ScoredOptions(ScoringOptions, CorpusOptions):
     """Score the input first with this model: a folder, a Hugging Face id, or tiny, whose scores mean nothing."""
     score_column: ColumnName = Field(default="score")
     """Column of the scores: numbers, null where a row has none."""
+
+    option_groups: ClassVar = (
+        OptionGroup(
+            "scoring_first",
+            "They matter where the input is scored first: with --model or --via-serve.",
+            ("via_serve", *(name for name in EngineOptions.model_fields if name not in ALWAYS_USED)),
+        ),
+    )
 
 
 class ScoredInput:

@@ -16,8 +16,7 @@ from jobs.runs.placement import ActorPool, plan_forwarders
 from jobs.scoring.replica_calls import ReplicaCalls, num_replicas
 from serve_app.reward_model import Conversation, Score, ScoringError
 from serve_app.reward_model.architecture import DecoderConfig
-from serve_app.reward_model.checkpoint import fingerprint, resolve
-from serve_app.reward_model.model import DTYPES
+from serve_app.reward_model.model_files import fingerprint, resolve
 from serve_app.reward_model.prefixes import together
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
 
@@ -208,8 +207,6 @@ def _described(app: str, deployment: str) -> dict[str, Any]:
 def _check(options: ScoringOptions, facts: Mapping[str, Any], app: str) -> None:
     """What was said of the model by option must be so."""
     said: dict[str, str] = {"device": options.device, "dtype": options.dtype}
-    if options.dtype in DTYPES:
-        said["dtype"] = str(DTYPES[options.dtype]).removeprefix("torch.")
     differing = [
         f"{name} {facts[name]}, not {value}" for name, value in said.items() if value not in ("auto", facts[name])
     ]

@@ -11,10 +11,16 @@ A conversation's path:
     decoder          packed batch -> scores, by linear (matrix products), attention and rotary
     scores           a score, orders and ranks
 
-A model's path: spec names it, checkpoint finds and checks its files, architecture reads its shape, weights fuses and
-parked_weights puts them away; invariance probes this machine; model is the front door, tiny the embedded model, errors
-the exception tree.
+A model's path: spec names it, model_files finds it, checkpoint loads it, architecture reads its shape, weights fuses
+and parked_weights puts them away; token_budget says how much one pass reads; invariance probes this machine; model is
+the front door, tiny the embedded model, errors the exception tree.
+
+`RewardModel` brings torch when it is first asked for: who reads options, help or errors does not wait for it.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from serve_app.reward_model.conversation import Conversation, ConversationLike, Message
 from serve_app.reward_model.errors import (
@@ -29,7 +35,10 @@ from serve_app.reward_model.errors import (
     UnsupportedArchitectureError,
     WeightError,
 )
-from serve_app.reward_model.model import RewardModel, Score
+from serve_app.reward_model.scores import Score
+
+if TYPE_CHECKING:
+    from serve_app.reward_model.model import RewardModel
 
 __all__ = [
     "CheckpointError",
@@ -48,3 +57,11 @@ __all__ = [
     "UnsupportedArchitectureError",
     "WeightError",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RewardModel":
+        from serve_app.reward_model.model import RewardModel
+
+        return RewardModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from serve_app.reward_model.errors import CheckpointError, UnsupportedArchitectureError
 
-__all__ = ["SUPPORTED_ARCHITECTURES", "DecoderConfig", "RopeConfig"]
+__all__ = ["SUPPORTED_ARCHITECTURES", "DecoderConfig", "Quantization", "RopeConfig"]
 
 INTERNLM2 = "InternLM2ForRewardModel"
 SUPPORTED_ARCHITECTURES = (
@@ -21,6 +21,9 @@ SUPPORTED_ARCHITECTURES = (
     "Qwen3ForSequenceClassification",
 )
 SUPPORTED_ROPE = ("default", "linear", "dynamic", "llama3")
+
+Quantization = Literal["none", "fp8"]
+"""How the weights of the linear layers are held: as they are, or in 8-bit floats."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from serve_app.reward_model.architecture import Quantization
 
 __all__ = ["CUDA_TILE_ROWS", "DenseLinear", "Fp8Linear", "Linear", "OneDnnLinear", "Quantization", "linear_for"]
 
@@ -28,8 +30,6 @@ CUDA_TILE_ROWS = 1024
 FP8 = torch.float8_e4m3fn
 # PyTorch runs an element-wise operation of up to this many elements on one thread (ATen's GRAIN_SIZE).
 SERIAL_ELEMENTS = 32768
-
-Quantization = Literal["none", "fp8"]
 
 
 class Linear(Protocol):

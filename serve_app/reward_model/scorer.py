@@ -16,17 +16,11 @@ from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.errors import DeviceMemoryError, NonFiniteScoreError, ScoringError, TokenIdsError
 from serve_app.reward_model.packing import halves, pack
 from serve_app.reward_model.prefixes import Group, group_by_prefix
+from serve_app.reward_model.token_budget import CPU_TOKEN_BUDGET, TRIAL_TOKENS, budget_for
 
-__all__ = ["SequenceScorer", "budget_for"]
+__all__ = ["SequenceScorer"]
 
 logger = logging.getLogger(__name__)
-
-CPU_TOKEN_BUDGET = 4096
-# A trial pass of this many tokens tells how much memory a token takes on CUDA; the budget then leaves a part of the
-# free memory alone, for what fragments it and for others, and stops where more tokens bring no more speed.
-TRIAL_TOKENS = 4096
-USED_SHARE = 0.7
-CUDA_MAX_TOKEN_BUDGET = 65536
 
 
 class SequenceScorer:
@@ -179,12 +173,6 @@ def _measured_budget(decoder: Decoder) -> int:
     torch.cuda.empty_cache()
     free, _total = torch.cuda.mem_get_info(decoder.device)
     return budget_for(free, taken / num_tokens)
-
-
-def budget_for(free_bytes: int, bytes_per_token: float) -> int:
-    """Tokens of one forward pass that fit a share of the free memory: a multiple of `TRIAL_TOKENS`, or less than it."""
-    fits = min(int(USED_SHARE * free_bytes / bytes_per_token), CUDA_MAX_TOKEN_BUDGET)
-    return max(1, fits - fits % TRIAL_TOKENS if fits >= TRIAL_TOKENS else fits)
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:

@@ -12,14 +12,14 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-from torch import Tensor
 
 from serve_app.reward_model.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["NAME", "cached_folder", "made_once", "write"]
 
@@ -109,6 +109,8 @@ def write(folder: Path) -> None:
     template = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHAT_TEMPLATE}
     named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(template | named, indent=2))
+    from safetensors.torch import save_file  # brings torch
+
     save_file(_weights(vocab_size), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
@@ -135,6 +137,8 @@ def _tokenizer() -> Tokenizer:
 
 
 def _weights(vocab_size: int) -> dict[str, Tensor]:
+    import torch
+
     generator = torch.Generator().manual_seed(20260101)
     hidden, inner = SHAPE["hidden_size"], SHAPE["intermediate_size"]
     head_dim = hidden // SHAPE["num_attention_heads"]

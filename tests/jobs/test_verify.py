@@ -47,7 +47,7 @@ def test_a_wrong_model_is_a_mismatch(
     tiny: RewardModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["jobs.verify", "--model", str(tiny.folder)])
-    assert verify.main() == 2
+    assert verify.main() == 4
     printed = capsys.readouterr().out
     assert "0.767578" in printed
     assert "MISMATCH" in printed

@@ -14,7 +14,7 @@ import torch
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.attention import BlockAttention, VarlenAttention, attention_for
 from serve_app.reward_model.decoder import Decoder
-from serve_app.reward_model.scorer import CUDA_MAX_TOKEN_BUDGET
+from serve_app.reward_model.token_budget import CUDA_MAX_TOKEN_BUDGET
 from tests.benchmarks.bench_engine import random_weights
 
 pytestmark = [

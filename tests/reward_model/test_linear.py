@@ -12,7 +12,7 @@ from torch import Tensor
 
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.linear import DenseLinear, Fp8Linear, Linear, OneDnnLinear, linear_for
-from serve_app.reward_model.scorer import CUDA_MAX_TOKEN_BUDGET, TRIAL_TOKENS, budget_for
+from serve_app.reward_model.token_budget import CUDA_MAX_TOKEN_BUDGET, TRIAL_TOKENS, budget_for
 
 OUT, IN = 96, 64
 

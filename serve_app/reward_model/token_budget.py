@@ -1,0 +1,18 @@
+"""Tokens of one forward pass: plain arithmetic, for the scorer that measures and the plan that estimates."""
+
+from __future__ import annotations
+
+__all__ = ["CPU_TOKEN_BUDGET", "CUDA_MAX_TOKEN_BUDGET", "TRIAL_TOKENS", "USED_SHARE", "budget_for"]
+
+CPU_TOKEN_BUDGET = 4096
+# A trial pass of this many tokens tells how much memory a token takes on CUDA; the budget then leaves a part of the
+# free memory alone, for what fragments it and for others, and stops where more tokens bring no more speed.
+TRIAL_TOKENS = 4096
+USED_SHARE = 0.7
+CUDA_MAX_TOKEN_BUDGET = 65536
+
+
+def budget_for(free_bytes: int, bytes_per_token: float) -> int:
+    """Tokens of one forward pass that fit a share of the free memory: a multiple of `TRIAL_TOKENS`, or less than it."""
+    fits = min(int(USED_SHARE * free_bytes / bytes_per_token), CUDA_MAX_TOKEN_BUDGET)
+    return max(1, fits - fits % TRIAL_TOKENS if fits >= TRIAL_TOKENS else fits)
