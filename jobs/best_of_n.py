@@ -38,8 +38,8 @@ from jobs.options import ColumnName, EngineOptions
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
-from jobs.scoring.model_source import ModelSource
-from serve_app.reward_model import RewardModel
+from jobs.scoring.spec import identity_of_model, record_of_model, spec_of
+from serve_app.reward_model import ModelSpec, RewardModel
 
 __all__ = ["BestOfNConfig", "main", "run"]
 
@@ -91,7 +91,7 @@ def main() -> int:
     return run_command("jobs.best_of_n", lambda: EXIT_ROW_ERRORS if run(config).errors else 0)
 
 
-def run(config: BestOfNConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> UnitStats:
+def run(config: BestOfNConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelSpec.load) -> UnitStats:
     """Answer the prompts as `config` says; the counts of the whole output.
 
     Args:
@@ -142,13 +142,13 @@ class _Plan:
 
     unit_run: UnitRun
     generator: HttpSource | LocalSource
-    model: ModelSource
+    model: ModelSpec
     pools: Pools
 
 
 def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -> _Plan:
     generator = source_of(config, config.sampling, resources)
-    model = ModelSource.of(config, resources)
+    model = spec_of(config, resources)
     pools = plan_pools(
         resources,
         config,
@@ -163,9 +163,7 @@ def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -
         "prompts": identity_of(config.prompts),
         **generator.identity,
         "sampling": asdict(config.sampling),
-        "model_fingerprint": model.fingerprint,
-        "device": model.device,
-        "dtype": model.dtype,
+        **identity_of_model(model),
         "truncation": config.truncation,
         "max_tokens": config.max_tokens,
         "system_prompt": asdict(inputs.system_prompt),
@@ -183,12 +181,13 @@ def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -
         arguments=config,
         max_errors=config.max_errors,
         error_column=f"{config.output_prefix}error",
+        facts=record_of_model(model),
     )
     return _Plan(unit_run, generator, model, pools)
 
 
 def _stages(
-    config: BestOfNConfig, inputs: _Inputs, plan: _Plan, load: Callable[[ModelSource], RewardModel]
+    config: BestOfNConfig, inputs: _Inputs, plan: _Plan, load: Callable[[ModelSpec], RewardModel]
 ) -> list[Stage]:
     make_generator = partial(UnitGenerator, plan.generator.load, inputs.ledger, columns=inputs.columns)
     make_scorer = partial(

@@ -27,9 +27,8 @@ from jobs.grouping.pairs import PairStage, PairStats, Strategy
 from jobs.grouping.ranks import num_partitions, stretches
 from jobs.runs.ledger import Ledger, is_complete, recorded
 from jobs.runs.unit_run import clock
-from jobs.scoring.model_source import ModelSource
 from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
-from serve_app.reward_model import RewardModel
+from serve_app.reward_model import ModelSpec, RewardModel
 
 __all__ = ["PairsConfig", "main", "run"]
 
@@ -68,7 +67,7 @@ def main() -> int:
     return run_command("jobs.pairs", work)
 
 
-def run(config: PairsConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> PairStats:
+def run(config: PairsConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelSpec.load) -> PairStats:
     """Make the pairs of a corpus as `config` says; the counts of the whole output.
 
     Args:

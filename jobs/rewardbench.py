@@ -40,9 +40,8 @@ from jobs.corpus.storage import OutputFolder
 from jobs.errors import CorpusError
 from jobs.options import EngineOptions, ScoringOptions
 from jobs.runs.ledger import Ledger
-from jobs.scoring.model_source import ModelSource
 from jobs.scoring.run import ScoringRun
-from serve_app.reward_model import RewardModel
+from serve_app.reward_model import ModelSpec, RewardModel
 from serve_app.reward_model.tiny import NAME as TINY
 
 __all__ = ["RewardBenchConfig", "main", "run"]
@@ -71,7 +70,7 @@ def main() -> int:
     return run_command("jobs.rewardbench", lambda: _exit_status(run(config)))
 
 
-def run(config: RewardBenchConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> Outcome:
+def run(config: RewardBenchConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelSpec.load) -> Outcome:
     """Score the answers of a benchmark, compute its figures, write and print them.
 
     Args:
@@ -99,7 +98,7 @@ def _default_output(config: RewardBenchConfig) -> str:
     return "-".join(["rewardbench", *(re.sub(r"[^\w.-]+", "_", name) for name in names)])
 
 
-def _score(config: RewardBenchConfig, folder: OutputFolder, load: Callable[[ModelSource], RewardModel]) -> None:
+def _score(config: RewardBenchConfig, folder: OutputFolder, load: Callable[[ModelSpec], RewardModel]) -> None:
     shared = {name: getattr(config, name) for name in EngineOptions.model_fields}
     if config.system_prompt_column is not None:
         shared["system_prompt_column"] = "system_prompt"
@@ -130,7 +129,7 @@ def _finish(config: RewardBenchConfig, folder: OutputFolder, dataset: Dataset, r
 def _run(config: RewardBenchConfig, folder: OutputFolder) -> dict[str, Any]:
     """What the figures were made with."""
     manifest = Ledger(folder.below("scores")).read_manifest() or {}
-    kept = ("identity", "versions", "tokens", "seconds")
+    kept = ("identity", "model", "versions", "tokens", "seconds")
     return {"arguments": config.model_dump(), **{name: manifest.get(name) for name in kept}}
 
 

@@ -46,6 +46,8 @@ class ModelConfig(BaseModel):
             object.__setattr__(self, "name", PurePath(self.model).name or self.model)
         if self.gpu_type is not None and self.num_gpus == 0:
             raise ValueError(f"gpu_type {self.gpu_type} with num_gpus 0: leave one of them out")
+        if self.quantization == "fp8" and self.num_gpus == 0:
+            raise ValueError("quantization fp8 with num_gpus 0: fp8 is for GPUs; leave one of them out")
         if self.max_replicas is not None and self.max_replicas < max(1, self.min_replicas):
             raise ValueError(f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}")
         return self

@@ -50,7 +50,7 @@ async def answer(ref: Any, *, timeout_s: float, what: str) -> Any:
 
 def _cancel(ref: Any) -> None:
     with contextlib.suppress(RayError, ValueError, RuntimeError):  # its actor may be gone, or Ray itself
-        ray.cancel(ref, recursive=False)  # a keeper finishes what it began, with calls of its own
+        ray.cancel(ref, recursive=False)  # a supervisor finishes what it began, with calls of its own
 
 
 def blocking(work: Coroutine[Any, Any, T]) -> T:

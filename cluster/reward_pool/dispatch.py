@@ -16,15 +16,15 @@ from ray.exceptions import RayError
 
 from cluster.reward_pool.errors import ActorLostError, RewardTimeoutError
 from cluster.reward_pool.supervisor import Member
-from cluster.reward_pool.token_batch import ScoreReply
-from serve_app.batching.errors import BatcherStalledError, ForwardError, OverloadedError
+from serve_app.batching.errors import BatcherStalledError, ForwardError, QueueFullError
+from serve_app.batching.wire import ScoreReply
 from serve_app.reward_model import RaywardError
 
 __all__ = ["Actors", "Part", "dispatch"]
 
 logger = logging.getLogger(__name__)
 
-PARTS_UNDER_WAY = 2
+PARTS_PER_ACTOR = 2
 """Parts of one batch that an actor has at once: one that it scores, and one that waits so that it need not."""
 MAX_RETRIES = 2
 MAX_REFUSALS = 120
@@ -87,7 +87,7 @@ class _Dispatch:
     async def run(self) -> list[ScoreReply]:
         for place in range(len(self._parts)):
             self._waiting.put_nowait(place)
-        slots = [slot for _ in range(PARTS_UNDER_WAY) for slot in self._actors.in_turn()]
+        slots = [slot for _ in range(PARTS_PER_ACTOR) for slot in self._actors.in_turn()]
         workers = [asyncio.create_task(self._work(slot)) for slot in slots]
         everyone = asyncio.gather(*workers, return_exceptions=True)
         everyone.add_done_callback(lambda _: self._fail(self._last_error))
@@ -142,7 +142,7 @@ class _Dispatch:
         for _ in range(MAX_REFUSALS):
             try:
                 return await self._ask(member, part)
-            except OverloadedError as error:
+            except QueueFullError as error:
                 await asyncio.sleep(error.retry_after_s)
         return await self._ask(member, part)
 

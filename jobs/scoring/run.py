@@ -15,10 +15,10 @@ from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.placement import ActorPool, plan_actors, shortage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
-from jobs.scoring.model_source import ModelSource
+from jobs.scoring.spec import Model, identity_of_model, record_of_model, spec_of
 from jobs.scoring.stage import ConversationScorer, UnitScorer
 from jobs.scoring.via_serve import UNITS_AT_ONCE, ServedModelSource
-from serve_app.reward_model import RewardModel
+from serve_app.reward_model import ModelSpec, RewardModel
 from serve_app.reward_model.tiny import NAME as TINY
 
 __all__ = ["ScoringRun"]
@@ -47,7 +47,7 @@ class ScoringRun:
         source: str,
         output: str,
         prefix: str = "",
-        load: Callable[[ModelSource], RewardModel] = ModelSource.load,
+        load: Callable[[ModelSpec], RewardModel] = ModelSpec.load,
     ) -> None:
         self._options = options
         self._source, self._output, self._prefix, self._load = source, output, prefix, load
@@ -71,7 +71,7 @@ class ScoringRun:
         if options.via_serve is not None:
             served = ServedModelSource.of(options)
             return self._score(served, served.load, served.pool, units_at_once=UNITS_AT_ONCE)
-        model = ModelSource.of(options, resources)
+        model = spec_of(options, resources)
         pool = plan_actors(
             resources,
             device=model.device,
@@ -83,7 +83,7 @@ class ScoringRun:
 
     def _score(
         self,
-        model: ModelSource | ServedModelSource,
+        model: ModelSpec | ServedModelSource,
         load: Callable[[], ConversationScorer],
         pool: ActorPool,
         *,
@@ -105,17 +105,16 @@ class ScoringRun:
         self.summary = _summary(self._output, progress)
         return progress.total
 
-    def _unit_run(self, model: ModelSource | ServedModelSource) -> UnitRun:
+    def _unit_run(self, model: ModelSpec | ServedModelSource) -> UnitRun:
         options = self._options
+        facts: Model = model.facts if isinstance(model, ServedModelSource) else model
         rows_per_unit = rows_per_unit_of(
             self._ledger, options.rows_per_unit, default=auto_rows_per_unit(self._corpus.num_rows)
         )
         units = self._corpus.units(rows_per_unit)
         identity = {
             "input": identity_of(self._source),
-            "model_fingerprint": model.fingerprint,
-            "device": model.device,
-            "dtype": model.dtype,
+            **identity_of_model(facts),
             "truncation": options.truncation,
             "max_tokens": options.max_tokens,
             "columns": asdict(self._columns),
@@ -124,11 +123,6 @@ class ScoringRun:
         }
         if self._system_prompt != SystemPrompt():
             identity["system_prompt"] = asdict(self._system_prompt)
-        facts = {}
-        if isinstance(model, ServedModelSource):
-            facts = model.facts
-            if model.quantization != "none":  # actors of the job's own have none
-                identity["quantization"] = model.quantization
         return UnitRun(
             ledger=self._ledger,
             corpus=self._corpus,
@@ -138,13 +132,14 @@ class ScoringRun:
             arguments=options,
             max_errors=options.max_errors,
             error_column=f"{self._prefix}error",
-            facts=facts,
+            facts=record_of_model(facts) | (model.record if isinstance(model, ServedModelSource) else {}),
         )
 
-    def _announce(self, run: UnitRun, model: ModelSource | ServedModelSource, pool: ActorPool) -> None:
+    def _announce(self, run: UnitRun, model: ModelSpec | ServedModelSource, pool: ActorPool) -> None:
         import ray
 
-        if model.model == TINY:
+        facts: Model = model.facts if isinstance(model, ServedModelSource) else model
+        if facts.model == TINY:
             logger.warning("the model is tiny: random weights, its scores mean nothing; name a real one with --model")
         doer = f"the app {model.app}, senders" if isinstance(model, ServedModelSource) else "actors"
         logger.info(
@@ -153,9 +148,9 @@ class ScoringRun:
             len(self._corpus.files),
             len(run.left),
             len(run.units),
-            self._options.model or model.model,
-            model.device,
-            model.dtype,
+            self._options.model or facts.model,
+            facts.device,
+            facts.dtype,
             doer,
             pool.num_actors,
         )

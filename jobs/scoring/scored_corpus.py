@@ -12,9 +12,8 @@ from cluster.connect import ClusterResources
 from jobs.corpus.files import Corpus
 from jobs.errors import CorpusError
 from jobs.options import ColumnName, CorpusOptions, ScoringOptions
-from jobs.scoring.model_source import ModelSource
 from jobs.scoring.run import ScoringRun
-from serve_app.reward_model import RewardModel
+from serve_app.reward_model import ModelSpec, RewardModel
 
 __all__ = ["ScoredInput", "ScoredOptions", "part_below"]
 
@@ -42,9 +41,7 @@ class ScoredInput:
         CorpusError: the input has no scores and no model is named, or it has both.
     """
 
-    def __init__(
-        self, options: ScoredOptions, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load
-    ) -> None:
+    def __init__(self, options: ScoredOptions, *, load: Callable[[ModelSpec], RewardModel] = ModelSpec.load) -> None:
         self._options = options
         self.corpus = Corpus.open(options.input, output=options.output)
         """The input as it is."""

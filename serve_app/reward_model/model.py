@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar, overload
@@ -24,10 +23,10 @@ from serve_app.reward_model.invariance import find_variance
 from serve_app.reward_model.linear import Quantization
 from serve_app.reward_model.prefixes import together
 from serve_app.reward_model.scorer import SequenceScorer
-from serve_app.reward_model.scores import ranks
+from serve_app.reward_model.scores import Score, ranks
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
 
-__all__ = ["RewardModel", "Score", "cpu_dtype", "resolve_device", "resolve_dtype"]
+__all__ = ["RewardModel", "cpu_dtype", "resolve_device", "resolve_dtype"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -42,15 +41,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "bf16": torch.bfloat16,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """The model's raw scalar for one conversation, how many tokens it read, and whether it was shortened to fit."""
-
-    value: float
-    num_tokens: int
-    truncated: bool = False
 
 
 class RewardModel:

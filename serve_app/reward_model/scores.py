@@ -1,10 +1,20 @@
-"""Orders and choices that follow from scores: pure functions of plain numbers, no model."""
+"""A score, and the orders that follow from several: plain numbers, no model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-__all__ = ["order", "ranks"]
+__all__ = ["Score", "order", "ranks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The model's raw scalar for one conversation, how many tokens it read, and whether it was shortened to fit."""
+
+    value: float
+    num_tokens: int
+    truncated: bool = False
 
 
 def order(scores: Sequence[float]) -> list[int]:

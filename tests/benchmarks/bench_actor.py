@@ -30,7 +30,7 @@ import torch
 
 from cluster.connect import connect
 from cluster.reward_pool.pool import RewardActorPool
-from cluster.reward_pool.token_batch import TokenBatch
+from serve_app.batching.wire import TokenBatch
 from serve_app.reward_model import RewardModel
 from tests.benchmarks.bench_engine import RESULTS, hardware
 from tests.benchmarks.bench_serve import conversations, write_checkpoint

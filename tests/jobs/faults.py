@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.scoring.model_source import ModelSource
+
 from serve_app.reward_model import RewardModel, Score, ScoringError
 
 POISON = "POISON"

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from cluster.reward_pool.ensemble import OnError, RewardEnsemble
+from cluster.reward_pool.encoder import OnError
+from cluster.reward_pool.ensemble import RewardEnsemble
 from cluster.reward_pool.errors import RewardInputError
 from cluster.reward_pool.rewards import Moments, RunningNormalization, clip, combine, group_advantages
 from serve_app.reward_model import ConversationLike
