@@ -40,7 +40,7 @@ PART_TOKENS = 8192
 PARTS_AT_ONCE = 8
 """Parts of one request that replicas have at once: a huge request leaves room for others, and for its own parts."""
 MAX_REFUSALS = 60
-MAX_RETRIES = 2
+MAX_PART_RETRIES = 2
 RETRY_PAUSE_S = 0.2
 READY_TIMEOUT_S = 2.0
 REPLY_TIMEOUT_S = 600.0
@@ -144,7 +144,7 @@ class ModelHandle:
     async def _score_part(self, part: TokenBatch) -> ScoreReply:
         """One replica's scores. Scoring changes nothing, so a part whose replica died is asked for elsewhere."""
         has_failed = False
-        for attempt in range(MAX_RETRIES + 1):
+        for attempt in range(MAX_PART_RETRIES + 1):
             try:
                 reply = await self._ask(part)
             except BackPressureError:

@@ -47,8 +47,15 @@ def test_the_endpoint_knows_neither_jobs_nor_cluster() -> None:
         assert not [name for name in imports(file) if name.partition(".")[0] in ("jobs", "cluster")], file
 
 
-def test_the_jobs_know_of_the_endpoint_the_engine_alone() -> None:
-    allowed = ("serve_app.reward_model", "serve_app.config")
+def test_batching_knows_the_engine_alone() -> None:
+    for file in modules("serve_app/batching"):
+        for name in imports(file):
+            assert not name.startswith("serve_app") or name.startswith(("serve_app.batching", ENGINE.replace("/", ".")))
+            assert name.partition(".")[0] not in ("ray", "pydantic", "fastapi"), f"{file} imports {name}"
+
+
+def test_the_jobs_know_of_the_endpoint_the_engine_and_what_crosses_processes() -> None:
+    allowed = ("serve_app.reward_model", "serve_app.batching")
     for file in modules("jobs"):
         for name in imports(file):
             assert not name.startswith("serve_app") or name.startswith(allowed), f"{file} imports {name}"

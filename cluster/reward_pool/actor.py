@@ -39,7 +39,7 @@ T = TypeVar("T")
 STALL_AFTER_S = 300.0
 # Callers hold few parts in flight each; this bounds what thousands of them may queue up, in tokens.
 MAX_QUEUED_TOKENS = 1 << 23
-MAX_CONCURRENCY = 10_000
+CALLS_AT_ONCE = 10_000
 NAMESPACE = "rayward"
 """Ray's namespace of named actors: the same in every job, so that one finds what another left running."""
 
@@ -293,7 +293,7 @@ def launch(
     """
     if detached and name is None:
         raise RewardPoolError("a detached actor needs a name, or nobody could find it again")
-    options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_concurrency": MAX_CONCURRENCY}
+    options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_concurrency": CALLS_AT_ONCE}
     if name is not None:
         options |= {"name": name, "namespace": NAMESPACE}
     if detached:

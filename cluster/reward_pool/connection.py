@@ -12,11 +12,11 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.connect import ClusterResources
-from cluster.reward_pool.actor import MAX_CONCURRENCY, NAMESPACE
+from cluster.reward_pool.actor import CALLS_AT_ONCE, NAMESPACE
 from cluster.reward_pool.calls import answer, blocking
 from cluster.reward_pool.dispatch import Part, dispatch
 from cluster.reward_pool.errors import PoolClosedError, PoolStartError, RewardInputError, RewardTimeoutError
-from cluster.reward_pool.supervisor import PROBE_TIMEOUT_S, Member, PoolPlan, PoolSupervisor, Roster
+from cluster.reward_pool.supervisor import STATUS_TIMEOUT_S, Member, PoolPlan, PoolSupervisor, Roster
 from serve_app.batching.wire import ScoreReply, TokenBatch
 
 __all__ = ["PoolConnection", "attached", "cpus_of_actor", "device_and_gpus", "started"]
@@ -72,7 +72,7 @@ class PoolConnection:
     async def replace(self, member: Member) -> None:
         """See to it that a member that failed answers or is replaced. Raises `RewardPoolError` where neither comes."""
         if self._members[member.slot].generation == member.generation:
-            timeout_s = self.plan.start_timeout_s + PROBE_TIMEOUT_S
+            timeout_s = self.plan.start_timeout_s + STATUS_TIMEOUT_S
             found: Member = await self.ask_supervisor("replace", member.slot, member.generation, timeout_s=timeout_s)
             self._members[member.slot] = found
 
@@ -132,7 +132,7 @@ def started(plan: PoolPlan, *, name: str | None, detached: bool) -> PoolConnecti
         CheckpointError: the model cannot be loaded.
     """
     _warn_if_full(plan)
-    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": MAX_CONCURRENCY}
+    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": CALLS_AT_ONCE}
     if name is not None:
         options |= {"name": name, "namespace": NAMESPACE}
     if detached:

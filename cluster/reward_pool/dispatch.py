@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 PARTS_PER_ACTOR = 2
 """Parts of one batch that an actor has at once: one that it scores, and one that waits so that it need not."""
-MAX_RETRIES = 2
-MAX_REFUSALS = 120
+MAX_PART_RETRIES = 2
+MAX_BUSY_ANSWERS = 120
 RETRIED = (RayError, RewardTimeoutError, BatcherStalledError, ForwardError)
 
 
@@ -139,7 +139,7 @@ class _Dispatch:
 
     async def _asked(self, member: Member, part: Part) -> ScoreReply:
         """One reply. An actor that has too much to do refuses, and is asked again."""
-        for _ in range(MAX_REFUSALS):
+        for _ in range(MAX_BUSY_ANSWERS):
             try:
                 return await self._ask(member, part)
             except QueueFullError as error:
@@ -149,7 +149,7 @@ class _Dispatch:
     def _note_failure(self, place: int, member: Member, error: Exception) -> None:
         num_sequences = self._parts[place].num_sequences
         self._num_failures[place] += 1
-        if self._num_failures[place] <= MAX_RETRIES:
+        if self._num_failures[place] <= MAX_PART_RETRIES:
             text = "reward actor %d failed (%s); its part of %d conversations is asked for again"
             logger.warning(text, member.slot, type(error).__name__, num_sequences)
             self._waiting.put_nowait(place)

@@ -36,7 +36,7 @@ __all__ = ["Member", "MemberHealth", "PoolPlan", "PoolSupervisor", "Roster"]
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PROBE_TIMEOUT_S = 10.0
+STATUS_TIMEOUT_S = 10.0
 RESTARTS_WITHIN_S = 3600.0
 FAILURES = (RaywardError, RayError)
 
@@ -204,7 +204,7 @@ class PoolSupervisor:
 
     async def health(self) -> list[MemberHealth]:
         """How each actor is; those that do not answer within seconds are told by name."""
-        found = await self._each("status", timeout_s=PROBE_TIMEOUT_S)
+        found = await self._each("status", timeout_s=STATUS_TIMEOUT_S)
         return [
             MemberHealth(member.slot, member.generation, None, _named(status))
             if isinstance(status := found[member.slot], BaseException)
@@ -242,7 +242,7 @@ class PoolSupervisor:
 
     async def _answers(self, member: Member) -> bool:
         try:
-            await answer(member.handle.status.remote(), timeout_s=PROBE_TIMEOUT_S, what="a probe")
+            await answer(member.handle.status.remote(), timeout_s=STATUS_TIMEOUT_S, what="a probe")
         except FAILURES:
             return False
         return True

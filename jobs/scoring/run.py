@@ -70,7 +70,7 @@ class ScoringRun:
         options = self._options
         if options.via_serve is not None:
             served = ServedModelSource.of(options)
-            return self._score(served, served.load, served.pool, units_at_once=UNITS_AT_ONCE)
+            return self._score(served.facts, served.load, served.pool, served=served)
         model = spec_of(options, resources)
         pool = plan_actors(
             resources,
@@ -83,14 +83,14 @@ class ScoringRun:
 
     def _score(
         self,
-        model: ModelSpec | ServedModelSource,
+        model: Model,
         load: Callable[[], ConversationScorer],
         pool: ActorPool,
         *,
-        units_at_once: int = 1,
+        served: ServedModelSource | None = None,
     ) -> UnitStats:
-        run = self._unit_run(model)
-        self._announce(run, model, pool)
+        run = self._unit_run(model, served)
+        self._announce(run, model, pool, served)
         make_scorer = partial(
             UnitScorer,
             load,
@@ -101,20 +101,19 @@ class ScoringRun:
             max_tokens=self._options.max_tokens,
             prefix=self._prefix,
         )
-        progress = run.run([Stage(make_scorer, pool, units_at_once)])
+        progress = run.run([Stage(make_scorer, pool, 1 if served is None else UNITS_AT_ONCE)])
         self.summary = _summary(self._output, progress)
         return progress.total
 
-    def _unit_run(self, model: ModelSpec | ServedModelSource) -> UnitRun:
+    def _unit_run(self, model: Model, served: ServedModelSource | None) -> UnitRun:
         options = self._options
-        facts: Model = model.facts if isinstance(model, ServedModelSource) else model
         rows_per_unit = rows_per_unit_of(
             self._ledger, options.rows_per_unit, default=auto_rows_per_unit(self._corpus.num_rows)
         )
         units = self._corpus.units(rows_per_unit)
         identity = {
             "input": identity_of(self._source),
-            **identity_of_model(facts),
+            **identity_of_model(model),
             "truncation": options.truncation,
             "max_tokens": options.max_tokens,
             "columns": asdict(self._columns),
@@ -132,25 +131,24 @@ class ScoringRun:
             arguments=options,
             max_errors=options.max_errors,
             error_column=f"{self._prefix}error",
-            facts=record_of_model(facts) | (model.record if isinstance(model, ServedModelSource) else {}),
+            facts=record_of_model(model) | ({} if served is None else served.record),
         )
 
-    def _announce(self, run: UnitRun, model: ModelSpec | ServedModelSource, pool: ActorPool) -> None:
+    def _announce(self, run: UnitRun, model: Model, pool: ActorPool, served: ServedModelSource | None) -> None:
         import ray
 
-        facts: Model = model.facts if isinstance(model, ServedModelSource) else model
-        if facts.model == TINY:
+        if model.model == TINY:
             logger.warning("the model is tiny: random weights, its scores mean nothing; name a real one with --model")
-        doer = f"the app {model.app}, senders" if isinstance(model, ServedModelSource) else "actors"
+        doer = "actors" if served is None else f"the app {served.app}, senders"
         logger.info(
             "%s rows, files: %d, units left: %d of %d; %s on %s in %s, %s: %d",
             f"{self._corpus.num_rows:,}",
             len(self._corpus.files),
             len(run.left),
             len(run.units),
-            self._options.model or facts.model,
-            facts.device,
-            facts.dtype,
+            self._options.model or model.model,
+            model.device,
+            model.dtype,
             doer,
             pool.num_actors,
         )

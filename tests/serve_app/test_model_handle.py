@@ -17,7 +17,7 @@ from serve_app import model_handle
 from serve_app.batching.errors import ForwardError
 from serve_app.batching.wire import Refusal, ScoreReply, TokenBatch
 from serve_app.config import ModelConfig
-from serve_app.model_handle import MAX_RETRIES, PART_TOKENS, PARTS_AT_ONCE, ModelHandle
+from serve_app.model_handle import MAX_PART_RETRIES, PART_TOKENS, PARTS_AT_ONCE, ModelHandle
 from serve_app.reward_model import DeviceMemoryError, NonFiniteScoreError, RewardModel, Score, ScoringError
 from serve_app.web.service import ApiError, deadline_in
 from tests.conftest import chat
@@ -108,13 +108,13 @@ def test_a_large_list_goes_in_parts_a_few_at_a_time(tiny: RewardModel) -> None:
 
 @pytest.mark.usefixtures("no_pause")
 def test_a_dead_replica_is_asked_for_again_twice_and_no_more() -> None:
-    replicas = Replicas(*[dying] * MAX_RETRIES, lengths)
+    replicas = Replicas(*[dying] * MAX_PART_RETRIES, lengths)
     assert len(score(replicas, CHATS)) == 3
     replicas = Replicas(dying)
     with pytest.raises(ApiError) as raised:
         score(replicas, CHATS)
     assert (raised.value.status, raised.value.code) == (503, "unavailable")
-    assert len(replicas.requests) == 1 + MAX_RETRIES
+    assert len(replicas.requests) == 1 + MAX_PART_RETRIES
 
 
 @pytest.mark.usefixtures("no_pause")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ray.exceptions import RayActorError
 
-from cluster.reward_pool.dispatch import MAX_RETRIES, PARTS_PER_ACTOR, Part, dispatch
+from cluster.reward_pool.dispatch import MAX_PART_RETRIES, PARTS_PER_ACTOR, Part, dispatch
 from cluster.reward_pool.errors import ActorLostError, AsleepError, PoolClosedError, RewardPoolError
 from cluster.reward_pool.supervisor import Member
 from serve_app.batching.errors import QueueFullError
@@ -97,9 +97,11 @@ def test_a_part_over_which_actors_keep_dying_ends_the_batch() -> None:
             deaths[7] += 1
             raise RayActorError
 
-    with pytest.raises(ActorLostError, match=f"{MAX_RETRIES + 1} actors died over the same part of 1 conversations"):
+    with pytest.raises(
+        ActorLostError, match=f"{MAX_PART_RETRIES + 1} actors died over the same part of 1 conversations"
+    ):
         FakeActors(harm).run(20)
-    assert deaths[7] == MAX_RETRIES + 1
+    assert deaths[7] == MAX_PART_RETRIES + 1
 
 
 def test_the_batch_goes_on_without_an_actor_that_cannot_be_replaced(caplog: pytest.LogCaptureFixture) -> None:
