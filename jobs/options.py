@@ -37,7 +37,7 @@ class CorpusOptions(BaseModel):
 
 
 class EngineOptions(BaseModel):
-    """What scores conversations, and where."""
+    """The model that scores conversations, and where it does."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,4 +1,4 @@
-"""What is served and how: the options of `serve run serve_app.app:build_app` and of a Serve config file."""
+"""Options of the endpoint: those of `serve run serve_app.app:build_app` and of a Serve config file."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ServiceConfig(BaseModel):
 
     models: list[ModelConfig] = Field(min_length=1, description="the first is the default")
     api_keys_file: str | None = Field(
-        None, description="a file with an API key a line; more may stand in RAYWARD_API_KEYS, parted by commas"
+        None, description="a file with an API key a line; more may stand in RAYWARD_API_KEYS, separated by commas"
     )
     allow_unauthenticated: bool = Field(
         False, description="serve without API keys to others than this machine; only behind a gateway that checks"

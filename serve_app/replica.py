@@ -159,7 +159,7 @@ class RewardReplica:
         return ScoreReply.of(outcomes)
 
     async def describe(self) -> ModelFacts:
-        """What decides this replica's scores, and how much it takes at once."""
+        """Facts of this replica's model: what decides its scores, and how much it takes at once."""
         return self._facts
 
     async def ready(self) -> bool:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 async def answer(ref: Any, *, timeout_s: float, what: str) -> Any:
-    """What the call behind `ref` returns. Where nobody waits for it any more, the call is cancelled.
+    """The result of the call behind `ref`. Where nobody waits for it any more, the call is cancelled.
 
     Args:
         ref: the call's object reference.
@@ -54,7 +54,7 @@ def _cancel(ref: Any) -> None:
 
 
 def blocking(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns, for code without an event loop; called on one, that loop stands still meanwhile."""
+    """The result of `work`, for code without an event loop; called on one, that loop stands still meanwhile."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -44,14 +44,14 @@ class Part:
 
 
 class Actors(Protocol):
-    """What a dispatch needs of a pool."""
+    """The actors of a pool, as a dispatch needs them."""
 
     def in_turn(self) -> Sequence[int]:
         """The slots, the idlest first."""
         ...
 
     def member(self, slot: int) -> Member:
-        """Who is in a slot now."""
+        """The member that is in a slot now."""
         ...
 
     async def replace(self, member: Member) -> None:

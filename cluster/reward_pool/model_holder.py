@@ -50,7 +50,7 @@ class _Staged:
 
 @dataclass(frozen=True, slots=True)
 class _Previous:
-    """What scored before the last exchange, until that is final; `parked` are its weights, where they moved."""
+    """The model before the last exchange, until that is final; `parked` are its weights, where they moved."""
 
     model: RewardModel | None
     version: WeightsVersion

@@ -74,7 +74,7 @@ class RewardMoments:
 
     @classmethod
     def from_json(cls, state: Mapping[str, float]) -> RewardMoments:
-        """What `to_json` wrote. Raises `ValueError` where it is none."""
+        """The moments that `to_json` wrote. Raises `ValueError` where it is none."""
         try:
             found = cls(int(state["count"]), float(state["mean"]), float(state["m2"]))
         except (KeyError, TypeError) as error:
@@ -146,7 +146,7 @@ class RunningNormalization:
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> RunningNormalization:
-        """What `state` wrote. Raises `ValueError` where it is none."""
+        """The normalization that `state` wrote. Raises `ValueError` where it is none."""
         try:
             center, merged, own = state["center"], state["merged"], state["own"]
         except KeyError as error:

@@ -258,7 +258,7 @@ class PoolSupervisor:
         self._restarts.append(now)
 
     async def _each(self, method: str, *args: Any, timeout_s: float | None = None) -> dict[int, Any]:
-        """What each actor answers, by slot, or the error."""
+        """The answer of each actor, by slot, or its error."""
         timeout_s = timeout_s or self._plan.start_timeout_s
 
         async def one(member: Member) -> Any:

@@ -44,7 +44,7 @@ class ScoringRecord:
         identity, arguments = manifest["identity"], _mapping(manifest.get("arguments"))
         elapsed = _number(manifest.get("elapsed_s"))
         return cls(
-            _text(_mapping(manifest.get("model")).get("name")) or _text(arguments.get("model")),
+            _text(arguments.get("model")) or _text(_mapping(manifest.get("model")).get("name")),
             _text(identity.get("device")),
             _text(identity.get("dtype")),
             _text(identity.get("model_fingerprint")),

@@ -157,7 +157,7 @@ class ReplicaCalls:
         return [found[row] for row in range(len(sequences))]
 
     async def _answer(self, sequences: Sequence[list[int]]) -> Outcomes:
-        """What a replica makes of the sequences, however often it has to be asked.
+        """A replica's outcomes of the sequences, however often it has to be asked.
 
         Raises:
             RayActorError: the replica died with them.

@@ -1,4 +1,4 @@
-"""A corpus scored into a folder: planned, run, taken up again. `score.py` is this alone; other jobs begin with it."""
+"""A corpus scored into a folder: planned, run, resumed. `score.py` is this alone; other jobs begin with it."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from serve_app.reward_model.tiny import NAME as TINY
 __all__ = ["Model", "identity_of_model", "record_of_model", "spec_of"]
 
 Model: TypeAlias = ModelSpec | ModelFacts
-"""What decides a job's scores: a resolved spec for actors of its own, or the facts of a served model."""
+"""The model of a job: a resolved spec for actors of its own, or the facts of a served model."""
 
 
 def spec_of(options: EngineOptions, resources: ClusterResources) -> ModelSpec:
@@ -35,7 +35,7 @@ def spec_of(options: EngineOptions, resources: ClusterResources) -> ModelSpec:
 
 
 def identity_of_model(model: Model) -> dict[str, Any]:
-    """What a resumed run must have in common with the one that began its folder."""
+    """The part of a run's identity that is the model's: a resumed run must have it in common with the first."""
     identity = {"model_fingerprint": model.fingerprint, "device": model.device, "dtype": model.dtype}
     if model.quantization != "none":  # folders of earlier versions have no such key
         identity["quantization"] = model.quantization

@@ -142,7 +142,7 @@ class ServedModelSource:
         return cls(app, deployment, facts, pool)
 
     def load(self) -> ServedModel:
-        """What sends conversations to the replicas, on this worker."""
+        """The sender of conversations to the replicas, on this worker."""
         calls = ReplicaCalls(self.app, self.deployment, self.facts.key, num_callers=self.pool.num_actors)
         return ServedModel(self.facts, calls)
 
@@ -188,7 +188,7 @@ def _described(app: str, deployment: str) -> ModelFacts:
 
 
 def _check(options: ScoringOptions, facts: ModelFacts, app: str) -> None:
-    """What was said of the model by option must be so."""
+    """Hold the facts against what the options say of the model."""
     said: dict[str, str] = {"device": options.device, "dtype": options.dtype}
     if options.dtype in DTYPES:
         said["dtype"] = dtype_name(DTYPES[options.dtype])

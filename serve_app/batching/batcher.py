@@ -39,7 +39,7 @@ MAX_FAILURES_IN_A_ROW = 8
 """Batches that may fail whole, one after the other, before `check_health` does: a CUDA error stays until the end of
 its process."""
 RATE_MEMORY = 0.9
-"""What one batch leaves of the weight of those before it in the measured tokens per second."""
+"""The share of their weight that earlier batches keep, with each batch, in the measured tokens per second."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class _Piece:
 
 
 def prompt_keys(parsed: Sequence[Conversation | ScoringError]) -> list[Hashable]:
-    """What tells the prompt of each: candidates for one prompt have equal keys, all else has a key of its own."""
+    """The key of each item's prompt: candidates for one prompt have equal keys, all else has a key of its own."""
     # A conversation without a prompt is nobody's candidate.
     return [(isinstance(item, Conversation) and item.prompt) or place for place, item in enumerate(parsed)]
 

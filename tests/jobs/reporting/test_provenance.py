@@ -26,6 +26,11 @@ def test_the_run_that_scored_is_found_behind_the_one_that_ranked(tmp_path: Path)
         assert not found.is_selected
 
 
+def test_a_model_that_the_options_left_out_is_told_as_it_was_found(tmp_path: Path) -> None:
+    made = manifest(tmp_path / "scored", {"model_fingerprint": "ab"}, arguments={"model": None}, model={"name": "tiny"})
+    assert Provenance.of(str(made)).records[0].model == "tiny"
+
+
 def test_pairs_that_were_made_of_scores_are_known(tmp_path: Path) -> None:
     assert Provenance.of(str(manifest(tmp_path / "pairs", {"job": "pairs", "input": "gone"}))).is_selected
 
