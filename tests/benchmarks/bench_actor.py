@@ -126,7 +126,8 @@ def bytes_put(pool: RewardActorPool, batch: list[Any]) -> tuple[int, int]:
     real = ray.put
 
     def counting(value: Any) -> Any:
-        put.append(value.num_bytes if isinstance(value, TokenBatch) else len(pickle.dumps(value)))
+        is_batch = isinstance(value, TokenBatch)
+        put.append(value.ids.nbytes + value.starts.nbytes if is_batch else len(pickle.dumps(value)))
         return real(value)
 
     with mock.patch("ray.put", counting):
