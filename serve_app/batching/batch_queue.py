@@ -13,7 +13,7 @@ from operator import ne
 
 from serve_app.reward_model.prefixes import MIN_SHARED_TOKENS
 
-__all__ = ["Batch", "BatchQueue", "Request"]
+__all__ = ["BatchQueue", "Request", "RequestBatch"]
 
 MAX_MISSES = 128
 """Waiting requests that may turn out not to fit before a batch is taken as full: a plan's cost stays the same however
@@ -44,7 +44,7 @@ class Request:
         self.distinct_prefixes = [prefix for prefix in dict.fromkeys(chain(*levels)) if prefix is not None]
 
 
-class Batch:
+class RequestBatch:
     """Requests that run together, of at most `token_budget` tokens, shared prefixes counted once; the first may exceed.
 
     The count compares a sequence with one other, the first in the batch that has its longest known prefix. So it is at
@@ -132,9 +132,9 @@ class BatchQueue:
             if not alike:
                 del self._by_prefix[prefix]
 
-    def plan(self, token_budget: int, now: float) -> Batch:
+    def plan(self, token_budget: int, now: float) -> RequestBatch:
         """A batch with the oldest request, filled with what fits; requests past their deadline stay behind."""
-        batch = Batch(token_budget)
+        batch = RequestBatch(token_budget)
         tried: set[Request] = set()
         misses = 0
         for request in self._in_turn(batch):
@@ -146,7 +146,7 @@ class BatchQueue:
                 break
         return batch
 
-    def _in_turn(self, batch: Batch) -> Iterator[Request]:
+    def _in_turn(self, batch: RequestBatch) -> Iterator[Request]:
         """Requests in waiting order; after one that was taken into `batch`, those that share most with it."""
         walked: set[int] = set()
         for request in self._requests:

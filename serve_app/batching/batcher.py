@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from serve_app.batching.batch_queue import Batch, BatchQueue, Request
+from serve_app.batching.batch_queue import BatchQueue, Request, RequestBatch
 from serve_app.batching.errors import (
     BatcherClosedError,
     BatcherStalledError,
@@ -109,8 +109,8 @@ class TokenBatcher:
         # Under the lock from here on.
         self._lock = threading.Lock()
         self._queue = BatchQueue()
-        self._plan: Batch | None = None  # of requests in the queue: it may be dropped and made again at any time
-        self._running: Batch | None = None
+        self._plan: RequestBatch | None = None  # of requests in the queue: it may be dropped and made again at any time
+        self._running: RequestBatch | None = None
         self._pump: Future[None] | None = None
         self._death: str | None = None
         self._moved_at = clock()
@@ -290,7 +290,7 @@ class TokenBatcher:
             logger.critical("the batcher's thread died", exc_info=error)
             self._die(error)
 
-    def _take(self) -> Batch | None:
+    def _take(self) -> RequestBatch | None:
         """The next batch, off the queue; None if nothing waits, and the thread is idle then."""
         with self._lock:
             batch, self._plan, self._running = self._plan, None, None
@@ -306,7 +306,7 @@ class TokenBatcher:
             self._running = batch
             return batch
 
-    def _forward(self, batch: Batch) -> dict[Request, Outcomes | ForwardError]:
+    def _forward(self, batch: RequestBatch) -> dict[Request, Outcomes | ForwardError]:
         """Each request's outcomes. Where the pass fails, the batch is halved, in n requests at most 2 n - 1 passes."""
         outcomes: dict[Request, Outcomes | ForwardError] = {}
         parts = [list(batch.requests)]
@@ -338,7 +338,7 @@ class TokenBatcher:
         results = iter(found)
         return {request: [next(results) for _ in request.sequences] for request in requests}
 
-    def _measure(self, batch: Batch, forward_s: float) -> None:
+    def _measure(self, batch: RequestBatch, forward_s: float) -> None:
         with self._lock:
             self._done_tokens = self._done_tokens * RATE_MEMORY + batch.num_tokens
             self._done_s = self._done_s * RATE_MEMORY + forward_s
@@ -360,7 +360,7 @@ class TokenBatcher:
 
     # On the event loop again.
 
-    def _deliver(self, batch: Batch, outcomes: dict[Request, Outcomes | ForwardError], forward_s: float) -> None:
+    def _deliver(self, batch: RequestBatch, outcomes: dict[Request, Outcomes | ForwardError], forward_s: float) -> None:
         for request, outcome in outcomes.items():
             caller = self._callers.get(request)
             if isinstance(outcome, ForwardError):
@@ -374,7 +374,9 @@ class TokenBatcher:
         except Exception:
             logger.exception("the observer of batches failed")
 
-    def _report(self, batch: Batch, outcomes: dict[Request, Outcomes | ForwardError], forward_s: float) -> BatchReport:
+    def _report(
+        self, batch: RequestBatch, outcomes: dict[Request, Outcomes | ForwardError], forward_s: float
+    ) -> BatchReport:
         return BatchReport(
             num_requests=len(batch.requests),
             num_sequences=sum(len(request.sequences) for request in batch.requests),
@@ -385,7 +387,7 @@ class TokenBatcher:
             errors=sum(_num_errors(request, outcome) for request, outcome in outcomes.items()),
         )
 
-    def _fail_all(self, batch: Batch | None, reason: str) -> None:
+    def _fail_all(self, batch: RequestBatch | None, reason: str) -> None:
         for request in batch.requests if batch is not None else ():
             self._fail(request, BatcherStalledError(reason))
         self._fail_waiting(lambda: BatcherStalledError(reason))

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from serve_app.batching.batch_queue import MAX_MISSES, Batch, BatchQueue, Request
+from serve_app.batching.batch_queue import MAX_MISSES, BatchQueue, Request, RequestBatch
 
 
 def ids(seed: int, length: int) -> list[int]:
@@ -36,7 +36,7 @@ def test_the_oldest_is_always_in_and_others_fill_the_room() -> None:
 
 def test_shared_tokens_count_once_within_a_request_and_between_requests() -> None:
     prompt = ids(0, 64)
-    batch = Batch(200)
+    batch = RequestBatch(200)
     assert batch.add(request(prompt + ids(1, 10), prompt + ids(2, 10)))
     assert batch.packed_tokens == 84
     assert batch.add(request(prompt + ids(3, 16)))
