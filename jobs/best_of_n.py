@@ -42,8 +42,8 @@ from jobs.options import OPTIONS, ColumnName, EngineOptions
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
-from jobs.scoring.model_source import ModelSource
-from jobs.scoring.run import record_of_model
+from jobs.scoring.spec import identity_of_model, record_of_model, spec_of
+from serve_app.reward_model import ModelSpec
 
 if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
@@ -101,7 +101,7 @@ def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.best_
     return run_command(prog, lambda: EXIT_ROW_ERRORS if run(config).errors else 0)
 
 
-def run(config: BestOfNConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> UnitStats:
+def run(config: BestOfNConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelSpec.load) -> UnitStats:
     """Answer the prompts as `config` says; the counts of the whole output.
 
     Args:
@@ -152,13 +152,13 @@ class _Plan:
 
     unit_run: UnitRun
     generator: HttpSource | LocalSource
-    model: ModelSource
+    model: ModelSpec
     pools: Pools
 
 
 def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -> _Plan:
     generator = source_of(config, config.sampling, resources)
-    model = ModelSource.of(config, resources)
+    model = spec_of(config, resources)
     pools = plan_pools(
         resources,
         config,
@@ -173,9 +173,7 @@ def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -
         "prompts": identity_of(config.prompts),
         **generator.identity,
         "sampling": asdict(config.sampling),
-        "model_fingerprint": model.fingerprint,
-        "device": model.device,
-        "dtype": model.dtype,
+        **identity_of_model(model),
         "truncation": config.truncation,
         "max_tokens": config.max_tokens,
         "system_prompt": asdict(inputs.system_prompt),
@@ -199,7 +197,7 @@ def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -
 
 
 def _stages(
-    config: BestOfNConfig, inputs: _Inputs, plan: _Plan, load: Callable[[ModelSource], RewardModel]
+    config: BestOfNConfig, inputs: _Inputs, plan: _Plan, load: Callable[[ModelSpec], RewardModel]
 ) -> list[Stage]:
     make_generator = partial(UnitGenerator, plan.generator.load, inputs.ledger, columns=inputs.columns)
     terms = ChoosingTerms(

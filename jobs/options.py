@@ -49,6 +49,9 @@ class EngineOptions(BaseModel):
     """Where actors score: auto is cuda where the cluster has GPUs."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: the checkpoint's on cuda; on cpu bfloat16 where the processor has it, else float32."""
+    quantization: Literal["none", "fp8"] | None = None
+    """fp8 multiplies 8-bit floats: faster on Hopper GPUs and newer, and scores drift. By default none, and with
+    --via-serve what the application's replicas do."""
     token_budget: PositiveInt | None = None
     """Tokens in one forward pass; by default chosen for the device."""
     truncation: Truncation = "error"
@@ -73,6 +76,12 @@ class EngineOptions(BaseModel):
     """Stop once more rows than this have failed."""
     address: str | None = Field(default=None, validate_default=True)
     """A Ray cluster: auto, or host:port of its head; by default RAY_ADDRESS, else a local one is started."""
+
+    @model_validator(mode="after")
+    def _device_multiplies_so(self) -> Self:
+        if self.quantization == "fp8" and self.device == "cpu":
+            raise ValueError("--quantization fp8 with --device cpu: fp8 is for Hopper GPUs and newer; leave one out")
+        return self
 
     @field_validator("address")
     @classmethod

@@ -31,8 +31,8 @@ from jobs.grouping.pairs import PairStage, PairStats, Strategy
 from jobs.grouping.ranks import num_partitions, stretches
 from jobs.runs.ledger import Ledger, is_complete, recorded
 from jobs.runs.unit_run import clock
-from jobs.scoring.model_source import ModelSource
 from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
+from serve_app.reward_model import ModelSpec
 
 if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
@@ -71,7 +71,7 @@ def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.pairs
     return run_command(prog, work)
 
 
-def run(config: PairsConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> PairStats:
+def run(config: PairsConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelSpec.load) -> PairStats:
     """Make the pairs of a corpus as `config` says; the counts of the whole output.
 
     Args:

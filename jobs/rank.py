@@ -35,8 +35,8 @@ from jobs.grouping.ranks import RANK_COLUMNS, RankStage, Stretch, Summary, stret
 from jobs.options import ColumnName
 from jobs.runs.ledger import Ledger, UnitStats, is_complete, recorded
 from jobs.runs.unit_run import Progress, clock
-from jobs.scoring.model_source import ModelSource
 from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
+from serve_app.reward_model import ModelSpec
 
 if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
@@ -82,7 +82,7 @@ def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.rank"
     return run_command(prog, work)
 
 
-def run(config: RankConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> RankTotals:
+def run(config: RankConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelSpec.load) -> RankTotals:
     """Rank a corpus as `config` says; the counts of the whole output.
 
     Args:

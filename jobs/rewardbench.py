@@ -43,8 +43,8 @@ from jobs.corpus.storage import OutputFolder
 from jobs.errors import CorpusError
 from jobs.options import EngineOptions, ScoringOptions
 from jobs.runs.ledger import Ledger
-from jobs.scoring.model_source import ModelSource
 from jobs.scoring.run import ScoringRun
+from serve_app.reward_model import ModelSpec
 from serve_app.reward_model.tiny import NAME as TINY
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.rewar
     return run_command(prog, lambda: _exit_status(run(config)))
 
 
-def run(config: RewardBenchConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> Outcome:
+def run(config: RewardBenchConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelSpec.load) -> Outcome:
     """Score the answers of a benchmark, compute its figures, write and print them.
 
     Args:
@@ -102,7 +102,7 @@ def _default_output(config: RewardBenchConfig) -> str:
     return "-".join(["rewardbench", *(re.sub(r"[^\w.-]+", "_", name) for name in names)])
 
 
-def _score(config: RewardBenchConfig, folder: OutputFolder, load: Callable[[ModelSource], RewardModel]) -> None:
+def _score(config: RewardBenchConfig, folder: OutputFolder, load: Callable[[ModelSpec], RewardModel]) -> None:
     shared = {name: getattr(config, name) for name in EngineOptions.model_fields}
     if config.system_prompt_column is not None:
         shared["system_prompt_column"] = "system_prompt"

@@ -23,8 +23,8 @@ from cluster.connect import connect
 from jobs.command import EXIT_ROW_ERRORS, parse, run_command
 from jobs.options import CorpusOptions, ScoringOptions
 from jobs.runs.ledger import UnitStats
-from jobs.scoring.model_source import ModelSource
 from jobs.scoring.run import ScoringRun
+from serve_app.reward_model import ModelSpec
 
 if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
@@ -46,7 +46,7 @@ def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.score
     return run_command(prog, lambda: EXIT_ROW_ERRORS if run(config).errors else 0)
 
 
-def run(config: ScoreConfig, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load) -> UnitStats:
+def run(config: ScoreConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelSpec.load) -> UnitStats:
     """Score a corpus as `config` says; the counts of the whole output.
 
     Args:

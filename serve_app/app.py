@@ -13,7 +13,8 @@ from ray.serve import Application
 
 from serve_app.config import ModelConfig, ServiceConfig
 from serve_app.ingress import Ingress
-from serve_app.replica import Load, RewardReplica, load_model
+from serve_app.replica import Load, RewardReplica
+from serve_app.reward_model import ModelSpec
 from serve_app.web.security import digests_from_environment
 
 __all__ = ["application", "build_app"]
@@ -32,7 +33,7 @@ def build_app(config: ServiceConfig) -> Application:
     return application(config)
 
 
-def application(config: ServiceConfig, *, load: Load = load_model) -> Application:
+def application(config: ServiceConfig, *, load: Load = ModelSpec.load) -> Application:
     """An ingress and one deployment for each model, which `load` makes on the replicas."""
     num_cpu_replicas = sum(model.max_replicas or model.num_replicas for model in config.models if not _num_gpus(model))
     replicas = [_deployment(model, max(1, num_cpu_replicas), load) for model in config.models]
@@ -48,6 +49,7 @@ def application(config: ServiceConfig, *, load: Load = load_model) -> Applicatio
 
 def _deployment(model: ModelConfig, num_sharing: int, load: Load) -> Application:
     num_gpus = _num_gpus(model)
+    spec = _spec(model, "cuda" if num_gpus else "cpu")
     options: dict[str, Any] = {
         "name": model.name,
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
@@ -72,7 +74,21 @@ def _deployment(model: ModelConfig, num_sharing: int, load: Load) -> Application
             "policy": {"policy_function": AUTOSCALING_POLICY},
         }
     deployment = serve.deployment(**options)(RewardReplica)
-    return deployment.bind(model, "cuda" if num_gpus else "cpu", num_sharing, load)
+    return deployment.bind(model, spec, num_sharing, load)
+
+
+def _spec(model: ModelConfig, device: str) -> ModelSpec:
+    """Which model the replicas load and how. Raises `UnsupportedDeviceError` where the device is known not to do."""
+    spec = ModelSpec(
+        model=model.model,
+        revision=model.revision,
+        device=device,
+        dtype=model.dtype,
+        token_budget=model.token_budget,
+        quantization=model.quantization,
+    )
+    spec.check_device()
+    return spec
 
 
 def _num_gpus(model: ModelConfig) -> float:

@@ -1,4 +1,4 @@
-"""What is served and how: the options of `serve run serve_app.app:build_app` and of a Serve config file."""
+"""Options of the endpoint: those of `serve run serve_app.app:build_app` and of a Serve config file."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ class ModelConfig(BaseModel):
             object.__setattr__(self, "name", PurePath(self.model).name or self.model)
         if self.gpu_type is not None and self.num_gpus == 0:
             raise ValueError(f"gpu_type {self.gpu_type} with num_gpus 0: leave one of them out")
+        if self.quantization == "fp8" and self.num_gpus == 0:
+            raise ValueError("quantization fp8 with num_gpus 0: fp8 is for GPUs; leave one of them out")
         if self.max_replicas is not None and self.max_replicas < max(1, self.min_replicas):
             raise ValueError(f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}")
         return self
@@ -66,7 +68,7 @@ class ServiceConfig(BaseModel):
 
     models: list[ModelConfig] = Field(min_length=1, description="the first is the default")
     api_keys_file: str | None = Field(
-        None, description="a file with an API key a line; more may stand in RAYWARD_API_KEYS, parted by commas"
+        None, description="a file with an API key a line; more may stand in RAYWARD_API_KEYS, separated by commas"
     )
     allow_unauthenticated: bool = Field(
         False, description="serve without API keys to others than this machine; only behind a gateway that checks"

@@ -12,9 +12,10 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.batching.errors import ForwardError
+from serve_app.batching.parts import cut, prompt_keys
+from serve_app.batching.wire import Refusal, ScoreReply, TokenBatch
 from serve_app.config import ModelConfig
-from serve_app.replica import Refusal, RewardReplica, ScoreReply, TokenLists
+from serve_app.replica import RewardReplica
 from serve_app.reward_model import (
     Conversation,
     ConversationError,
@@ -22,12 +23,11 @@ from serve_app.reward_model import (
     ConversationTooLongError,
     DeviceMemoryError,
     NonFiniteScoreError,
-    RaywardError,
     Score,
+    ScoringError,
 )
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.checkpoint import resolve
-from serve_app.reward_model.prefixes import together
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
 from serve_app.web.service import ApiError, seconds_left
 
@@ -36,11 +36,11 @@ __all__ = ["ModelHandle"]
 logger = logging.getLogger("ray.serve")  # the one whose lines Serve keeps
 
 PART_TOKENS = 8192
-"""A request for more is split into parts of about this many tokens, which replicas share."""
-PARTS_UNDER_WAY = 8
+"""A request for more is cut into parts of at most this many tokens, shared ones counted once, which replicas share."""
+PARTS_AT_ONCE = 8
 """Parts of one request that replicas have at once: a huge request leaves room for others, and for its own parts."""
 MAX_REFUSALS = 60
-MAX_RETRIES = 2
+MAX_PART_RETRIES = 2
 RETRY_PAUSE_S = 0.2
 READY_TIMEOUT_S = 2.0
 REPLY_TIMEOUT_S = 600.0
@@ -79,15 +79,15 @@ class ModelHandle:
         loop = asyncio.get_running_loop()
         parsed = [_parsed(conversation, param(place)) for place, conversation in enumerate(conversations)]
         encoded = await loop.run_in_executor(self._pool, self._encode, parsed, truncation, max_tokens, param)
-        parts = _parts(parsed, encoded)
-        replies = await self._score_parts([[encoded[place] for place in part] for part in parts])
+        ids = [item.token_ids for item in encoded]
+        parts = cut(ids, prompt_keys(parsed), max_tokens=PART_TOKENS)
+        replies = await self._score_parts([TokenBatch.of([ids[place] for place in part]) for part in parts])
         scores: dict[int, Score] = {}
         for part, reply in zip(parts, replies, strict=True):
-            for place, value in zip(part, reply.scores.tolist(), strict=True):
-                scores[place] = Score(value, len(encoded[place].token_ids), encoded[place].truncated)
-            if reply.errors:
-                place = min(reply.errors)
-                raise _api_error(reply.errors[place], param(part[place]))
+            for place, outcome in zip(part, reply.outcomes(), strict=True):
+                if isinstance(outcome, ScoringError):
+                    raise _api_error(outcome, param(place))
+                scores[place] = Score(outcome, len(ids[place]), encoded[place].truncated)
         return [scores[place] for place in range(len(conversations))]
 
     async def ready(self) -> bool:
@@ -113,59 +113,58 @@ class ModelHandle:
                 raise _api_error(item, param(place))
         return [item for item in encoded if isinstance(item, EncodedConversation)]
 
-    async def _score_parts(self, parts: Sequence[Sequence[EncodedConversation]]) -> list[ScoreReply]:
+    async def _score_parts(self, parts: Sequence[TokenBatch]) -> list[ScoreReply]:
         """The replies to a request's parts, a few of which are under way at once.
 
         Where the first part is refused for overload, the request is. Once that is taken on, the others wait.
         """
-        requests = [TokenLists.of([item.token_ids for item in part]) for part in parts]
-        window = asyncio.Semaphore(PARTS_UNDER_WAY)
+        window = asyncio.Semaphore(PARTS_AT_ONCE)
 
         async def reply_to(place: int) -> ScoreReply:
             async with window:
-                return await (self._score_patiently if place else self._score_part)(requests[place])
+                return await (self._score_patiently if place else self._score_part)(parts[place])
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(reply_to(place)) for place in range(len(requests))]
+                tasks = [group.create_task(reply_to(place)) for place in range(len(parts))]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _score_patiently(self, request: TokenLists) -> ScoreReply:
+    async def _score_patiently(self, part: TokenBatch) -> ScoreReply:
         for _ in range(MAX_REFUSALS):
             try:
-                return await self._score_part(request)
+                return await self._score_part(part)
             except ApiError as error:
                 if error.code != "overloaded":
                     raise
                 await asyncio.sleep(error.retry_after_s or 1)
-        return await self._score_part(request)
+        return await self._score_part(part)
 
-    async def _score_part(self, request: TokenLists) -> ScoreReply:
+    async def _score_part(self, part: TokenBatch) -> ScoreReply:
         """One replica's scores. Scoring changes nothing, so a part whose replica died is asked for elsewhere."""
-        failed: ScoreReply | None = None
-        for attempt in range(MAX_RETRIES + 1):
+        has_failed = False
+        for attempt in range(MAX_PART_RETRIES + 1):
             try:
-                reply = await self._ask(request)
+                reply = await self._ask(part)
             except BackPressureError:
                 raise self._refused(Refusal("overloaded")) from None
             except (RayError, DeploymentUnavailableError, TimeoutError) as error:
                 logger.warning("a replica of %s failed: %s", self.config.name, type(error).__name__)
             else:
-                if reply.refusal is None and not reply.is_failure:
+                if reply.refusal is None and reply.failure is None:
                     return reply
                 if reply.refusal is not None and reply.refusal.reason != "unavailable":
                     raise self._refused(reply.refusal)
-                failed = reply if reply.is_failure else None
+                has_failed = reply.failure is not None
             await asyncio.sleep(RETRY_PAUSE_S * 2**attempt)
-        if failed is not None:
-            return failed
+        if has_failed:
+            raise ApiError(503, "the model failed on this request", "forward_failed", retry_after_s=5)
         raise ApiError(503, f"no replica of {self.config.name} could answer", "unavailable", retry_after_s=5)
 
-    async def _ask(self, request: TokenLists) -> ScoreReply:
+    async def _ask(self, part: TokenBatch) -> ScoreReply:
         """One replica's reply. Where nobody waits for it any more, the replica is told."""
-        response = self._replicas.score.remote(request, seconds_left())
+        response = self._replicas.score.remote(part, timeout_s=seconds_left())
         try:
             async with asyncio.timeout(REPLY_TIMEOUT_S):
                 reply: ScoreReply = await response
@@ -190,21 +189,7 @@ def _parsed(conversation: ConversationLike, param: str) -> Conversation:
         raise _api_error(error, param) from None
 
 
-def _parts(parsed: Sequence[Conversation], encoded: Sequence[EncodedConversation]) -> list[list[int]]:
-    """The places of each part: conversations with one prompt stand beside each other."""
-    parts: list[list[int]] = []
-    tokens = 0
-    for place in together(len(parsed), lambda at: parsed[at].prompt or at):
-        length = len(encoded[place].token_ids)
-        if not parts or tokens + length > PART_TOKENS:
-            parts.append([])
-            tokens = 0
-        parts[-1].append(place)
-        tokens += length
-    return parts
-
-
-def _api_error(error: RaywardError, param: str) -> ApiError:
+def _api_error(error: ScoringError, param: str) -> ApiError:
     error.__dict__.pop("index", None)  # its place in a part means nothing to the client
     text = str(error)
     if isinstance(error, ConversationTooLongError):
@@ -215,6 +200,4 @@ def _api_error(error: RaywardError, param: str) -> ApiError:
         return ApiError(422, text, "score_not_finite", param)
     if isinstance(error, DeviceMemoryError):
         return ApiError(422, text, "does_not_fit_in_memory", param)
-    if isinstance(error, ForwardError):
-        return ApiError(503, "the model failed on this request", "forward_failed", retry_after_s=5)
     return ApiError(422, text, "no_score", param)

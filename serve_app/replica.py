@@ -8,14 +8,11 @@ import os
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from ray.serve import metrics
 
 from serve_app.autoscaling import QUEUED_SECONDS
@@ -25,13 +22,14 @@ from serve_app.batching.errors import (
     BatcherStalledError,
     DeadlineExceededError,
     ForwardError,
-    OverloadedError,
+    QueueFullError,
 )
+from serve_app.batching.wire import Refusal, ScoreReply, TokenBatch
 from serve_app.config import ModelConfig
-from serve_app.reward_model import RaywardError, RewardModel
-from serve_app.reward_model.checkpoint import fingerprint
+from serve_app.reward_model import ModelSpec, RewardModel, ScoringError
+from serve_app.reward_model.spec import ModelFacts
 
-__all__ = ["Load", "Refusal", "ReplicaMetrics", "RewardReplica", "ScoreReply", "TokenLists", "load_model"]
+__all__ = ["Load", "ReplicaMetrics", "RewardReplica"]
 
 TOKEN_BOUNDS = [float(2**power) for power in range(6, 18)]
 SECOND_BOUNDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
@@ -74,19 +72,20 @@ class ReplicaMetrics:
             self._wait.observe(seconds)
         self._tokens.inc(report.num_tokens)
 
-    def answered(self, values: Sequence[float], errors: Mapping[int, RaywardError]) -> None:
-        """One request's scores; those at the places of `errors` are none."""
-        scores = [value for place, value in enumerate(values) if place not in errors]
+    def answered(self, outcomes: Sequence[float | ScoringError]) -> None:
+        """One request's outcomes."""
+        scores = [outcome for outcome in outcomes if not isinstance(outcome, ScoringError)]
         for bound, count in Counter(map(_bound, scores)).items():
             self._scores.inc(count, tags={"up_to": bound})
         if scores:
             self._conversations.inc(len(scores))
-        for error in errors.values():
-            self._errors.inc(tags={"kind": type(error).__name__})
+        for outcome in outcomes:
+            if isinstance(outcome, ScoringError):
+                self.failed(type(outcome).__name__)
 
-    def refused(self, kind: str) -> None:
-        """A request was refused, missed its deadline or was cancelled."""
-        self._errors.inc(tags={"kind": kind})
+    def failed(self, kind: str, count: int = 1) -> None:
+        """So many conversations have no score, or one request was refused, missed its deadline or was cancelled."""
+        self._errors.inc(count, tags={"kind": kind})
 
 
 def _bound(score: float) -> str:
@@ -96,111 +95,71 @@ def _bound(score: float) -> str:
 
 logger = logging.getLogger("ray.serve")  # the one whose lines Serve keeps
 
-STALL_S = 300.0
-Load: TypeAlias = Callable[[ModelConfig, str], RewardModel]
-"""Makes the model of a replica, from its options and its device."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLists:
-    """Sequences of token ids, end to end: int32 [sum of lengths] and int32 [number of sequences]."""
-
-    ids: NDArray[np.int32]
-    lengths: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, sequences: list[list[int]]) -> TokenLists:
-        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int32)
-        return cls(np.concatenate([np.array(sequence, dtype=np.int32) for sequence in sequences]), lengths)
-
-    def lists(self) -> list[list[int]]:
-        return [part.tolist() for part in np.split(self.ids, np.cumsum(self.lengths)[:-1])]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a replica gives no scores: it is `"overloaded"` or `"unavailable"`, the `"deadline"` is past, or it has
-    `"another_model"` than the caller asks for.
-    """
-
-    reason: Literal["overloaded", "unavailable", "deadline", "another_model"]
-    retry_after_s: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreReply:
-    """A float32 score for each sequence, in order. Those in `errors`, by place, have none."""
-
-    scores: NDArray[np.float32]
-    errors: dict[int, RaywardError] = field(default_factory=dict)
-    refusal: Refusal | None = None
-
-    @property
-    def is_failure(self) -> bool:
-        """Whether the forward pass failed for all of the request: another replica may do better."""
-        return bool(self.errors) and all(isinstance(error, ForwardError) for error in self.errors.values())
+STALL_AFTER_S = 300.0
+Load: TypeAlias = Callable[[ModelSpec], RewardModel]
+"""Makes the model of a replica: `ModelSpec.load`, or a test's own."""
 
 
 class RewardReplica:
-    """The deployment's class: one model on one device, and its batcher. `load` makes the model."""
+    """The deployment's class: one model on one device, and its batcher. `load` makes the model of `spec`."""
 
-    def __init__(self, config: ModelConfig, device: str, num_sharing: int, load: Load) -> None:
+    def __init__(self, config: ModelConfig, spec: ModelSpec, num_sharing: int, load: Load) -> None:
         # All that PyTorch does here it does in one thread: a second one would bring a second pool of threads.
         executor = ThreadPoolExecutor(1, thread_name_prefix="device")
-        model, self._tokens_per_s = executor.submit(_loaded, config, device, num_sharing, load).result()
+        model, self._tokens_per_s = executor.submit(_loaded, config, spec, num_sharing, load).result()
         scorer = model.scorer
-        self._facts = _facts(config, model)
+        self._facts = ModelFacts.of(spec, model)
         bound = config.max_queued_tokens or max(2 * scorer.token_budget, int(config.max_wait_s * self._tokens_per_s))
         self._metrics = ReplicaMetrics(config.name)
         self._batcher = TokenBatcher(
             scorer.score,
             token_budget=scorer.token_budget,
             max_queued_tokens=bound,
-            stall_after_s=STALL_S,
+            stall_after_s=STALL_AFTER_S,
             observe=self._observe,
             executor=executor,
         )
         logger.info(
             "%s on %s in %s: %d tokens/s, budget %d tokens, at most %d waiting",
             config.name,
-            device,
-            scorer.decoder.dtype,
+            self._facts.device,
+            self._facts.dtype,
             self._tokens_per_s,
             scorer.token_budget,
             bound,
         )
 
-    async def score(self, request: TokenLists, timeout_s: float | None = None) -> ScoreReply:
-        """Score sequences of token ids; they belong together and run in one batch where they fit."""
+    async def score(self, batch: TokenBatch, *, timeout_s: float | None = None, key: str | None = None) -> ScoreReply:
+        """Score sequences of token ids; they belong together and run in one batch where they fit.
+
+        Args:
+            batch: the sequences.
+            timeout_s: how long the caller waits for them to begin.
+            key: that of `describe`, from callers that hold on to one model, as a batch job does: after an upgrade to
+                another model the batch is refused.
+        """
+        if key is not None and key != self._facts.key:
+            return self._refuse(Refusal("another_model"))
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         try:
-            outcomes: Sequence[float | RaywardError] = await self._batcher.submit(request.lists(), deadline=deadline)
-        except OverloadedError as error:
+            outcomes = await self._batcher.submit(batch.lists(), deadline=deadline)
+        except QueueFullError as error:
             return self._refuse(Refusal("overloaded", error.retry_after_s))
         except DeadlineExceededError:
             return self._refuse(Refusal("deadline"))
         except (BatcherClosedError, BatcherStalledError):
             return self._refuse(Refusal("unavailable"))
         except ForwardError as error:
-            outcomes = [error] * len(request.lengths)
+            self._metrics.failed(type(error).__name__, batch.num_sequences)
+            return ScoreReply.without(error)
         except asyncio.CancelledError:
-            self._metrics.refused("cancelled")
+            self._metrics.failed("cancelled")
             raise
-        errors = {place: outcome for place, outcome in enumerate(outcomes) if isinstance(outcome, RaywardError)}
-        values = [outcome if isinstance(outcome, float) else 0.0 for outcome in outcomes]
-        self._metrics.answered(values, errors)
-        return ScoreReply(np.array(values, dtype=np.float32), errors)
+        self._metrics.answered(outcomes)
+        return ScoreReply.of(outcomes)
 
-    async def score_ids(self, ids: NDArray[np.int32], lengths: NDArray[np.int32], key: str) -> ScoreReply:
-        """`score` for callers that hold on to one model, as a batch job does: refused where `key` is not that of
-        `describe`, as after an upgrade.
-        """
-        if key != self._facts["key"]:
-            return self._refuse(Refusal("another_model"))
-        return await self.score(TokenLists(ids, lengths))
-
-    async def describe(self) -> dict[str, Any]:
-        """What decides this replica's scores, with a `key` that stands for it, and how much it takes at once."""
+    async def describe(self) -> ModelFacts:
+        """Facts of this replica's model: what decides its scores, and how much it takes at once."""
         return self._facts
 
     async def ready(self) -> bool:
@@ -221,51 +180,21 @@ class RewardReplica:
         await self._batcher.close()
 
     def _refuse(self, refusal: Refusal) -> ScoreReply:
-        self._metrics.refused(refusal.reason)
-        return ScoreReply(np.empty(0, dtype=np.float32), refusal=refusal)
+        self._metrics.failed(refusal.reason)
+        return ScoreReply.without(refusal)
 
     def _observe(self, report: BatchReport) -> None:
         self._metrics.batch(report, queued_tokens=self._batcher.queued_tokens)
 
 
-def _facts(config: ModelConfig, model: RewardModel) -> dict[str, Any]:
-    """For `RewardReplica.describe`: read once, since files may change under a running replica."""
-    deciding = {
-        "fingerprint": model.fingerprint,
-        "device": model.device.type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "quantization": config.quantization,
-    }
-    return {
-        **deciding,
-        "key": "/".join(deciding.values()),
-        "model": config.model,
-        "revision": config.revision,
-        "tokenizer_fingerprint": fingerprint(model.folder, weights=False),
-        "token_budget": model.scorer.token_budget,
-    }
-
-
-def load_model(config: ModelConfig, device: str) -> RewardModel:
-    """The model of a replica."""
-    return RewardModel.from_pretrained(
-        config.model,
-        revision=config.revision,
-        device=device,
-        dtype=config.dtype,
-        token_budget=config.token_budget,
-        quantization=config.quantization,
-    )
-
-
-def _loaded(config: ModelConfig, device: str, num_sharing: int, load: Load) -> tuple[RewardModel, float]:
+def _loaded(config: ModelConfig, spec: ModelSpec, num_sharing: int, load: Load) -> tuple[RewardModel, float]:
     """The model, and the tokens per second of a full batch; the trial also warms the device up.
 
     On CPU `num_sharing` replicas divide the threads of this machine, unless the configuration says how many.
     """
-    if device == "cpu" or config.threads is not None:
+    if spec.device == "cpu" or config.threads is not None:
         torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // num_sharing))
-    model = load(config, device)
+    model = load(spec)
     length = min(256, model.config.max_tokens)
     count = max(1, min(model.scorer.token_budget, 4096) // length)
     sequences = [[1 + place] * length for place in range(count)]

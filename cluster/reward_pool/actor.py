@@ -25,20 +25,21 @@ from torch import Tensor
 from cluster.reward_pool.calls import SharedLock
 from cluster.reward_pool.encoder import Encoding, OnError, RewardEncoder, values_of
 from cluster.reward_pool.errors import RewardInputError, RewardPoolError
-from cluster.reward_pool.model_holder import ModelSlot, ModelSpec, WeightsVersion
-from cluster.reward_pool.token_batch import ScoreReply, TokenBatch
+from cluster.reward_pool.model_holder import ModelSlot, WeightsVersion
 from serve_app.batching.batcher import TokenBatcher
-from serve_app.reward_model import Conversation, ConversationLike, ScoringError
+from serve_app.batching.wire import ScoreReply, TokenBatch
+from serve_app.reward_model import Conversation, ConversationLike, ModelSpec, ScoringError
+from serve_app.reward_model.spec import dtype_name
 from serve_app.reward_model.tokenizer import EncodedConversation
 
 __all__ = ["ActorStatus", "Encoding", "ModelSpec", "RewardActor", "launch", "tensor_of"]
 
 T = TypeVar("T")
 
-STALL_S = 300.0
+STALL_AFTER_S = 300.0
 # Callers hold few parts in flight each; this bounds what thousands of them may queue up, in tokens.
 MAX_QUEUED_TOKENS = 1 << 23
-MAX_CONCURRENCY = 10_000
+CALLS_AT_ONCE = 10_000
 NAMESPACE = "rayward"
 """Ray's namespace of named actors: the same in every job, so that one finds what another left running."""
 
@@ -233,10 +234,11 @@ class RewardActor:
                     lambda lists: self._slot.score(lists),
                     token_budget=model.scorer.token_budget,
                     max_queued_tokens=MAX_QUEUED_TOKENS,
-                    stall_after_s=STALL_S,
+                    stall_after_s=STALL_AFTER_S,
                     executor=self._executor,
                 )
-            return ScoreReply.of(await self._batcher.submit(sequences), self._slot.version.number)
+            outcomes = await self._batcher.submit(sequences)
+            return ScoreReply.of(outcomes, weights_version=self._slot.version.number)
 
     async def _opened_encoder(self) -> RewardEncoder:
         self._slot.version  # noqa: B018  # an error where there is no model yet
@@ -252,8 +254,7 @@ class RewardActor:
     def _note_model(self) -> None:
         if not self._slot.is_asleep:
             model = self._slot.model
-            dtype = str(model.dtype).removeprefix("torch.")
-            self._about_model = (str(model.device), dtype, model.scorer.token_budget)
+            self._about_model = (str(model.device), dtype_name(model.dtype), model.scorer.token_budget)
 
     def _status(self) -> ActorStatus:
         device, dtype, token_budget = self._about_model
@@ -277,7 +278,6 @@ def launch(
     num_threads: int | None = None,
     name: str | None = None,
     detached: bool = False,
-    actor_class: type[RewardActor] = RewardActor,
 ) -> Any:
     """Start the process of a `RewardActor`, without a model yet; its handle.
 
@@ -287,20 +287,19 @@ def launch(
         num_threads: see `RewardActor`.
         name: under which others find it: `ray.get_actor(name, namespace="rayward")`.
         detached: it lives until it is killed, not until its maker ends; it needs a name then.
-        actor_class: the class, where it has more methods.
 
     Raises:
         RewardPoolError: it is to be detached and has no name, or the name is taken.
     """
     if detached and name is None:
         raise RewardPoolError("a detached actor needs a name, or nobody could find it again")
-    options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_concurrency": MAX_CONCURRENCY}
+    options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_concurrency": CALLS_AT_ONCE}
     if name is not None:
         options |= {"name": name, "namespace": NAMESPACE}
     if detached:
         options["lifetime"] = "detached"
     try:
-        return ray.remote(actor_class).options(**options).remote(num_threads=num_threads)
+        return ray.remote(RewardActor).options(**options).remote(num_threads=num_threads)
     except ValueError as error:
         raise RewardPoolError(f"an actor {name!r} cannot be started: {error}") from error
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import accumulate, pairwise
 
 from cluster.reward_pool.connection import PoolConnection
 from cluster.reward_pool.dispatch import Part
 from cluster.reward_pool.encoder import RewardEncoder
 from cluster.reward_pool.errors import RewardPoolError
-from cluster.reward_pool.parts import plan_parts
-from cluster.reward_pool.token_batch import TokenBatch
+from serve_app.batching.parts import cut, prompt_keys
+from serve_app.batching.wire import TokenBatch
 from serve_app.reward_model import Conversation, ScoringError
 from serve_app.reward_model.prefixes import together
 from serve_app.reward_model.tokenizer import EncodedConversation
@@ -28,7 +28,6 @@ MAX_PART_TOKENS = 16384
 MAX_MIXED = 3
 
 Outcomes = dict[int, float | ScoringError]
-Key = tuple[object, ...] | int
 
 
 async def score_batch(
@@ -51,8 +50,7 @@ async def _score_once(
     parsed: Sequence[Conversation | ScoringError], encoder: RewardEncoder, connection: PoolConnection
 ) -> tuple[Outcomes, set[int]]:
     """The outcome of each item by its place, and the versions of the weights that gave them."""
-    # A conversation without a prompt is nobody's candidate.
-    keys: list[Key] = [(isinstance(item, Conversation) and item.prompt) or at for at, item in enumerate(parsed)]
+    keys = prompt_keys(parsed)
     order = together(len(parsed), keys.__getitem__)
     waves = [order[at : at + WAVE] for at in range(0, len(order), WAVE)]
     outcomes: Outcomes = {}
@@ -78,18 +76,18 @@ async def _score_once(
 
 
 async def _score_wave(
-    ids: dict[int, list[int]], keys: Sequence[Key], connection: PoolConnection, outcomes: Outcomes
+    ids: dict[int, list[int]], keys: Sequence[Hashable], connection: PoolConnection, outcomes: Outcomes
 ) -> set[int]:
     """Score token ids by place into `outcomes`; the versions of the weights that did it."""
     places = list(ids)
-    planned = plan_parts(
+    parts = cut(
         list(ids.values()),
         [keys[place] for place in places],
         max_tokens=min(connection.roster.token_budget, MAX_PART_TOKENS),
-        num_actors=len(connection.roster.members),
+        num_processes=len(connection.roster.members),
     )
-    travelling = [places[index] for part in planned for index in part]
-    bounds = pairwise(accumulate(map(len, planned), initial=0))
+    travelling = [places[index] for part in parts for index in part]
+    bounds = pairwise(accumulate(map(len, parts), initial=0))
     batch = TokenBatch.of([ids[place] for place in travelling])
     replies = await connection.score(batch, [Part(first, stop) for first, stop in bounds])
     scored = (outcome for reply in replies for outcome in reply.outcomes())

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 async def answer(ref: Any, *, timeout_s: float, what: str) -> Any:
-    """What the call behind `ref` returns. Where nobody waits for it any more, the call is cancelled.
+    """The result of the call behind `ref`. Where nobody waits for it any more, the call is cancelled.
 
     Args:
         ref: the call's object reference.
@@ -50,11 +50,11 @@ async def answer(ref: Any, *, timeout_s: float, what: str) -> Any:
 
 def _cancel(ref: Any) -> None:
     with contextlib.suppress(RayError, ValueError, RuntimeError):  # its actor may be gone, or Ray itself
-        ray.cancel(ref, recursive=False)  # a keeper finishes what it began, with calls of its own
+        ray.cancel(ref, recursive=False)  # a supervisor finishes what it began, with calls of its own
 
 
 def blocking(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns, for code without an event loop; called on one, that loop stands still meanwhile."""
+    """The result of `work`, for code without an event loop; called on one, that loop stands still meanwhile."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

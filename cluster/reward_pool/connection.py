@@ -6,31 +6,32 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from cluster.connect import ClusterResources
-from cluster.reward_pool.actor import MAX_CONCURRENCY, NAMESPACE
+from cluster.reward_pool.actor import CALLS_AT_ONCE, NAMESPACE
 from cluster.reward_pool.calls import answer, blocking
 from cluster.reward_pool.dispatch import Part, dispatch
 from cluster.reward_pool.errors import PoolClosedError, PoolStartError, RewardInputError, RewardTimeoutError
-from cluster.reward_pool.supervisor import PROBE_TIMEOUT_S, Member, PoolKeeper, PoolPlan, Roster
-from cluster.reward_pool.token_batch import ScoreReply, TokenBatch
+from cluster.reward_pool.supervisor import STATUS_TIMEOUT_S, Member, PoolPlan, PoolSupervisor, Roster
+from serve_app.batching.wire import ScoreReply, TokenBatch
 
-__all__ = ["PoolConnection", "absolute", "attached", "cpus_of_actor", "device_and_gpus", "started"]
+__all__ = ["PoolConnection", "attached", "cpus_of_actor", "device_and_gpus", "started"]
 
-# A keeper answers at once; what takes it long has a bound of its own, and this much more for the messages.
-KEEPER_TIMEOUT_S = 60.0
+logger = logging.getLogger(__name__)
+
+SUPERVISOR_TIMEOUT_S = 60.0
+"""A supervisor answers at once; what takes it long has a bound of its own, and this much more for the messages."""
 
 
 class PoolConnection:
-    """Asks a pool's actors, and its keeper where an actor failed. Several threads and event loops may use it."""
+    """Asks a pool's actors, and its supervisor where an actor failed. Several threads and event loops may use it."""
 
-    def __init__(self, keeper: Any, plan: PoolPlan, roster: Roster) -> None:
-        self.keeper = keeper
+    def __init__(self, supervisor: Any, plan: PoolPlan, roster: Roster) -> None:
+        self.supervisor = supervisor
         self.plan = plan
         self.roster = roster
         self.is_closed = False
@@ -47,7 +48,7 @@ class PoolConnection:
         sent = ray.put(batch) if len(parts) > 1 else batch  # a single part takes it along
 
         async def ask(member: Member, part: Part) -> ScoreReply:
-            tokens = int(batch.starts[part.stop] - batch.starts[part.first])
+            tokens = batch.num_tokens(part.first, part.stop)
             self._tokens_under_way[member.slot] += tokens
             try:
                 what = f"scoring {part.num_sequences} conversations on reward actor {member.slot}"
@@ -71,16 +72,16 @@ class PoolConnection:
     async def replace(self, member: Member) -> None:
         """See to it that a member that failed answers or is replaced. Raises `RewardPoolError` where neither comes."""
         if self._members[member.slot].generation == member.generation:
-            timeout_s = self.plan.start_timeout_s + PROBE_TIMEOUT_S
-            found: Member = await self.ask_keeper("replace", member.slot, member.generation, timeout_s=timeout_s)
+            timeout_s = self.plan.start_timeout_s + STATUS_TIMEOUT_S
+            found: Member = await self.ask_supervisor("replace", member.slot, member.generation, timeout_s=timeout_s)
             self._members[member.slot] = found
 
-    async def ask_keeper(self, method: str, *args: Any, timeout_s: float = 0.0) -> Any:
-        """What the keeper answers. Raises `PoolClosedError` where it is gone."""
+    async def ask_supervisor(self, method: str, *args: Any, timeout_s: float = 0.0) -> Any:
+        """The supervisor's answer. Raises `PoolClosedError` where it is gone."""
         self._check_open()
         try:
-            ref = getattr(self.keeper, method).remote(*args)
-            return await answer(ref, timeout_s=timeout_s + KEEPER_TIMEOUT_S, what=f"{method} of the reward pool")
+            ref = getattr(self.supervisor, method).remote(*args)
+            return await answer(ref, timeout_s=timeout_s + SUPERVISOR_TIMEOUT_S, what=f"{method} of the reward pool")
         except RayError as error:
             raise PoolClosedError(
                 f"the pool is gone: it was shut down, or the process that made it has ended ({type(error).__name__})"
@@ -89,9 +90,6 @@ class PoolConnection:
     def _check_open(self) -> None:
         if self.is_closed:
             raise PoolClosedError("the pool was shut down")
-
-
-logger = logging.getLogger(__name__)
 
 
 def device_and_gpus(device: str, num_gpus: float | None, resources: ClusterResources) -> tuple[str, float]:
@@ -126,12 +124,6 @@ def cpus_of_actor(num_cpus: float | None, device: str, num_actors: int, resource
     return float(max(1, resources.node_cpus // 2 // actors_per_node))
 
 
-def absolute(model: str) -> str:
-    """A folder's whole path, since actors have another working directory; anything else as it is."""
-    folder = Path(model).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else model
-
-
 def started(plan: PoolPlan, *, name: str | None, detached: bool) -> PoolConnection:
     """Start a pool, and wait until every actor can score.
 
@@ -140,45 +132,45 @@ def started(plan: PoolPlan, *, name: str | None, detached: bool) -> PoolConnecti
         CheckpointError: the model cannot be loaded.
     """
     _warn_if_full(plan)
-    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": MAX_CONCURRENCY}
+    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": CALLS_AT_ONCE}
     if name is not None:
         options |= {"name": name, "namespace": NAMESPACE}
     if detached:
         options["lifetime"] = "detached"
     try:
-        keeper: Any = ray.remote(PoolKeeper).options(**options).remote(plan)
+        supervisor: Any = ray.remote(PoolSupervisor).options(**options).remote(plan)
     except ValueError as error:
         raise PoolStartError(f"a pool {name!r} cannot be started: {error}; RewardActorPool.attach joins one") from error
     try:
-        return blocking(_connected(keeper, plan, "start"))
+        return blocking(_connected(supervisor, plan, "start"))
     except RewardTimeoutError as error:
         text = f"{error}: {plan.num_actors} actors of {plan.num_cpus:g} CPUs and {plan.num_gpus:g} GPUs each; free are "
-        ray.kill(keeper)
+        ray.kill(supervisor)
         raise PoolStartError(text + _named(ray.available_resources())) from None
     except BaseException:
-        ray.kill(keeper)
+        ray.kill(supervisor)
         raise
 
 
 def attached(name: str) -> PoolConnection:
     """The connection to a running pool. Raises `PoolClosedError` where there is none of that name."""
     try:
-        keeper = ray.get_actor(name, namespace=NAMESPACE)
+        supervisor = ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
         raise PoolClosedError(f"there is no reward pool named {name!r}") from None
 
     async def connected() -> PoolConnection:
-        plan = await PoolConnection(keeper, PoolPlan(), Roster((), 1)).ask_keeper("plan")
-        return await _connected(keeper, plan, "roster")
+        plan = await PoolConnection(supervisor, PoolPlan(), Roster((), 1)).ask_supervisor("plan")
+        return await _connected(supervisor, plan, "roster")
 
     return blocking(connected())
 
 
-async def _connected(keeper: Any, plan: PoolPlan, method: str) -> PoolConnection:
-    """The connection, once the keeper has answered with its actors."""
-    unknown = PoolConnection(keeper, plan, Roster((), 1))
-    roster: Roster = await unknown.ask_keeper(method, timeout_s=plan.start_timeout_s)
-    return PoolConnection(keeper, plan, roster)
+async def _connected(supervisor: Any, plan: PoolPlan, method: str) -> PoolConnection:
+    """The connection, once the supervisor has answered with its actors."""
+    unknown = PoolConnection(supervisor, plan, Roster((), 1))
+    roster: Roster = await unknown.ask_supervisor(method, timeout_s=plan.start_timeout_s)
+    return PoolConnection(supervisor, plan, roster)
 
 
 def _warn_if_full(plan: PoolPlan) -> None:

@@ -16,18 +16,18 @@ from ray.exceptions import RayError
 
 from cluster.reward_pool.errors import ActorLostError, RewardTimeoutError
 from cluster.reward_pool.supervisor import Member
-from cluster.reward_pool.token_batch import ScoreReply
-from serve_app.batching.errors import BatcherStalledError, ForwardError, OverloadedError
+from serve_app.batching.errors import BatcherStalledError, ForwardError, QueueFullError
+from serve_app.batching.wire import ScoreReply
 from serve_app.reward_model import RaywardError
 
 __all__ = ["Actors", "Part", "dispatch"]
 
 logger = logging.getLogger(__name__)
 
-PARTS_UNDER_WAY = 2
+PARTS_PER_ACTOR = 2
 """Parts of one batch that an actor has at once: one that it scores, and one that waits so that it need not."""
-MAX_RETRIES = 2
-MAX_REFUSALS = 120
+MAX_PART_RETRIES = 2
+MAX_BUSY_ANSWERS = 120
 RETRIED = (RayError, RewardTimeoutError, BatcherStalledError, ForwardError)
 
 
@@ -44,14 +44,14 @@ class Part:
 
 
 class Actors(Protocol):
-    """What a dispatch needs of a pool."""
+    """The actors of a pool, as a dispatch needs them."""
 
     def in_turn(self) -> Sequence[int]:
         """The slots, the idlest first."""
         ...
 
     def member(self, slot: int) -> Member:
-        """Who is in a slot now."""
+        """The member that is in a slot now."""
         ...
 
     async def replace(self, member: Member) -> None:
@@ -87,7 +87,7 @@ class _Dispatch:
     async def run(self) -> list[ScoreReply]:
         for place in range(len(self._parts)):
             self._waiting.put_nowait(place)
-        slots = [slot for _ in range(PARTS_UNDER_WAY) for slot in self._actors.in_turn()]
+        slots = [slot for _ in range(PARTS_PER_ACTOR) for slot in self._actors.in_turn()]
         workers = [asyncio.create_task(self._work(slot)) for slot in slots]
         everyone = asyncio.gather(*workers, return_exceptions=True)
         everyone.add_done_callback(lambda _: self._fail(self._last_error))
@@ -139,17 +139,17 @@ class _Dispatch:
 
     async def _asked(self, member: Member, part: Part) -> ScoreReply:
         """One reply. An actor that has too much to do refuses, and is asked again."""
-        for _ in range(MAX_REFUSALS):
+        for _ in range(MAX_BUSY_ANSWERS):
             try:
                 return await self._ask(member, part)
-            except OverloadedError as error:
+            except QueueFullError as error:
                 await asyncio.sleep(error.retry_after_s)
         return await self._ask(member, part)
 
     def _note_failure(self, place: int, member: Member, error: Exception) -> None:
         num_sequences = self._parts[place].num_sequences
         self._num_failures[place] += 1
-        if self._num_failures[place] <= MAX_RETRIES:
+        if self._num_failures[place] <= MAX_PART_RETRIES:
             text = "reward actor %d failed (%s); its part of %d conversations is asked for again"
             logger.warning(text, member.slot, type(error).__name__, num_sequences)
             self._waiting.put_nowait(place)

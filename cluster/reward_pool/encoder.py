@@ -1,4 +1,4 @@
-"""What callers hand in - conversations, rendered texts, a policy's ids - checked, read and made token ids of.
+"""Conversations, rendered texts and a policy's ids as callers hand them in: checked, read and made token ids of.
 
 It runs where the caller is, so that nothing but token ids travels to the actors.
 """

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from cluster.reward_pool.encoder import OnError
 from cluster.reward_pool.errors import RewardInputError
 from cluster.reward_pool.rewards import Combination, Rewards, combine
 from serve_app.reward_model import ConversationLike
 
 __all__ = ["RewardEnsemble"]
 
-OnError = Literal["raise", "null"]
 Shape = Callable[[Rewards], list[float | None]]
 
 
-class Member(Protocol):
+class EnsembleMember(Protocol):
     """One model of an ensemble, such as a `RewardActorPool`."""
 
     def score(self, conversations: Sequence[ConversationLike], *, on_error: OnError = ...) -> list[float | None]: ...
@@ -32,14 +32,14 @@ class RewardEnsemble:
 
     Args:
         members: at least one; pools of different models score at the same time.
-        how: see `shaping.combine`, as `weight`.
+        how: see `rewards.combine`, as `weight`.
         shapes: for each member what makes its scores comparable with the others', such as a `RunningNormalization`;
             by default they are combined raw.
     """
 
     def __init__(
         self,
-        members: Sequence[Member],
+        members: Sequence[EnsembleMember],
         how: Combination = "mean",
         *,
         weight: float = 1.0,
@@ -56,7 +56,7 @@ class RewardEnsemble:
     def score(self, conversations: Sequence[ConversationLike], *, on_error: OnError = "raise") -> list[float | None]:
         """The combined reward of each conversation, in order; null where any member's is."""
 
-        def ask(member: Member) -> list[float | None]:
+        def ask(member: EnsembleMember) -> list[float | None]:
             return member.score(conversations, on_error=on_error)
 
         with ThreadPoolExecutor(len(self._members), thread_name_prefix="ensemble") as threads:

@@ -1,4 +1,4 @@
-"""What goes wrong at the RLHF door, below the engine's tree.
+"""Errors of the RLHF door, below the engine's tree.
 
     RaywardError
     |- RewardInputError        the arguments of a call do not fit together: lengths, shapes or dtypes

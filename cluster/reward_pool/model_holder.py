@@ -2,58 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from cluster.reward_pool.errors import AsleepError, RewardPoolError, SleepError, WeightsUpdateError
-from serve_app.reward_model import RewardModel, ScoringError
+from serve_app.reward_model import ChangedFilesError, ModelSpec, RewardModel, ScoringError
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.checkpoint import fingerprint, load_weights, resolve
 from serve_app.reward_model.decoder import Decoder
-from serve_app.reward_model.linear import Quantization
 from serve_app.reward_model.parked_weights import ParkedWeights
 from serve_app.reward_model.tokenizer import Tokenizer
 from serve_app.reward_model.weights import DecoderWeights
 
-__all__ = ["ModelSlot", "ModelSpec", "WeightsVersion"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["ModelSlot", "WeightsVersion"]
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 # A checkpoint that a trainer saved may carry a tokenizer of its own: it must make the same ids of these.
-PROBE = (
+PROBE_CHAT = (
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "What's 12 * 34?  \u4f60\u597d \U0001f600\n\tdef f(x): return x"},
     {"role": "assistant", "content": "408 <|im_end|> </s> \u00e9\u00e0"},
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """Which model an actor scores with, and how: the arguments of `RewardModel.from_pretrained`."""
-
-    model: str = "tiny"
-    revision: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    token_budget: int | Literal["auto"] = "auto"
-    quantization: Quantization = "none"
-
-    def load(self) -> RewardModel:
-        return RewardModel.from_pretrained(
-            self.model,
-            revision=self.revision,
-            device=self.device,
-            dtype=self.dtype,
-            token_budget=self.token_budget,
-            quantization=self.quantization,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +50,7 @@ class _Staged:
 
 @dataclass(frozen=True, slots=True)
 class _Previous:
-    """What scored before the last exchange, until that is final; `parked` are its weights, where they moved."""
+    """The model before the last exchange, until that is final; `parked` are its weights, where they moved."""
 
     model: RewardModel | None
     version: WeightsVersion
@@ -106,7 +79,7 @@ class ModelSlot:
     @cached_property
     def _probe_ids(self) -> list[int]:
         folder = resolve(self.named.model, self.named.revision, weights=False)
-        return Tokenizer.from_pretrained(folder, config=DecoderConfig.from_folder(folder)).encode(PROBE)
+        return Tokenizer.from_pretrained(folder, config=DecoderConfig.from_folder(folder)).encode(PROBE_CHAT)
 
     @property
     def is_asleep(self) -> bool:
@@ -127,14 +100,12 @@ class ModelSlot:
             RewardPoolError: its files are no longer those of the version.
         """
         if version is not None:
-            self._spec = replace(self._spec, model=version.model, revision=version.revision)
-            self._version = version
+            self._take(version)
             if asleep:
                 return
-            self._check_files(version)
-        self._model = self._spec.load()
+        self._model = self._loaded()
         if version is None:
-            self._version = WeightsVersion(0, self._spec.model, self._spec.revision, self._model.fingerprint)
+            self._take(WeightsVersion(0, self._spec.model, self._spec.revision, self._model.fingerprint))
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float | ScoringError]:
         """The score of each sequence, in order, or the error that it alone has."""
@@ -177,8 +148,7 @@ class ModelSlot:
                 self._parked.put_back()
                 self._parked = None
             else:
-                self._check_files(self.version)
-                self._model = self._spec.load()
+                self._model = self._loaded()
         except (MemoryError, RuntimeError) as error:
             raise SleepError(f"the weights do not fit the device's memory: {error}") from error
 
@@ -196,7 +166,7 @@ class ModelSlot:
         config = DecoderConfig.from_folder(folder)
         _check_same(current.config, config, folder)
         has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
-        if has_tokenizer and Tokenizer.from_pretrained(folder, config=config).encode(PROBE) != self._probe_ids:
+        if has_tokenizer and Tokenizer.from_pretrained(folder, config=config).encode(PROBE_CHAT) != self._probe_ids:
             raise WeightsUpdateError(f"the tokenizer or chat template in {folder} makes other token ids")
         weights = load_weights(folder, config, device=torch.device("cpu"), dtype=current.dtype)
         self._staged = _Staged(folder, config, weights)
@@ -253,15 +223,16 @@ class ModelSlot:
 
     def _take(self, version: WeightsVersion) -> None:
         self._version = version
-        self._spec = replace(self._spec, model=version.model, revision=version.revision)
+        self._spec = replace(
+            self._spec, model=version.model, revision=version.revision, fingerprint=version.fingerprint
+        )
 
-    def _check_files(self, version: WeightsVersion) -> None:
-        found = fingerprint(resolve(version.model, version.revision))
-        if found != version.fingerprint:
-            raise SleepError(
-                f"the files of {version.model} changed since their weights were taken ({version.fingerprint} then, "
-                f"{found} now), so the same scores cannot be had again; put them back, or make a new pool for these"
-            )
+    def _loaded(self) -> RewardModel:
+        """The model of the spec; where a version names its files, of these alone."""
+        try:
+            return self._spec.load()
+        except ChangedFilesError as error:
+            raise SleepError(f"{error}, or make a new pool: this one cannot give the same scores again") from None
 
 
 def _check_same(ours: DecoderConfig, theirs: DecoderConfig, folder: Path) -> None:

@@ -3,8 +3,8 @@
     with RewardActorPool("internlm/internlm2-1_8b-reward", num_actors=2, num_gpus=0.5) as pool:
         rewards = pool.score(conversations)
 
-A batch's path: `encoder.py` reads and tokenises it here, `parts.py` cuts it, `dispatch.py` sends it, and the
-actors of `actor.py` score it. `keeper.py` holds the pool together; `start.py` starts it.
+A batch's path: `encoder.py` reads and tokenises it here, `batch.py` has it cut into parts, `dispatch.py` sends them,
+and the actors of `actor.py` score them. `supervisor.py` holds the pool together; `connection.py` starts and joins it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, cast
 
@@ -24,13 +25,14 @@ from cluster.connect import connect
 from cluster.reward_pool.actor import tensor_of
 from cluster.reward_pool.batch import score_batch
 from cluster.reward_pool.calls import blocking
-from cluster.reward_pool.connection import PoolConnection, absolute, attached, cpus_of_actor, device_and_gpus, started
+from cluster.reward_pool.connection import PoolConnection, attached, cpus_of_actor, device_and_gpus, started
 from cluster.reward_pool.encoder import Encoding, OnError, RewardEncoder, values_of
 from cluster.reward_pool.errors import PoolClosedError, RewardInputError
-from cluster.reward_pool.model_holder import ModelSpec, WeightsVersion
+from cluster.reward_pool.model_holder import WeightsVersion
 from cluster.reward_pool.supervisor import MemberHealth, PoolPlan, Roster
-from serve_app.reward_model import Conversation, ConversationLike, ScoringError
-from serve_app.reward_model.linear import Quantization
+from serve_app.reward_model import Conversation, ConversationLike, ModelSpec, ScoringError
+from serve_app.reward_model.architecture import Quantization
+from serve_app.reward_model.spec import absolute
 from serve_app.reward_model.tokenizer import Truncation
 
 __all__ = ["RewardActorPool"]
@@ -64,7 +66,7 @@ class RewardActorPool:
 
     Raises:
         PoolStartError: the actors do not come up in time.
-        CheckpointError: the model cannot be loaded.
+        CheckpointError: the model cannot be loaded, or its quantization needs other devices.
         PolicyTokenizerError: the policy's tokenizer cannot be read.
         RewardInputError: an argument makes no sense.
     """
@@ -96,6 +98,8 @@ class RewardActorPool:
             raise RewardInputError("num_actors, timeout_s and start_timeout_s are positive, max_restarts at least 0")
         if detached and name is None:
             raise RewardInputError("a detached pool needs a name, or nobody could find it again: name=...")
+        spec = ModelSpec(absolute(model), revision, device, dtype, token_budget, quantization)
+        spec.check_device()
         encoding = Encoding(policy_tokenizer, truncation, max_tokens, strip_thinking, keep_default_system)
         self._encoder: RewardEncoder | None = RewardEncoder.of_model(model, revision, encoding)
         self._encoder.check_policy()
@@ -105,8 +109,10 @@ class RewardActorPool:
         resources = self._ray.enter_context(connect(os.environ.get("RAY_ADDRESS")))
         try:
             device, num_gpus = device_and_gpus(device, num_gpus, resources)
+            spec = replace(spec, device=device)
+            spec.check_device()
             plan = PoolPlan(
-                spec=ModelSpec(absolute(model), revision, device, dtype, token_budget, quantization),
+                spec=spec,
                 encoding=encoding,
                 num_actors=num_actors,
                 num_gpus=num_gpus,
@@ -146,7 +152,7 @@ class RewardActorPool:
 
     def __reduce__(self) -> tuple[Any, ...]:
         connection = self._connection
-        return _unpickled, (connection.keeper, connection.plan, connection.roster)
+        return _unpickled, (connection.supervisor, connection.plan, connection.roster)
 
     def score(self, conversations: Sequence[ConversationLike], *, on_error: OnError = "raise") -> list[float | None]:
         """The raw score of each conversation, in order; `[]` for none.
@@ -227,7 +233,7 @@ class RewardActorPool:
 
     def health(self) -> list[MemberHealth]:
         """How each actor is: where it runs, what it scores with, what waits there, how often it was replaced."""
-        return cast(list[MemberHealth], blocking(self._connection.ask_keeper("health")))
+        return cast(list[MemberHealth], blocking(self._connection.ask_supervisor("health")))
 
     def sleep(self) -> None:
         """Finish what was begun and free the devices of the weights: on CUDA they go to the host, on CPU to nowhere.
@@ -261,8 +267,8 @@ class RewardActorPool:
     def shutdown(self) -> None:
         """End the actors, whoever made them, and leave Ray if this pool joined it. A second time it does nothing."""
         with contextlib.suppress(PoolClosedError):
-            blocking(self._connection.ask_keeper("stop"))
-            ray.kill(self._connection.keeper)
+            blocking(self._connection.ask_supervisor("stop"))
+            ray.kill(self._connection.supervisor)
         self._connection.is_closed = True
         self._ray.close()
 
@@ -286,11 +292,11 @@ class RewardActorPool:
 
     def _control(self, method: str, *args: Any, steps: int) -> Any:
         timeout_s = steps * self._connection.plan.start_timeout_s
-        return blocking(self._connection.ask_keeper(method, *args, timeout_s=timeout_s))
+        return blocking(self._connection.ask_supervisor(method, *args, timeout_s=timeout_s))
 
     async def _score(self, parsed: list[Conversation | ScoringError]) -> list[float | ScoringError]:
         return await score_batch(parsed, self._reader, self._connection)
 
 
-def _unpickled(keeper: Any, plan: PoolPlan, roster: Roster) -> RewardActorPool:
-    return RewardActorPool._of(PoolConnection(keeper, plan, roster))
+def _unpickled(supervisor: Any, plan: PoolPlan, roster: Roster) -> RewardActorPool:
+    return RewardActorPool._of(PoolConnection(supervisor, plan, roster))

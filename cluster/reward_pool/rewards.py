@@ -16,7 +16,7 @@ from cluster.reward_pool.errors import RewardInputError
 
 __all__ = [
     "Combination",
-    "Moments",
+    "RewardMoments",
     "Rewards",
     "RunningNormalization",
     "clip",
@@ -27,7 +27,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
+class RewardMoments:
     """How many numbers there were, their mean, and the sum of their squared distances from it (`m2`), in float64.
 
     Merging is the parallel variance of Chan, Golub and LeVeque (1979), "Updating formulae and a pairwise algorithm
@@ -39,7 +39,7 @@ class Moments:
     m2: float = 0.0
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Moments:
+    def of(cls, values: Sequence[float]) -> RewardMoments:
         """The moments of `values`; they must be finite."""
         if not values:
             return cls()
@@ -47,21 +47,21 @@ class Moments:
         return cls(len(values), mean, math.fsum((value - mean) ** 2 for value in values))
 
     @classmethod
-    def merged(cls, parts: Iterable[Moments]) -> Moments:
+    def merged(cls, parts: Iterable[RewardMoments]) -> RewardMoments:
         """The moments of all the numbers that `parts` describe, which must have none in common."""
         total = cls()
         for part in parts:
             total = total.with_others(part)
         return total
 
-    def with_others(self, other: Moments) -> Moments:
+    def with_others(self, other: RewardMoments) -> RewardMoments:
         """The moments of these numbers and the other's."""
         count = self.count + other.count
         if not count:
             return self
         apart = other.mean - self.mean
         mean = self.mean + apart * other.count / count
-        return Moments(count, mean, self.m2 + other.m2 + apart * apart * self.count * other.count / count)
+        return RewardMoments(count, mean, self.m2 + other.m2 + apart * apart * self.count * other.count / count)
 
     @property
     def std(self) -> float:
@@ -73,8 +73,8 @@ class Moments:
         return {"count": self.count, "mean": self.mean, "m2": self.m2}
 
     @classmethod
-    def from_json(cls, state: Mapping[str, float]) -> Moments:
-        """What `to_json` wrote. Raises `ValueError` where it is none."""
+    def from_json(cls, state: Mapping[str, float]) -> RewardMoments:
+        """The moments that `to_json` wrote. Raises `ValueError` where it is none."""
         try:
             found = cls(int(state["count"]), float(state["mean"]), float(state["m2"]))
         except (KeyError, TypeError) as error:
@@ -108,13 +108,13 @@ class RunningNormalization:
 
     def __init__(self, *, center: bool = True) -> None:
         self.center = center
-        self.merged = Moments()
+        self.merged = RewardMoments()
         """Of the rewards that every process knows of."""
-        self.own = Moments()
+        self.own = RewardMoments()
         """Of the rewards that came here since the last merge."""
 
     @property
-    def moments(self) -> Moments:
+    def moments(self) -> RewardMoments:
         """Of everything that is known here."""
         return self.merged.with_others(self.own)
 
@@ -123,7 +123,7 @@ class RunningNormalization:
         for place, reward in enumerate(rewards):
             if reward is not None and not math.isfinite(reward):
                 raise RewardInputError(f"reward {place} is {reward}; a running mean would never recover from it")
-        self.own = self.own.with_others(Moments.of([reward for reward in rewards if reward is not None]))
+        self.own = self.own.with_others(RewardMoments.of([reward for reward in rewards if reward is not None]))
         return self.normalized(rewards)
 
     def normalized(self, rewards: Rewards) -> list[float | None]:
@@ -133,12 +133,12 @@ class RunningNormalization:
         scale = moments.std if moments.std > EPSILON else 1.0
         return [None if reward is None else (reward - mean) / scale for reward in rewards]
 
-    def merge(self, owns: Sequence[Moments]) -> None:
+    def merge(self, owns: Sequence[RewardMoments]) -> None:
         """Go on from what all processes have seen: `owns` are the `own` of each, this one's included."""
         if self.own not in owns:
             raise RewardInputError("merge takes the own moments of every process, and this one's are not among them")
-        self.merged = Moments.merged([self.merged, *owns])
-        self.own = Moments()
+        self.merged = RewardMoments.merged([self.merged, *owns])
+        self.own = RewardMoments()
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, as JSON knows it."""
@@ -146,13 +146,13 @@ class RunningNormalization:
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> RunningNormalization:
-        """What `state` wrote. Raises `ValueError` where it is none."""
+        """The normalization that `state` wrote. Raises `ValueError` where it is none."""
         try:
             center, merged, own = state["center"], state["merged"], state["own"]
         except KeyError as error:
             raise ValueError(f"the state of a running normalization lacks {error}") from None
         restored = cls(center=bool(center))
-        restored.merged, restored.own = Moments.from_json(merged), Moments.from_json(own)
+        restored.merged, restored.own = RewardMoments.from_json(merged), RewardMoments.from_json(own)
         return restored
 
 
@@ -183,9 +183,9 @@ def group_advantages(
     for reward, group in zip(rewards, groups, strict=True):
         if reward is not None:
             members.setdefault(group, []).append(reward)
-    moments = {group: Moments.of(values) for group, values in members.items()}
+    moments = {group: RewardMoments.of(values) for group, values in members.items()}
 
-    def advantage(reward: float, of_group: Moments) -> float:
+    def advantage(reward: float, of_group: RewardMoments) -> float:
         std = math.sqrt(of_group.m2 / (of_group.count - 1)) if of_group.count > 1 else 0.0
         return (reward - of_group.mean) / (std + epsilon if scale else 1.0)
 
@@ -216,7 +216,7 @@ def combine(rewards_of_models: Sequence[Rewards], how: Combination = "mean", *, 
     def combined(values: Sequence[float]) -> float:
         if how == "min":
             return min(values)
-        moments = Moments.of(values)
+        moments = RewardMoments.of(values)
         return moments.mean - weight * moments.std if how == "mean_minus_std" else moments.mean
 
     items = zip(*rewards_of_models, strict=True)

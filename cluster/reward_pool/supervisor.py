@@ -1,7 +1,7 @@
-"""PoolKeeper: the actor that starts a pool's reward actors, replaces the dead, and changes all of them or none.
+"""PoolSupervisor: the actor that starts a pool's reward actors, replaces the dead, and changes all of them or none.
 
 Scores never pass through it. It holds what must outlive a reward actor: which weights the pool scores with, and
-whether it sleeps; a replaced actor starts from that. Pools in other processes know the same keeper.
+whether it sleeps; a replaced actor starts from that. Pools in other processes know the same supervisor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError
 
-from cluster.reward_pool.actor import ActorStatus, RewardActor, launch
+from cluster.reward_pool.actor import ActorStatus, launch
 from cluster.reward_pool.calls import answer
 from cluster.reward_pool.encoder import Encoding
 from cluster.reward_pool.errors import (
@@ -28,15 +28,15 @@ from cluster.reward_pool.errors import (
     SleepError,
     WeightsUpdateError,
 )
-from cluster.reward_pool.model_holder import ModelSpec, WeightsVersion
-from serve_app.reward_model import RaywardError
+from cluster.reward_pool.model_holder import WeightsVersion
+from serve_app.reward_model import ModelSpec, RaywardError
 
-__all__ = ["Member", "MemberHealth", "PoolKeeper", "PoolPlan", "Roster"]
+__all__ = ["Member", "MemberHealth", "PoolPlan", "PoolSupervisor", "Roster"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PROBE_TIMEOUT_S = 10.0
+STATUS_TIMEOUT_S = 10.0
 RESTARTS_WITHIN_S = 3600.0
 FAILURES = (RaywardError, RayError)
 
@@ -56,7 +56,6 @@ class PoolPlan:
     timeout_s: float = 600.0
     start_timeout_s: float = 900.0
     max_restarts: int = 10
-    actor_class: type[RewardActor] = RewardActor
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +89,8 @@ class MemberHealth:
         return self.status is not None
 
 
-class PoolKeeper:
-    """The class of the keeper's Ray actor. `start` comes first; what changes the pool happens one after the other."""
+class PoolSupervisor:
+    """The class of the supervisor's Ray actor. `start` comes first; changes to the pool happen one after the other."""
 
     def __init__(self, plan: PoolPlan) -> None:
         self._plan = plan
@@ -205,7 +204,7 @@ class PoolKeeper:
 
     async def health(self) -> list[MemberHealth]:
         """How each actor is; those that do not answer within seconds are told by name."""
-        found = await self._each("status", timeout_s=PROBE_TIMEOUT_S)
+        found = await self._each("status", timeout_s=STATUS_TIMEOUT_S)
         return [
             MemberHealth(member.slot, member.generation, None, _named(status))
             if isinstance(status := found[member.slot], BaseException)
@@ -228,7 +227,7 @@ class PoolKeeper:
 
     def _launched(self) -> Any:
         plan = self._plan
-        return launch(num_gpus=plan.num_gpus, num_cpus=plan.num_cpus, actor_class=plan.actor_class)
+        return launch(num_gpus=plan.num_gpus, num_cpus=plan.num_cpus)
 
     async def _opened(self, member: Member) -> ActorStatus:
         plan = self._plan
@@ -243,7 +242,7 @@ class PoolKeeper:
 
     async def _answers(self, member: Member) -> bool:
         try:
-            await answer(member.handle.status.remote(), timeout_s=PROBE_TIMEOUT_S, what="a probe")
+            await answer(member.handle.status.remote(), timeout_s=STATUS_TIMEOUT_S, what="a probe")
         except FAILURES:
             return False
         return True
@@ -259,7 +258,7 @@ class PoolKeeper:
         self._restarts.append(now)
 
     async def _each(self, method: str, *args: Any, timeout_s: float | None = None) -> dict[int, Any]:
-        """What each actor answers, by slot, or the error."""
+        """The answer of each actor, by slot, or its error."""
         timeout_s = timeout_s or self._plan.start_timeout_s
 
         async def one(member: Member) -> Any:

@@ -17,11 +17,10 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any
 
-import numpy as np
-
 from jobs.errors import ScorerError
 from jobs.runs.attempts import Attempts
 from jobs.scoring.stage import DeadRowError
+from serve_app.batching.wire import ScoreReply, TokenBatch
 from serve_app.reward_model import ScoringError
 
 __all__ = ["CallGate", "ReplicaCalls", "num_replicas"]
@@ -35,7 +34,7 @@ Outcomes = list[float | ScoringError]
 CALLS_PER_REPLICA = 3
 COUNT_EVERY_S = 10.0
 REPLY_TIMEOUT_S = 600.0
-STALL_S = 900.0
+NO_PROGRESS_S = 900.0
 MAX_FAILURES = 3
 PAUSE_S = 1.0
 
@@ -158,37 +157,35 @@ class ReplicaCalls:
         return [found[row] for row in range(len(sequences))]
 
     async def _answer(self, sequences: Sequence[list[int]]) -> Outcomes:
-        """What a replica makes of the sequences, however often it has to be asked.
+        """A replica's outcomes of the sequences, however often it has to be asked.
 
         Raises:
             RayActorError: the replica died with them.
             ScorerError: as `submit` says.
         """
-        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int32)
-        ids = np.concatenate([np.array(sequence, dtype=np.int32) for sequence in sequences])
+        batch = TokenBatch.of(sequences)
         num_failures = 0
         while True:
-            reply, pause_s = await self._ask(ids, lengths)
-            if reply is not None and not reply.is_failure:
+            reply, pause_s = await self._ask(batch)
+            if reply is not None and reply.failure is None:
                 self._progressed_at = time.monotonic()
-                values = zip(range(len(lengths)), reply.scores.tolist(), strict=True)
-                return [_error(reply.errors[place]) if place in reply.errors else value for place, value in values]
+                return reply.outcomes()
             num_failures += reply is not None
             if reply is not None and num_failures == MAX_FAILURES:
-                raise ScorerError(f"the model of {self._app} fails on {len(lengths)} sequences: {reply.errors[0]}")
+                raise ScorerError(f"the model of {self._app} fails on {len(sequences)} sequences: {reply.failure}")
             waited_s = time.monotonic() - self._progressed_at
-            if waited_s > STALL_S:
+            if waited_s > NO_PROGRESS_S:
                 raise ScorerError(f"the replicas of {self._deployment} took on nothing for {waited_s:.0f} seconds")
             await asyncio.sleep(pause_s)
 
-    async def _ask(self, ids: Any, lengths: Any) -> tuple[Any, float]:
-        """A replica's reply, or None and the seconds to wait before it is asked again."""
+    async def _ask(self, batch: TokenBatch) -> tuple[ScoreReply | None, float]:
+        """A replica's scores or failure, or None, and the seconds to wait before it is asked again."""
         from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-        response = self._replicas.score_ids.remote(ids, lengths, self._key)
+        response = self._replicas.score.remote(batch, key=self._key)
         try:
             async with asyncio.timeout(REPLY_TIMEOUT_S):
-                reply = await response
+                reply: ScoreReply = await response
         except (BackPressureError, DeploymentUnavailableError, TimeoutError) as error:
             response.cancel()
             logger.warning("%s is asked again: %s", self._deployment, type(error).__name__)
@@ -200,11 +197,7 @@ class ReplicaCalls:
             return reply, PAUSE_S
         if reply.refusal.reason == "another_model":
             raise ScorerError(
-                f"{self._app} serves another model than when the job began; what is committed stays: take it up again "
+                f"{self._app} serves another model than when the job began; what is committed stays: resume the job "
                 "once the former model is back, or choose another --output"
             )
         return None, float(reply.refusal.retry_after_s)
-
-
-def _error(error: Exception) -> ScoringError:
-    return error if isinstance(error, ScoringError) else ScoringError(f"{type(error).__name__}: {error}")

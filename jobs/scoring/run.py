@@ -1,4 +1,4 @@
-"""A corpus scored into a folder: planned, run, taken up again. `score.py` is this alone; other jobs begin with it."""
+"""A corpus scored into a folder: planned, run, resumed. `score.py` is this alone; other jobs begin with it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster.connect import ClusterResources
 from jobs.corpus.conversations import SystemPrompt, columns_of
@@ -17,9 +17,10 @@ from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.placement import ActorPool, plan_actors, shortage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
-from jobs.scoring.model_source import ModelSource
+from jobs.scoring.spec import Model, identity_of_model, record_of_model, spec_of
 from jobs.scoring.stage import ConversationScorer, UnitScorer
 from jobs.scoring.via_serve import UNITS_AT_ONCE, ServedModelSource
+from serve_app.reward_model import ModelSpec
 from serve_app.reward_model.tiny import NAME as TINY
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ class ScoringRun:
         source: str,
         output: str,
         prefix: str = "",
-        load: Callable[[ModelSource], RewardModel] = ModelSource.load,
         corpus: Corpus | None = None,
+        load: Callable[[ModelSpec], RewardModel] = ModelSpec.load,
     ) -> None:
         self._options = options
         self._source, self._output, self._prefix, self._load = source, output, prefix, load
@@ -76,8 +77,8 @@ class ScoringRun:
         options = self._options
         if options.via_serve is not None:
             served = ServedModelSource.of(options)
-            return self._score(served, served.load, served.pool, units_at_once=UNITS_AT_ONCE)
-        model = ModelSource.of(options, resources)
+            return self._score(served.facts, served.load, served.pool, served=served)
+        model = spec_of(options, resources)
         pool = plan_actors(
             resources,
             device=model.device,
@@ -89,14 +90,14 @@ class ScoringRun:
 
     def _score(
         self,
-        model: ModelSource | ServedModelSource,
+        model: Model,
         load: Callable[[], ConversationScorer],
         pool: ActorPool,
         *,
-        units_at_once: int = 1,
+        served: ServedModelSource | None = None,
     ) -> UnitStats:
-        run = self._unit_run(model)
-        self._announce(run, model, pool)
+        run = self._unit_run(model, served)
+        self._announce(run, model, pool, served)
         make_scorer = partial(
             UnitScorer,
             load,
@@ -107,11 +108,11 @@ class ScoringRun:
             max_tokens=self._options.max_tokens,
             prefix=self._prefix,
         )
-        progress = run.run([Stage(make_scorer, pool, units_at_once)])
+        progress = run.run([Stage(make_scorer, pool, 1 if served is None else UNITS_AT_ONCE)])
         self.summary = _summary(self._output, progress)
         return progress.total
 
-    def _unit_run(self, model: ModelSource | ServedModelSource) -> UnitRun:
+    def _unit_run(self, model: Model, served: ServedModelSource | None) -> UnitRun:
         options = self._options
         rows_per_unit = rows_per_unit_of(
             self._ledger, options.rows_per_unit, default=auto_rows_per_unit(self._corpus.num_rows)
@@ -119,9 +120,7 @@ class ScoringRun:
         units = self._corpus.units(rows_per_unit)
         identity = {
             "input": identity_of(self._source),
-            "model_fingerprint": model.fingerprint,
-            "device": model.device,
-            "dtype": model.dtype,
+            **identity_of_model(model),
             "truncation": options.truncation,
             "max_tokens": options.max_tokens,
             "columns": asdict(self._columns),
@@ -130,11 +129,6 @@ class ScoringRun:
         }
         if self._system_prompt != SystemPrompt():
             identity["system_prompt"] = asdict(self._system_prompt)
-        facts: dict[str, Any] = record_of_model(model)
-        if isinstance(model, ServedModelSource):
-            facts |= model.facts
-            if model.quantization != "none":  # actors of the job's own have none
-                identity["quantization"] = model.quantization
         return UnitRun(
             ledger=self._ledger,
             corpus=self._corpus,
@@ -144,15 +138,15 @@ class ScoringRun:
             arguments=options,
             max_errors=options.max_errors,
             error_column=f"{self._prefix}error",
-            facts=facts,
+            facts=record_of_model(model) | ({} if served is None else served.record),
         )
 
-    def _announce(self, run: UnitRun, model: ModelSource | ServedModelSource, pool: ActorPool) -> None:
+    def _announce(self, run: UnitRun, model: Model, pool: ActorPool, served: ServedModelSource | None) -> None:
         import ray
 
         if model.model == TINY:
             logger.warning("the model is tiny: random weights, its scores mean nothing; name a real one with --model")
-        doer = f"the app {model.app}, senders" if isinstance(model, ServedModelSource) else "actors"
+        doer = "actors" if served is None else f"the app {served.app}, senders"
         logger.info(
             "%s rows, files: %d, units left: %d of %d; %s on %s in %s, %s: %d",
             f"{self._corpus.num_rows:,}",
@@ -167,11 +161,6 @@ class ScoringRun:
         )
         if run.left and (lacking := shortage(pool, ray.available_resources())):
             logger.warning("%s: the job waits until others leave them (--cpus-per-actor, --gpus-per-actor)", lacking)
-
-
-def record_of_model(model: ModelSource | ServedModelSource) -> dict[str, Any]:
-    """The reward model of a run as its manifest has it, resolved: also where no option named it."""
-    return {"model": {"name": model.model, "revision": model.revision, "fingerprint": model.fingerprint}}
 
 
 def _summary(output: str, progress: Progress) -> str:

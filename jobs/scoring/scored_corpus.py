@@ -15,8 +15,8 @@ from jobs.corpus.files import Corpus
 from jobs.corpus.storage import below
 from jobs.errors import CorpusError
 from jobs.options import ColumnName, CorpusOptions, EngineOptions, ScoringOptions
-from jobs.scoring.model_source import ModelSource
 from jobs.scoring.run import ScoringRun
+from serve_app.reward_model import ModelSpec
 
 if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
@@ -57,9 +57,7 @@ class ScoredInput:
         CorpusError: the input has no scores and no model is named, or it has both.
     """
 
-    def __init__(
-        self, options: ScoredOptions, *, load: Callable[[ModelSource], RewardModel] = ModelSource.load
-    ) -> None:
+    def __init__(self, options: ScoredOptions, *, load: Callable[[ModelSpec], RewardModel] = ModelSpec.load) -> None:
         self._options = options
         self.corpus = Corpus.open(options.input, output=options.output)
         """The input as it is."""

@@ -30,7 +30,7 @@ class DeadRowError(ScoringError):
 
 
 class ConversationScorer(Protocol):
-    """What scores conversations: a `RewardModel` in this process, or a `ServedModel` elsewhere."""
+    """A scorer of conversations: a `RewardModel` in this process, or a `ServedModel` elsewhere."""
 
     def outcomes(
         self, conversations: Sequence[Conversation], *, truncation: Truncation, max_tokens: int | None
@@ -114,6 +114,6 @@ def score_columns(table: pa.Table, outcomes: Sequence[Score | ScoringError], *, 
 
 
 def reason_of(error: ScoringError) -> str:
-    """What the column `error` says of it."""
+    """The text of an error in the column `error`."""
     error.index = None  # its place in a list that the corpus does not know
     return f"{type(error).__name__}: {error}"

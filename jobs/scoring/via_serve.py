@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -14,18 +14,27 @@ from jobs.errors import ServedModelError
 from jobs.options import ScoringOptions
 from jobs.runs.placement import ActorPool, plan_forwarders
 from jobs.scoring.replica_calls import ReplicaCalls, num_replicas
+from serve_app.batching.parts import cut, prompt_keys
 from serve_app.reward_model import Conversation, Score, ScoringError
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.model_files import fingerprint, resolve
 from serve_app.reward_model.prefixes import together
+from serve_app.reward_model.spec import ModelFacts
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
 
 __all__ = ["UNITS_AT_ONCE", "ServedModel", "ServedModelSource"]
 
-ENCODED_AT_ONCE = 256
-# A replica's batch takes in several parts; one of so many tokens keeps a large GPU busy by itself.
+logger = logging.getLogger(__name__)
+
+INGRESS = "ingress"
+DESCRIBE_TIMEOUT_S = 900.0
+"""For the answer of a model's replica, which is loaded first where the model sleeps."""
+UNITS_AT_ONCE = 4
+"""Units that one sending process has under way: while the last part of one is scored, those of others follow."""
+ENCODED_AT_ONCE = 1024
+"""Conversations that are encoded and cut into parts at once; those after them are encoded while replicas score."""
 MAX_PART_TOKENS = 16384
-MAX_PART_SEQUENCES = 1024
+"""A replica's batch takes in several parts; one of so many tokens keeps a large GPU busy by itself."""
 
 
 class ServedModel:
@@ -36,18 +45,16 @@ class ServedModel:
         ServedModelError: they are not those of the replicas.
     """
 
-    def __init__(
-        self, model: str, revision: str | None, calls: ReplicaCalls, *, tokenizer_fingerprint: str, token_budget: int
-    ) -> None:
-        folder = resolve(model, revision, weights=False)
-        if fingerprint(folder, weights=False) != tokenizer_fingerprint:
+    def __init__(self, facts: ModelFacts, calls: ReplicaCalls) -> None:
+        folder = resolve(facts.model, facts.revision, weights=False)
+        if fingerprint(folder, weights=False) != facts.tokenizer_fingerprint:
             raise ServedModelError(
-                f"configuration or tokenizer of {model} on {os.uname().nodename} are not those of the replicas; "
+                f"configuration or tokenizer of {facts.model} on {os.uname().nodename} are not those of the replicas; "
                 "serve it with a revision, or from a shared folder"
             )
         self._tokenizer = Tokenizer.from_pretrained(folder, config=DecoderConfig.from_folder(folder))
         self._calls = calls
-        self._part_tokens = min(token_budget, MAX_PART_TOKENS)
+        self._part_tokens = min(facts.token_budget, MAX_PART_TOKENS)
 
     def outcomes(
         self, conversations: Sequence[Conversation], *, truncation: Truncation, max_tokens: int | None
@@ -57,14 +64,13 @@ class ServedModel:
         Raises:
             ScorerError: the replicas make no progress, keep dying, or serve another model by now.
         """
-        order = together(len(conversations), lambda place: conversations[place].prompt or place)
         outcomes: dict[int, Score | ScoringError] = {}
-        pending: list[tuple[list[tuple[int, EncodedConversation]], Future[list[float | ScoringError]]]] = []
+        pending: list[tuple[dict[int, EncodedConversation], Future[list[float | ScoringError]]]] = []
         try:
-            for part in self._parts(conversations, order, truncation, max_tokens, outcomes):
-                pending.append((part, self._calls.submit([encoded.token_ids for _, encoded in part])))
+            for part in self._parts(conversations, truncation, max_tokens, outcomes):
+                pending.append((part, self._calls.submit([encoded.token_ids for encoded in part.values()])))
             for part, answer in pending:
-                for (place, encoded), value in zip(part, answer.result(), strict=True):
+                for (place, encoded), value in zip(part.items(), answer.result(), strict=True):
                     outcomes[place] = _outcome(value, encoded)
         finally:
             for _, answer in pending:
@@ -74,63 +80,43 @@ class ServedModel:
     def _parts(
         self,
         conversations: Sequence[Conversation],
-        order: Sequence[int],
         truncation: Truncation,
         max_tokens: int | None,
         failed: dict[int, Score | ScoringError],
-    ) -> Iterator[list[tuple[int, EncodedConversation]]]:
-        """Encoded conversations and their places, in parts; what cannot be encoded goes to `failed`."""
-        part: list[tuple[int, EncodedConversation]] = []
-        tokens = 0
+    ) -> Iterator[dict[int, EncodedConversation]]:
+        """Encoded conversations by their places, in parts; what cannot be encoded goes to `failed`."""
+        keys = prompt_keys(conversations)
+        order = together(len(conversations), keys.__getitem__)
         for first in range(0, len(order), ENCODED_AT_ONCE):
             places = order[first : first + ENCODED_AT_ONCE]
             batch = [conversations[place] for place in places]
-            encoded = self._tokenizer.encode_batch(batch, truncation=truncation, max_tokens=max_tokens)
-            for place, item in zip(places, encoded, strict=True):
-                if not isinstance(item, EncodedConversation):
+            found = self._tokenizer.encode_batch(batch, truncation=truncation, max_tokens=max_tokens)
+            encoded: dict[int, EncodedConversation] = {}
+            for place, item in zip(places, found, strict=True):
+                if isinstance(item, EncodedConversation):
+                    encoded[place] = item
+                else:
                     failed[place] = item
-                    continue
-                length = len(item.token_ids)
-                if part and (tokens + length > self._part_tokens or len(part) == MAX_PART_SEQUENCES):
-                    yield part
-                    part, tokens = [], 0
-                part.append((place, item))
-                tokens += length
-        if part:
-            yield part
+            ready = list(encoded)
+            ids = [item.token_ids for item in encoded.values()]
+            for part in cut(ids, [keys[place] for place in ready], max_tokens=self._part_tokens):
+                yield {ready[at]: encoded[ready[at]] for at in part}
 
 
 def _outcome(value: float | ScoringError, encoded: EncodedConversation) -> Score | ScoringError:
     return value if isinstance(value, ScoringError) else Score(value, len(encoded.token_ids), encoded.truncated)
 
 
-logger = logging.getLogger(__name__)
-
-INGRESS = "ingress"
-# A model that sleeps is loaded first.
-DESCRIBE_TIMEOUT_S = 900.0
-UNITS_AT_ONCE = 4
-"""Units that one sending process has under way: while the last part of one is scored, those of others follow."""
-
-
 @dataclass(frozen=True, slots=True)
 class ServedModelSource:
-    """A deployment of reward models, and what its replicas said of themselves when the job began.
+    """A deployment of reward models, and the facts its replicas gave of themselves when the job began.
 
-    `key` stands for all that decides a score; replicas refuse a job that holds another one.
+    Replicas refuse a job that holds the key of other facts.
     """
 
     app: str
     deployment: str
-    key: str
-    model: str
-    revision: str | None
-    fingerprint: str
-    tokenizer_fingerprint: str
-    device: str
-    dtype: str
-    quantization: str
-    token_budget: int
+    facts: ModelFacts
     pool: ActorPool
 
     @classmethod
@@ -152,23 +138,18 @@ class ServedModelSource:
             num_actors=options.num_actors,
             cpus_per_actor=options.cpus_per_actor,
         )
-        return cls(app=app, deployment=deployment, pool=pool, **facts)
+        return cls(app, deployment, facts, pool)
 
     def load(self) -> ServedModel:
-        """What sends conversations to the replicas, on this worker."""
-        calls = ReplicaCalls(self.app, self.deployment, self.key, num_callers=self.pool.num_actors)
-        return ServedModel(
-            self.model,
-            self.revision,
-            calls,
-            tokenizer_fingerprint=self.tokenizer_fingerprint,
-            token_budget=self.token_budget,
-        )
+        """The sender of conversations to the replicas, on this worker."""
+        calls = ReplicaCalls(self.app, self.deployment, self.facts.key, num_callers=self.pool.num_actors)
+        return ServedModel(self.facts, calls)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """For the manifest."""
-        return {"via_serve": {"app": self.app, "deployment": self.deployment, "model": self.model, "key": self.key}}
+        named = {"app": self.app, "deployment": self.deployment, "model": self.facts.model, "key": self.facts.key}
+        return {"via_serve": named}
 
 
 def _deployment(options: ScoringOptions) -> tuple[str, str]:
@@ -189,7 +170,7 @@ def _deployment(options: ScoringOptions) -> tuple[str, str]:
     return app, chosen[0]
 
 
-def _described(app: str, deployment: str) -> dict[str, Any]:
+def _described(app: str, deployment: str) -> ModelFacts:
     import ray
     from ray import serve
     from ray.serve.exceptions import RayServeException
@@ -198,24 +179,27 @@ def _described(app: str, deployment: str) -> dict[str, Any]:
         logger.info("no replica of %s runs; waiting for one", deployment)
     try:
         response = serve.get_deployment_handle(deployment, app).describe.remote()
-        return dict(response.result(timeout_s=DESCRIBE_TIMEOUT_S))
+        facts: ModelFacts = response.result(timeout_s=DESCRIBE_TIMEOUT_S)
     except (ray.exceptions.RayError, RayServeException, TimeoutError) as error:
         last = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise ServedModelError(f"--via-serve {app}: {deployment} does not say what it is: {last}") from error
+    return facts
 
 
-def _check(options: ScoringOptions, facts: Mapping[str, Any], app: str) -> None:
-    """What was said of the model by option must be so."""
+def _check(options: ScoringOptions, facts: ModelFacts, app: str) -> None:
+    """Hold the facts against what the options say of the model."""
     said: dict[str, str] = {"device": options.device, "dtype": options.dtype}
+    if options.quantization is not None:
+        said["quantization"] = options.quantization
     differing = [
-        f"{name} {facts[name]}, not {value}" for name, value in said.items() if value not in ("auto", facts[name])
+        f"{name} {found}, not {value}"
+        for name, value in said.items()
+        if value not in ("auto", found := getattr(facts, name))
     ]
     if options.model is not None:
         ours = fingerprint(resolve(options.model, options.revision))
-        if ours != facts["fingerprint"]:
-            differing.append(
-                f"{facts['model']} with fingerprint {facts['fingerprint']}, not {options.model} with {ours}"
-            )
+        if ours != facts.fingerprint:
+            differing.append(f"{facts.model} with fingerprint {facts.fingerprint}, not {options.model} with {ours}")
     if differing:
         raise ServedModelError(
             f"--via-serve {app} serves {'; '.join(differing)}; leave the option out to take it as it is"

@@ -1,4 +1,4 @@
-"""TokenBatcher: concurrent requests in, one forward pass after another out, inside a model's replica.
+"""TokenBatcher: concurrent requests in, one forward pass after another out, inside the process that has the model.
 
 The batcher pulls: a batch is whatever waits when the device becomes free, so a lone request never waits for company
 and batches grow with the load. Two threads take part. The event loop takes requests in, plans the next batch while
@@ -13,22 +13,19 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import chain, compress, count, zip_longest
-from operator import ne
+from dataclasses import dataclass
 
+from serve_app.batching.batch_queue import BatchQueue, Request, RequestBatch
 from serve_app.batching.errors import (
     BatcherClosedError,
     BatcherStalledError,
     DeadlineExceededError,
     ForwardError,
-    OverloadedError,
+    QueueFullError,
 )
 from serve_app.reward_model.errors import ScoringError
-from serve_app.reward_model.prefixes import MIN_SHARED_TOKENS
 
 __all__ = ["BatchReport", "Run", "TokenBatcher"]
 
@@ -38,14 +35,11 @@ Outcomes = list[float | ScoringError]
 Run = Callable[[list[list[int]]], Outcomes]
 """`SequenceScorer.score`: the outcome of each sequence, in order."""
 
-MAX_MISSES = 128
-"""Waiting requests that may turn out not to fit before a batch is taken as full: a plan's cost stays the same however
-long the queue is. The oldest request is always in, so one that is passed over gets its turn."""
 MAX_FAILURES_IN_A_ROW = 8
 """Batches that may fail whole, one after the other, before `check_health` does: a CUDA error stays until the end of
 its process."""
 RATE_MEMORY = 0.9
-"""What one batch leaves of the weight of those before it in the measured tokens per second."""
+"""The share of their weight that earlier batches keep, with each batch, in the measured tokens per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,143 +60,12 @@ class BatchReport:
     errors: int
 
 
-@dataclass(eq=False, slots=True)
-class _Request:
-    """Sequences that run in one batch, and the future of their outcomes.
+@dataclass(slots=True)
+class _Caller:
+    """The future of a request's outcomes, which `submit` waits for, and the timer of its deadline."""
 
-    `prefixes` has the hashes of each sequence's first 16, 32, 64, ... tokens, shortest first; `distinct_prefixes` those
-    of all sequences, longest first.
-    """
-
-    sequences: list[list[int]]
-    submitted: float
-    deadline: float
     future: asyncio.Future[Outcomes]
-    num_tokens: int = field(init=False)
-    prefixes: list[list[int]] = field(init=False)
-    distinct_prefixes: list[int] = field(init=False)
-    is_withdrawn: bool = False
     timer: asyncio.TimerHandle | None = None
-
-    def __post_init__(self) -> None:
-        self.num_tokens = sum(map(len, self.sequences))
-        self.prefixes = [_prefix_hashes(sequence) for sequence in self.sequences]
-        levels = reversed(list(zip_longest(*self.prefixes)))
-        self.distinct_prefixes = [prefix for prefix in dict.fromkeys(chain(*levels)) if prefix is not None]
-
-
-class _Batch:
-    """Requests that run together, of at most `token_budget` tokens, shared prefixes counted once; the first may exceed.
-
-    The count compares a sequence with one other, the first in the batch that has its longest known prefix. So it is at
-    least what the best grouping would need, unless that has to leave sharing on several levels unused; the scorer
-    splits what then exceeds its budget.
-    """
-
-    def __init__(self, token_budget: int) -> None:
-        self.token_budget = token_budget
-        self.requests: dict[_Request, None] = {}
-        self.packed_tokens = 0
-        self.started = 0.0
-        self._sequences: dict[int, list[int]] = {}  # by the hash of a prefix, the first that has it
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(request.num_tokens for request in self.requests)
-
-    @property
-    def is_full(self) -> bool:
-        return self.packed_tokens >= self.token_budget
-
-    def has_late(self, now: float) -> bool:
-        return any(request.deadline <= now for request in self.requests)
-
-    def add(self, request: _Request) -> bool:
-        """Take `request` in and return True, if it is the first or fits."""
-        own: dict[int, list[int]] = {}
-        added = 0
-        for sequence, hashes in zip(request.sequences, request.prefixes, strict=True):
-            added += len(sequence) - self._num_shared(sequence, hashes, own)
-            if self.requests and self.packed_tokens + added > self.token_budget:
-                return False
-            for prefix in hashes:
-                own.setdefault(prefix, sequence)
-        self.requests[request] = None
-        self.packed_tokens += added
-        for prefix, sequence in own.items():
-            self._sequences.setdefault(prefix, sequence)
-        return True
-
-    def _num_shared(self, sequence: list[int], hashes: list[int], own: dict[int, list[int]]) -> int:
-        """Tokens at its start that `sequence` has in common with the one that has its longest known prefix.
-
-        Who has a prefix has all shorter ones: the search ends at the first that nobody has.
-        """
-        nearest = None
-        for prefix in hashes:
-            other = self._sequences.get(prefix) or own.get(prefix)
-            if other is None:
-                break
-            nearest = other
-        return 0 if nearest is None else _common_prefix(sequence, nearest)
-
-
-class _Line:
-    """Waiting requests, the longest-waiting first, and which of them begin alike."""
-
-    def __init__(self) -> None:
-        self.num_tokens = 0
-        self._requests: OrderedDict[_Request, None] = OrderedDict()
-        self._by_prefix: dict[int, dict[_Request, None]] = {}
-
-    def __len__(self) -> int:
-        return len(self._requests)
-
-    def __contains__(self, request: _Request) -> bool:
-        return request in self._requests
-
-    def __iter__(self) -> Iterator[_Request]:
-        return iter(self._requests)
-
-    def add(self, request: _Request) -> None:
-        self._requests[request] = None
-        self.num_tokens += request.num_tokens
-        for prefix in request.distinct_prefixes:
-            self._by_prefix.setdefault(prefix, {})[request] = None
-
-    def remove(self, request: _Request) -> None:
-        del self._requests[request]
-        self.num_tokens -= request.num_tokens
-        for prefix in request.distinct_prefixes:
-            alike = self._by_prefix[prefix]
-            del alike[request]
-            if not alike:
-                del self._by_prefix[prefix]
-
-    def plan(self, token_budget: int, now: float) -> _Batch:
-        """A batch with the oldest request, filled with what fits; requests past their deadline stay behind."""
-        batch = _Batch(token_budget)
-        tried: set[_Request] = set()
-        misses = 0
-        for request in self._in_turn(batch):
-            if request in tried or request.deadline <= now:
-                continue
-            tried.add(request)
-            misses += not batch.add(request)
-            if batch.is_full or misses == MAX_MISSES:
-                break
-        return batch
-
-    def _in_turn(self, batch: _Batch) -> Iterator[_Request]:
-        """Requests in waiting order; after one that was taken into `batch`, those that share most with it."""
-        walked: set[int] = set()
-        for request in self._requests:
-            yield request
-            if request in batch.requests:
-                prefixes = [prefix for prefix in request.distinct_prefixes if prefix not in walked]
-                walked.update(prefixes)
-                for prefix in prefixes:
-                    yield from self._by_prefix[prefix]
 
 
 class TokenBatcher:
@@ -240,14 +103,14 @@ class TokenBatcher:
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="batcher")
-        self._unanswered: set[_Request] = set()
-        self._refusal: str | None = None
+        self._callers: dict[Request, _Caller] = {}
+        self._is_closed = False
         self._is_tending = False
         # Under the lock from here on.
         self._lock = threading.Lock()
-        self._line = _Line()
-        self._plan: _Batch | None = None  # of requests in the line: it may be dropped and made again at any time
-        self._running: _Batch | None = None
+        self._queue = BatchQueue()
+        self._plan: RequestBatch | None = None  # of requests in the queue: it may be dropped and made again at any time
+        self._running: RequestBatch | None = None
         self._pump: Future[None] | None = None
         self._death: str | None = None
         self._moved_at = clock()
@@ -258,7 +121,7 @@ class TokenBatcher:
     @property
     def queued_tokens(self) -> int:
         """Tokens that wait, every sequence counted whole."""
-        return self._line.num_tokens
+        return self._queue.num_tokens
 
     @property
     def running_tokens(self) -> int:
@@ -274,10 +137,10 @@ class TokenBatcher:
             deadline: in seconds of the batcher's clock; a request that has not started by then fails.
 
         Raises:
-            OverloadedError: too many tokens wait already.
+            QueueFullError: too many tokens wait already.
             DeadlineExceededError: the deadline passed before the request's turn.
             ForwardError: the forward pass raises for this request, also when it is alone.
-            BatcherClosedError: the batcher is draining or closed.
+            BatcherClosedError: the batcher is closed.
             BatcherStalledError: the batcher's thread died.
         """
         if not sequences:
@@ -287,23 +150,22 @@ class TokenBatcher:
         deadline = math.inf if deadline is None else deadline
         if deadline <= now:
             raise DeadlineExceededError(0.0)
-        request = _Request(list(sequences), now, deadline, loop.create_future())
+        request = Request(list(sequences), now, deadline)
         self._enter(request)
+        self._callers[request] = _Caller(loop.create_future())
         self._tend_soon()
         if deadline < math.inf:
             self._set_timer(request)
-        self._unanswered.add(request)
         try:
-            return await request.future
+            return await self._callers[request].future
         finally:
-            self._unanswered.discard(request)
             self._withdraw(request)
 
     def check_health(self) -> None:
         """Raises `BatcherStalledError` if the thread died or there is work that does not move. From any thread."""
         with self._lock:
             still_s = self._clock() - self._moved_at
-            num_waiting, running = len(self._line), self._running
+            num_waiting, running = len(self._queue), self._running
         if self._death is not None:
             raise BatcherStalledError(self._death)
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
@@ -312,29 +174,21 @@ class TokenBatcher:
             what = f"a forward pass has run for {still_s:.0f} s" if running else f"no batch started for {still_s:.0f} s"
             raise BatcherStalledError(f"{what}, {num_waiting} requests wait")
 
-    async def drain(self) -> None:
-        """Refuse new requests, and return when all that are here have their answer."""
-        self._refusal = self._refusal or "draining"
-        await self._all_answered()
-
     async def close(self) -> None:
         """Refuse new requests, fail those that wait, and return when the running batch is done and the thread ended.
 
         A forward pass cannot be interrupted. Where this is cancelled, the thread ends after the pass that it is in.
         """
-        self._refusal = "closed"
-        self._fail_waiting(lambda: BatcherClosedError("closed"))
+        self._is_closed = True
+        self._fail_waiting(BatcherClosedError)
         pump = self._pump
         try:
             if pump is not None:
                 await asyncio.wait([asyncio.wrap_future(pump)])
-            await self._all_answered()
+            if self._callers:
+                await asyncio.wait([caller.future for caller in self._callers.values()])
         finally:
             self._executor.shutdown(wait=pump is None or pump.done())
-
-    async def _all_answered(self) -> None:
-        if self._unanswered:
-            await asyncio.wait([request.future for request in self._unanswered])
 
     def _bound_loop(self) -> asyncio.AbstractEventLoop:
         """The running loop, which is the same in every call."""
@@ -345,19 +199,19 @@ class TokenBatcher:
             raise RuntimeError("a TokenBatcher serves one event loop: make another for this one")
         return loop
 
-    def _enter(self, request: _Request) -> None:
-        """Put a request into the line, and into the plan if it fits, or raise."""
-        if self._refusal is not None:
-            raise BatcherClosedError(self._refusal)
+    def _enter(self, request: Request) -> None:
+        """Put a request into the queue, and into the plan if it fits, or raise."""
+        if self._is_closed:
+            raise BatcherClosedError
         with self._lock:
             if self._death is not None:
                 raise BatcherStalledError(self._death)
-            queued = self._line.num_tokens
-            if self._line and queued + request.num_tokens > self._max_queued_tokens:
-                raise OverloadedError(queued, self._estimated_wait_s())
-            if not self._line and self._running is None:
+            queued = self._queue.num_tokens
+            if self._queue and queued + request.num_tokens > self._max_queued_tokens:
+                raise QueueFullError(queued, self._estimated_wait_s())
+            if not self._queue and self._running is None:
                 self._moved_at = request.submitted
-            self._line.add(request)
+            self._queue.add(request)
             if self._plan is not None:
                 self._plan.add(request)
 
@@ -367,38 +221,43 @@ class TokenBatcher:
             return 1
         return max(1, math.ceil((self.queued_tokens + self.running_tokens) * self._done_s / self._done_tokens))
 
-    def _withdraw(self, request: _Request) -> bool:
-        """Let go of a request, wherever it is. Returns whether it was waiting."""
-        if request.timer is not None:
-            request.timer.cancel()
+    def _withdraw(self, request: Request) -> None:
+        """Let go of a request, wherever it is: nobody waits for it any more."""
+        caller = self._callers.pop(request)
+        if caller.timer is not None:
+            caller.timer.cancel()
         request.is_withdrawn = True
+        self._unqueue(request)
+
+    def _unqueue(self, request: Request) -> bool:
+        """Take a request out of the queue. Returns whether it was there."""
         with self._lock:
-            if request not in self._line:
+            if request not in self._queue:
                 return False
-            self._line.remove(request)
+            self._queue.remove(request)
             if self._plan is not None and request in self._plan.requests:
                 self._plan = None
         self._tend_soon()
         return True
 
-    def _set_timer(self, request: _Request) -> None:
-        loop = self._bound_loop()
-        request.timer = loop.call_later(request.deadline - self._clock(), self._expire, request)
+    def _set_timer(self, request: Request) -> None:
+        delay_s = request.deadline - self._clock()
+        self._callers[request].timer = self._bound_loop().call_later(delay_s, self._expire, request)
 
-    def _expire(self, request: _Request) -> None:
+    def _expire(self, request: Request) -> None:
         if self._clock() < request.deadline:
             self._set_timer(request)
-        elif self._withdraw(request):
-            _fail(request, DeadlineExceededError(self._clock() - request.submitted))
+        elif self._unqueue(request):  # one that runs already keeps its place in the batch, and gets its scores
+            self._fail(request, DeadlineExceededError(self._clock() - request.submitted))
 
     def _fail_waiting(self, error: Callable[[], Exception]) -> None:
         with self._lock:
-            waiting = list(self._line)
+            waiting = list(self._queue)
             self._plan = None
             for request in waiting:
-                self._line.remove(request)
+                self._queue.remove(request)
         for request in waiting:
-            _fail(request, error())
+            self._fail(request, error())
 
     def _tend_soon(self) -> None:
         """Tend after the callbacks that are ready now: requests that arrive together start together."""
@@ -410,12 +269,12 @@ class TokenBatcher:
         """Set an idle thread to work; while it is busy, plan what it does next."""
         self._is_tending = False
         with self._lock:
-            if not self._line:
+            if not self._queue:
                 return
             if self._pump is None:
                 self._pump = self._executor.submit(self._run_batches)
             elif self._plan is None:
-                self._plan = self._line.plan(self._token_budget, self._clock())
+                self._plan = self._queue.plan(self._token_budget, self._clock())
 
     # In the thread, from here on.
 
@@ -431,25 +290,25 @@ class TokenBatcher:
             logger.critical("the batcher's thread died", exc_info=error)
             self._die(error)
 
-    def _take(self) -> _Batch | None:
-        """The next batch, off the line; None if nothing waits, and the thread is idle then."""
+    def _take(self) -> RequestBatch | None:
+        """The next batch, off the queue; None if nothing waits, and the thread is idle then."""
         with self._lock:
             batch, self._plan, self._running = self._plan, None, None
             now = self._clock()
             if batch is None or batch.has_late(now):
-                batch = self._line.plan(self._token_budget, now)
+                batch = self._queue.plan(self._token_budget, now)
             if not batch.requests:
                 self._pump = None
                 return None
             for request in batch.requests:
-                self._line.remove(request)
+                self._queue.remove(request)
             batch.started = self._moved_at = now
             self._running = batch
             return batch
 
-    def _forward(self, batch: _Batch) -> dict[_Request, Outcomes | ForwardError]:
+    def _forward(self, batch: RequestBatch) -> dict[Request, Outcomes | ForwardError]:
         """Each request's outcomes. Where the pass fails, the batch is halved, in n requests at most 2 n - 1 passes."""
-        outcomes: dict[_Request, Outcomes | ForwardError] = {}
+        outcomes: dict[Request, Outcomes | ForwardError] = {}
         parts = [list(batch.requests)]
         while parts:
             part = [request for request in parts.pop() if not request.is_withdrawn]
@@ -469,7 +328,7 @@ class TokenBatcher:
         self._failures_in_a_row = self._failures_in_a_row + 1 if has_failed else 0
         return outcomes
 
-    def _score(self, requests: list[_Request]) -> dict[_Request, Outcomes]:
+    def _score(self, requests: list[Request]) -> dict[Request, Outcomes]:
         """One forward pass."""
         self._moved_at = self._clock()
         sequences = [sequence for request in requests for sequence in request.sequences]
@@ -479,7 +338,7 @@ class TokenBatcher:
         results = iter(found)
         return {request: [next(results) for _ in request.sequences] for request in requests}
 
-    def _measure(self, batch: _Batch, forward_s: float) -> None:
+    def _measure(self, batch: RequestBatch, forward_s: float) -> None:
         with self._lock:
             self._done_tokens = self._done_tokens * RATE_MEMORY + batch.num_tokens
             self._done_s = self._done_s * RATE_MEMORY + forward_s
@@ -501,12 +360,13 @@ class TokenBatcher:
 
     # On the event loop again.
 
-    def _deliver(self, batch: _Batch, outcomes: dict[_Request, Outcomes | ForwardError], forward_s: float) -> None:
+    def _deliver(self, batch: RequestBatch, outcomes: dict[Request, Outcomes | ForwardError], forward_s: float) -> None:
         for request, outcome in outcomes.items():
+            caller = self._callers.get(request)
             if isinstance(outcome, ForwardError):
-                _fail(request, outcome)
-            elif not request.future.done():
-                request.future.set_result(outcome)
+                self._fail(request, outcome)
+            elif caller is not None and not caller.future.done():
+                caller.future.set_result(outcome)
         if self._observe is None:
             return
         try:
@@ -515,7 +375,7 @@ class TokenBatcher:
             logger.exception("the observer of batches failed")
 
     def _report(
-        self, batch: _Batch, outcomes: dict[_Request, Outcomes | ForwardError], forward_s: float
+        self, batch: RequestBatch, outcomes: dict[Request, Outcomes | ForwardError], forward_s: float
     ) -> BatchReport:
         return BatchReport(
             num_requests=len(batch.requests),
@@ -527,40 +387,19 @@ class TokenBatcher:
             errors=sum(_num_errors(request, outcome) for request, outcome in outcomes.items()),
         )
 
-    def _fail_all(self, batch: _Batch | None, reason: str) -> None:
+    def _fail_all(self, batch: RequestBatch | None, reason: str) -> None:
         for request in batch.requests if batch is not None else ():
-            _fail(request, BatcherStalledError(reason))
+            self._fail(request, BatcherStalledError(reason))
         self._fail_waiting(lambda: BatcherStalledError(reason))
 
+    def _fail(self, request: Request, error: Exception) -> None:
+        """Raise `error` in the request's `submit`, unless that was cancelled."""
+        caller = self._callers.get(request)
+        if caller is not None and not caller.future.done():
+            caller.future.set_exception(error)
 
-def _fail(request: _Request, error: Exception) -> None:
-    """Raise `error` in the request's `submit`, unless that was cancelled."""
-    if not request.future.done():
-        request.future.set_exception(error)
 
-
-def _num_errors(request: _Request, outcome: Outcomes | ForwardError) -> int:
+def _num_errors(request: Request, outcome: Outcomes | ForwardError) -> int:
     if isinstance(outcome, ForwardError):
         return len(request.sequences)
     return sum(isinstance(result, ScoringError) for result in outcome)
-
-
-def _prefix_hashes(sequence: list[int]) -> list[int]:
-    """Hashes of the first 16, 32, 64, ... tokens, as far as one token is left, as sharing needs."""
-    tokens = tuple(sequence)
-    hashes = []
-    length = MIN_SHARED_TOKENS
-    while length < len(tokens):
-        hashes.append(hash(tokens[:length]))
-        length *= 2
-    return hashes
-
-
-def _common_prefix(first: list[int], second: list[int]) -> int:
-    """Tokens the two share at their start, less than the length of either; 0 where that is too few to share.
-
-    Hashes may collide, so nothing is taken from their being equal.
-    """
-    shortest = min(len(first), len(second)) - 1
-    shared = next(compress(count(), map(ne, first, second)), shortest)
-    return min(shared, shortest) if shared >= MIN_SHARED_TOKENS else 0

@@ -1,7 +1,7 @@
 """Why a batcher returns no scores.
 
     RaywardError
-    |- OverloadedError        too many tokens wait already: try again later
+    |- QueueFullError         too many tokens wait already: try again later
     |- DeadlineExceededError  the request's deadline passed while it waited
     |- ForwardError           the forward pass failed for this request, also alone
     |- BatcherClosedError     the batcher takes no more work
@@ -20,11 +20,11 @@ __all__ = [
     "BatcherStalledError",
     "DeadlineExceededError",
     "ForwardError",
-    "OverloadedError",
+    "QueueFullError",
 ]
 
 
-class OverloadedError(RaywardError):
+class QueueFullError(RaywardError):
     """`queued_tokens` wait already; they are estimated to be worked off in `retry_after_s` whole seconds."""
 
     def __init__(self, queued_tokens: int, retry_after_s: int) -> None:
@@ -63,14 +63,10 @@ class ForwardError(RaywardError):
 
 
 class BatcherClosedError(RaywardError):
-    """The batcher is `state`, `"draining"` or `"closed"`, and scores no more requests."""
-
-    def __init__(self, state: str) -> None:
-        super().__init__(state)
-        self.state = state
+    """The batcher is closed and scores no more requests."""
 
     def __str__(self) -> str:
-        return f"the batcher is {self.state} and takes no requests"
+        return "the batcher is closed and takes no requests"
 
 
 class BatcherStalledError(RaywardError):

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from serve_app.reward_model.conversation import Conversation, ConversationLike, Message
 from serve_app.reward_model.errors import (
+    ChangedFilesError,
     CheckpointError,
     ConversationError,
     ConversationTooLongError,
@@ -33,14 +34,17 @@ from serve_app.reward_model.errors import (
     ScoringError,
     TokenIdsError,
     UnsupportedArchitectureError,
+    UnsupportedDeviceError,
     WeightError,
 )
 from serve_app.reward_model.scores import Score
+from serve_app.reward_model.spec import ModelSpec
 
 if TYPE_CHECKING:
     from serve_app.reward_model.model import RewardModel
 
 __all__ = [
+    "ChangedFilesError",
     "CheckpointError",
     "Conversation",
     "ConversationError",
@@ -48,6 +52,7 @@ __all__ = [
     "ConversationTooLongError",
     "DeviceMemoryError",
     "Message",
+    "ModelSpec",
     "NonFiniteScoreError",
     "RaywardError",
     "RewardModel",
@@ -55,6 +60,7 @@ __all__ = [
     "ScoringError",
     "TokenIdsError",
     "UnsupportedArchitectureError",
+    "UnsupportedDeviceError",
     "WeightError",
 ]
 

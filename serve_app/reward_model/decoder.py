@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from serve_app.reward_model.architecture import DecoderConfig
+from serve_app.reward_model.architecture import DecoderConfig, Quantization
 from serve_app.reward_model.attention import Attention, attention_for
 from serve_app.reward_model.invariance import RowRule
-from serve_app.reward_model.linear import Linear, Quantization, linear_for
+from serve_app.reward_model.linear import Linear, linear_for
 from serve_app.reward_model.packing import PackedBatch, on_device
 from serve_app.reward_model.prefixes import Group
 from serve_app.reward_model.rotary import RotaryTable, rotate

@@ -9,6 +9,8 @@
     |  `- DeviceMemoryError          one conversation alone does not fit the device's memory
     `- CheckpointError               a model cannot be loaded
        |- UnsupportedArchitectureError
+       |- UnsupportedDeviceError     the device cannot do what is asked of it, such as fp8
+       |- ChangedFilesError          the files are not those that were named by their fingerprint
        `- WeightError                a weight is missing, surplus or misshapen
 
 Every class pickles, so that errors cross process borders whole.
@@ -17,6 +19,7 @@ Every class pickles, so that errors cross process borders whole.
 from __future__ import annotations
 
 __all__ = [
+    "ChangedFilesError",
     "CheckpointError",
     "ConversationError",
     "ConversationTooLongError",
@@ -26,6 +29,7 @@ __all__ = [
     "ScoringError",
     "TokenIdsError",
     "UnsupportedArchitectureError",
+    "UnsupportedDeviceError",
     "WeightError",
 ]
 
@@ -80,6 +84,14 @@ class CheckpointError(RaywardError):
 
 class UnsupportedArchitectureError(CheckpointError):
     """The checkpoint's architecture or one of its options is not supported; the message names what is."""
+
+
+class UnsupportedDeviceError(CheckpointError):
+    """The device cannot do what is asked of it, such as multiplying 8-bit floats; the message names what can."""
+
+
+class ChangedFilesError(CheckpointError):
+    """The files of a model are not those of the fingerprint that the caller holds on to."""
 
 
 class WeightError(CheckpointError):

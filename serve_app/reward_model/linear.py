@@ -23,8 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from serve_app.reward_model.architecture import Quantization
-
-__all__ = ["CUDA_TILE_ROWS", "DenseLinear", "Fp8Linear", "Linear", "OneDnnLinear", "Quantization", "linear_for"]
+from serve_app.reward_model.errors import UnsupportedDeviceError
 
 CUDA_TILE_ROWS = 1024
 FP8 = torch.float8_e4m3fn
@@ -133,11 +132,7 @@ class Fp8Linear:
 
     @classmethod
     def of(cls, weight_OI: Tensor, bias_O: Tensor | None, *, tile_rows: int | None) -> Fp8Linear:
-        device = weight_OI.device
-        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
-            raise ValueError(
-                f"fp8 needs a GPU of the Hopper generation or newer, not {torch.cuda.get_device_name(device)}"
-            )
+        check_quantization("fp8", weight_OI.device)
         quantized, scale_O1 = _quantized(weight_OI)
         bias = None if bias_O is None else bias_O.to(torch.bfloat16)
         return cls(quantized, scale_O1.t().contiguous(), bias, tile_rows)
@@ -166,6 +161,15 @@ class Fp8Linear:
 
     def times(self, x_TI: Tensor, factor_TO: Tensor) -> Tensor:
         return self(x_TI).mul_(factor_TO)
+
+
+def check_quantization(quantization: Quantization, device: torch.device) -> None:
+    """Raise `UnsupportedDeviceError` where a GPU does not multiply 8-bit floats; a CPU does, slowly."""
+    if quantization == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
+        raise UnsupportedDeviceError(
+            f"fp8 needs a GPU of the Hopper generation or newer, not {torch.cuda.get_device_name(device)}: leave the "
+            "quantization out, or take another GPU"
+        )
 
 
 def linear_for(

@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from serve_app.reward_model.architecture import DecoderConfig
+from serve_app.reward_model.architecture import DecoderConfig, Quantization
 from serve_app.reward_model.checkpoint import fingerprint, load_weights, resolve
 from serve_app.reward_model.conversation import Conversation, ConversationLike, Message
 from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.errors import ConversationError, ScoringError
 from serve_app.reward_model.invariance import find_variance
-from serve_app.reward_model.linear import Quantization
 from serve_app.reward_model.prefixes import together
 from serve_app.reward_model.scorer import SequenceScorer
 from serve_app.reward_model.scores import Score, ranks

@@ -30,7 +30,7 @@ import torch
 
 from cluster.connect import connect
 from cluster.reward_pool.pool import RewardActorPool
-from cluster.reward_pool.token_batch import TokenBatch
+from serve_app.batching.wire import TokenBatch
 from serve_app.reward_model import RewardModel
 from tests.benchmarks.bench_engine import RESULTS, hardware
 from tests.benchmarks.bench_serve import conversations, write_checkpoint
@@ -126,7 +126,8 @@ def bytes_put(pool: RewardActorPool, batch: list[Any]) -> tuple[int, int]:
     real = ray.put
 
     def counting(value: Any) -> Any:
-        put.append(value.num_bytes if isinstance(value, TokenBatch) else len(pickle.dumps(value)))
+        is_batch = isinstance(value, TokenBatch)
+        put.append(value.ids.nbytes + value.starts.nbytes if is_batch else len(pickle.dumps(value)))
         return real(value)
 
     with mock.patch("ray.put", counting):

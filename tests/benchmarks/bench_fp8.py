@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.reward_model import RewardModel
-from serve_app.reward_model.linear import Quantization
+from serve_app.reward_model.architecture import Quantization
 
 
 def main() -> int:

@@ -11,8 +11,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from jobs.scoring.model_source import ModelSource
-from serve_app.reward_model import RewardModel, Score, ScoringError
+from serve_app.reward_model import ModelSpec, RewardModel, Score, ScoringError
 
 POISON = "POISON"
 
@@ -64,9 +63,9 @@ class Loader:
         self._kind = kind
         self._folder = folder
 
-    def __call__(self, source: ModelSource) -> Any:
+    def __call__(self, spec: ModelSpec) -> Any:
         (self._folder / f"load-{os.getpid()}").touch()
         if self._kind is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        model = source.load()
+        model = spec.load()
         return self._kind(model, self._folder) if self._kind else model

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from serve_app.app import _deployment, build_app
 from serve_app.autoscaling import QUEUED_SECONDS, replicas_for_queue
 from serve_app.config import ServiceConfig
-from serve_app.replica import load_model
+from serve_app.reward_model import ModelSpec, UnsupportedDeviceError
 
 
 def parsed(**options: Any) -> ServiceConfig:
@@ -37,6 +37,7 @@ def test_one_model_needs_no_list() -> None:
         ({"models": [{"model": "a/tiny"}, {"model": "b/tiny"}]}, "different names"),
         ({"model": "tiny", "token_budget": 0}, "token_budget"),
         ({"model": "tiny", "gpu_type": "L4", "num_gpus": 0}, "leave one of them out"),
+        ({"model": "tiny", "quantization": "fp8", "num_gpus": 0}, "fp8 is for GPUs"),
     ],
 )
 def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
@@ -51,8 +52,14 @@ def test_serve_knows_how_to_read_its_command_line() -> None:
 
 def test_a_type_of_gpu_is_asked_of_ray() -> None:
     """Also before the cluster has such a GPU: the autoscaler brings it."""
-    deployment = _deployment(parsed(model="tiny", gpu_type="L4").models[0], 1, load_model)._bound_deployment
+    deployment = _deployment(parsed(model="tiny", gpu_type="L4").models[0], 1, ModelSpec.load)._bound_deployment
     assert deployment.ray_actor_options == {"num_cpus": 1.0, "num_gpus": 1.0, "accelerator_type": "L4"}
+
+
+def test_fp8_without_gpus_is_refused_before_anything_is_deployed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.app._num_gpus", lambda model: 0.0)
+    with pytest.raises(UnsupportedDeviceError, match="fp8 needs an NVIDIA GPU"):
+        build_app(parsed(model="tiny", quantization="fp8"))
 
 
 def test_the_shipped_configuration_is_valid() -> None:

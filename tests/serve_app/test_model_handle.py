@@ -15,31 +15,31 @@ from ray.exceptions import ActorDiedError, RayError
 
 from serve_app import model_handle
 from serve_app.batching.errors import ForwardError
+from serve_app.batching.wire import Refusal, ScoreReply, TokenBatch
 from serve_app.config import ModelConfig
-from serve_app.model_handle import MAX_RETRIES, PART_TOKENS, PARTS_UNDER_WAY, ModelHandle
-from serve_app.replica import Refusal, ScoreReply, TokenLists
-from serve_app.reward_model import DeviceMemoryError, NonFiniteScoreError, RaywardError, RewardModel, Score
+from serve_app.model_handle import MAX_PART_RETRIES, PART_TOKENS, PARTS_AT_ONCE, ModelHandle
+from serve_app.reward_model import DeviceMemoryError, NonFiniteScoreError, RewardModel, Score, ScoringError
 from serve_app.web.service import ApiError, deadline_in
 from tests.conftest import chat
 
-Answer = Callable[[TokenLists], ScoreReply]
+Answer = Callable[[TokenBatch], ScoreReply]
 
 
-def lengths(request: TokenLists) -> ScoreReply:
+def lengths(request: TokenBatch) -> ScoreReply:
     """A sequence's score is its length."""
     return ScoreReply(request.lengths.astype(np.float32))
 
 
-def failing(error: RaywardError) -> Answer:
+def failing(error: ScoringError) -> Answer:
     """The second sequence has `error`."""
     return lambda request: ScoreReply(request.lengths.astype(np.float32), {1: error})
 
 
 def refusing(refusal: Refusal) -> Answer:
-    return lambda request: ScoreReply(np.empty(0, dtype=np.float32), refusal=refusal)
+    return lambda request: ScoreReply.without(refusal)
 
 
-def dying(request: TokenLists) -> ScoreReply:
+def dying(request: TokenBatch) -> ScoreReply:
     raise ActorDiedError
 
 
@@ -49,13 +49,13 @@ class Replicas:
     def __init__(self, *answers: Answer, delay_s: float = 0.0) -> None:
         self.answers = list(answers)
         self.delay_s = delay_s
-        self.requests: list[TokenLists] = []
+        self.requests: list[TokenBatch] = []
         self.timeouts: list[float | None] = []
         self.under_way = self.most_under_way = 0
-        self.score = SimpleNamespace(remote=lambda *asked: asyncio.ensure_future(self._score(*asked)))
+        self.score = SimpleNamespace(remote=lambda *asked, **how: asyncio.ensure_future(self._score(*asked, **how)))
         self.ready = SimpleNamespace(remote=self._ready)
 
-    async def _score(self, request: TokenLists, timeout_s: float | None) -> ScoreReply:
+    async def _score(self, request: TokenBatch, *, timeout_s: float | None) -> ScoreReply:
         self.requests.append(request)
         self.timeouts.append(timeout_s)
         self.under_way += 1
@@ -67,7 +67,7 @@ class Replicas:
             self.under_way -= 1
 
     async def _ready(self) -> bool:
-        self.answers[0](TokenLists.of([[1]]))
+        self.answers[0](TokenBatch.of([[1]]))
         return True
 
 
@@ -89,11 +89,6 @@ def score(replicas: Replicas, conversations: Sequence[Any], **options: Any) -> l
 CHATS = [chat("Why?", "Because."), chat("Who?", "Nobody knows it."), chat("Why?", "I do not know.")]
 
 
-def test_token_lists_come_back_as_they_were() -> None:
-    sequences = [[1, 2, 3], [4], [5, 6]]
-    assert TokenLists.of(sequences).lists() == sequences
-
-
 def test_those_with_one_prompt_stand_together_and_scores_are_in_order(tiny: RewardModel) -> None:
     replicas = Replicas(lengths)
     scores = score(replicas, CHATS)
@@ -108,18 +103,18 @@ def test_a_large_list_goes_in_parts_a_few_at_a_time(tiny: RewardModel) -> None:
     scores = score(replicas, conversations)
     assert [item.value for item in scores] == [len(tiny.tokenizer.encode(each)) for each in conversations]
     assert all(request.lengths.sum() <= PART_TOKENS for request in replicas.requests)
-    assert len(replicas.requests) > PARTS_UNDER_WAY == replicas.most_under_way
+    assert len(replicas.requests) > PARTS_AT_ONCE == replicas.most_under_way
 
 
 @pytest.mark.usefixtures("no_pause")
 def test_a_dead_replica_is_asked_for_again_twice_and_no_more() -> None:
-    replicas = Replicas(*[dying] * MAX_RETRIES, lengths)
+    replicas = Replicas(*[dying] * MAX_PART_RETRIES, lengths)
     assert len(score(replicas, CHATS)) == 3
     replicas = Replicas(dying)
     with pytest.raises(ApiError) as raised:
         score(replicas, CHATS)
     assert (raised.value.status, raised.value.code) == (503, "unavailable")
-    assert len(replicas.requests) == 1 + MAX_RETRIES
+    assert len(replicas.requests) == 1 + MAX_PART_RETRIES
 
 
 @pytest.mark.usefixtures("no_pause")
@@ -150,7 +145,7 @@ def test_a_request_that_was_taken_on_waits_for_room_for_its_other_parts(monkeypa
         (DeviceMemoryError("too much"), 422, "does_not_fit_in_memory"),
     ],
 )
-def test_an_error_of_one_conversation_names_it(error: RaywardError, status: int, code: str) -> None:
+def test_an_error_of_one_conversation_names_it(error: ScoringError, status: int, code: str) -> None:
     with pytest.raises(ApiError) as raised:
         score(Replicas(failing(error)), CHATS)
     # The second sequence of the part is the third conversation, which has the first one's prompt.
@@ -159,8 +154,8 @@ def test_an_error_of_one_conversation_names_it(error: RaywardError, status: int,
 
 @pytest.mark.usefixtures("no_pause")
 def test_a_request_that_fails_on_one_replica_is_asked_for_elsewhere() -> None:
-    def broken(request: TokenLists) -> ScoreReply:
-        return ScoreReply(np.zeros(3, dtype=np.float32), {place: ForwardError("E", "secret") for place in range(3)})
+    def broken(request: TokenBatch) -> ScoreReply:
+        return ScoreReply.without(ForwardError("E", "secret"))
 
     assert len(score(Replicas(broken, lengths), CHATS)) == 3
     with pytest.raises(ApiError) as raised:
@@ -175,7 +170,7 @@ def test_the_other_parts_of_a_refused_request_are_cancelled() -> None:
     class SlowAfterRefusal(Replicas):
         cancelled = 0
 
-        async def _score(self, request: TokenLists, timeout_s: float | None) -> ScoreReply:
+        async def _score(self, request: TokenBatch, *, timeout_s: float | None) -> ScoreReply:
             self.requests.append(request)
             if len(self.requests) == 1:
                 await asyncio.sleep(0.05)
@@ -215,7 +210,7 @@ def test_the_deadline_travels_with_the_request() -> None:
 
 
 def test_ready() -> None:
-    def unready(request: TokenLists) -> ScoreReply:
+    def unready(request: TokenBatch) -> ScoreReply:
         raise RayError
 
     assert asyncio.run(handle(Replicas(lengths)).ready())

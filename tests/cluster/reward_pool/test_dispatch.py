@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from ray.exceptions import RayActorError
 
-from cluster.reward_pool.dispatch import MAX_RETRIES, PARTS_UNDER_WAY, Part, dispatch
+from cluster.reward_pool.dispatch import MAX_PART_RETRIES, PARTS_PER_ACTOR, Part, dispatch
 from cluster.reward_pool.errors import ActorLostError, AsleepError, PoolClosedError, RewardPoolError
 from cluster.reward_pool.supervisor import Member
-from cluster.reward_pool.token_batch import ScoreReply
-from serve_app.batching.errors import OverloadedError
+from serve_app.batching.errors import QueueFullError
+from serve_app.batching.wire import ScoreReply
 
 
 class FakeActors:
@@ -63,7 +63,7 @@ class FakeActors:
 def test_replies_are_in_order_and_few_parts_are_under_way() -> None:
     actors = FakeActors()
     assert actors.run(50) == list(range(50))
-    assert actors.most_under_way == PARTS_UNDER_WAY
+    assert actors.most_under_way == PARTS_PER_ACTOR
     assert actors.run(0) == []
 
 
@@ -97,9 +97,11 @@ def test_a_part_over_which_actors_keep_dying_ends_the_batch() -> None:
             deaths[7] += 1
             raise RayActorError
 
-    with pytest.raises(ActorLostError, match=f"{MAX_RETRIES + 1} actors died over the same part of 1 conversations"):
+    with pytest.raises(
+        ActorLostError, match=f"{MAX_PART_RETRIES + 1} actors died over the same part of 1 conversations"
+    ):
         FakeActors(harm).run(20)
-    assert deaths[7] == MAX_RETRIES + 1
+    assert deaths[7] == MAX_PART_RETRIES + 1
 
 
 def test_the_batch_goes_on_without_an_actor_that_cannot_be_replaced(caplog: pytest.LogCaptureFixture) -> None:
@@ -136,12 +138,12 @@ def test_what_an_actor_answers_for_a_whole_part_is_raised_at_once() -> None:
 
 def test_an_actor_with_too_much_to_do_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = Counter[int]()
-    monkeypatch.setattr(OverloadedError, "__init__", lambda self: setattr(self, "retry_after_s", 0))
+    monkeypatch.setattr(QueueFullError, "__init__", lambda self: setattr(self, "retry_after_s", 0))
 
     def harm(member: Member, part: Part) -> None:
         refused[part.first] += 1
         if refused[part.first] < 4:
-            raise OverloadedError  # type: ignore[call-arg]
+            raise QueueFullError  # type: ignore[call-arg]
 
     assert FakeActors(harm).run(5) == list(range(5))
 
@@ -167,7 +169,7 @@ def test_a_small_batch_does_not_wait_for_a_large_one() -> None:
         await large
         return waited_for
 
-    assert asyncio.run(run()) <= 3 * PARTS_UNDER_WAY
+    assert asyncio.run(run()) <= 3 * PARTS_PER_ACTOR
 
 
 def test_cancelling_ends_every_call() -> None:

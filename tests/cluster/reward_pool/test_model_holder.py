@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cluster.reward_pool.errors import AsleepError, RewardPoolError, SleepError, WeightsUpdateError
-from cluster.reward_pool.model_holder import ModelSlot, ModelSpec, WeightsVersion
-from serve_app.reward_model import CheckpointError, RewardModel, WeightError
+from cluster.reward_pool.model_holder import ModelSlot, WeightsVersion
+from serve_app.reward_model import CheckpointError, ModelSpec, RewardModel, WeightError
 from tests.cluster.reward_pool.checkpoints import copied, reshaped, retrained
 
 SEQUENCES = [[1, *range(10, 10 + length), 3] for length in (5, 60, 200)]

@@ -25,7 +25,7 @@ from cluster.reward_pool.errors import (
     WeightsUpdateError,
 )
 from cluster.reward_pool.pool import RewardActorPool
-from serve_app.reward_model import CheckpointError, ConversationError, RewardModel
+from serve_app.reward_model import CheckpointError, ConversationError, RewardModel, UnsupportedDeviceError
 from tests.cluster.reward_pool import policies
 from tests.cluster.reward_pool.checkpoints import reshaped, retrained
 from tests.conftest import chat
@@ -194,6 +194,8 @@ def test_new_weights_are_in_all_actors_or_in_none(
         ({"num_actors": 0}, RewardInputError, "positive"),
         ({"detached": True}, RewardInputError, "needs a name"),
         ({"device": "cpu", "num_gpus": 1}, RewardInputError, "num_gpus=1"),
+        ({"device": "cpu", "quantization": "fp8"}, UnsupportedDeviceError, "fp8 needs an NVIDIA GPU"),
+        ({"num_gpus": 0, "quantization": "fp8"}, UnsupportedDeviceError, "the device is cpu"),
         ({"truncation": "middle"}, RewardInputError, "truncation"),
         ({"policy_tokenizer": "/no/such"}, PolicyTokenizerError, "/no/such"),
         ({"name": "pool-of-tests"}, PoolStartError, "attach"),

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from cluster.reward_pool.ensemble import OnError, RewardEnsemble
+from cluster.reward_pool.encoder import OnError
+from cluster.reward_pool.ensemble import RewardEnsemble
 from cluster.reward_pool.errors import RewardInputError
-from cluster.reward_pool.rewards import Moments, RunningNormalization, clip, combine, group_advantages
+from cluster.reward_pool.rewards import RewardMoments, RunningNormalization, clip, combine, group_advantages
 from serve_app.reward_model import ConversationLike
 from tests.conftest import chat
 
@@ -30,7 +31,7 @@ def test_clip_keeps_nulls_and_what_is_inside() -> None:
 def test_merged_moments_are_those_of_all_numbers(cuts: tuple[int, ...]) -> None:
     """At a mean of 20,000 deviations, where the difference of sums of squares would keep few digits."""
     pieces = [REWARDS[start:stop] for start, stop in itertools.pairwise([0, *cuts, len(REWARDS)])]
-    moments = Moments.merged(Moments.of(piece) for piece in pieces)
+    moments = RewardMoments.merged(RewardMoments.of(piece) for piece in pieces)
     assert moments.count == len(REWARDS)
     assert moments.mean == pytest.approx(statistics.fmean(REWARDS), rel=1e-14)
     assert moments.std == pytest.approx(statistics.pstdev(REWARDS), rel=1e-9)
@@ -70,13 +71,13 @@ def test_processes_that_merge_count_every_reward_once() -> None:
     assert workers[0].moments.count == 120
     assert workers[0].moments.std == pytest.approx(statistics.pstdev(REWARDS[:120]), rel=1e-9)
     with pytest.raises(RewardInputError, match="not among them"):
-        workers[0].merge([Moments.of([1.0])])
+        workers[0].merge([RewardMoments.of([1.0])])
 
 
 def test_the_state_survives_json_and_is_checked() -> None:
     running = RunningNormalization(center=False)
     running(REWARDS[:7])
-    running.merge([running.own, Moments.of(REWARDS[7:20])])
+    running.merge([running.own, RewardMoments.of(REWARDS[7:20])])
     running(REWARDS[20:30])
     restored = RunningNormalization.restore(json.loads(json.dumps(running.state())))
     assert restored(REWARDS[30:40]) == running(REWARDS[30:40])

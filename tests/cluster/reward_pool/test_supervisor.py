@@ -1,4 +1,4 @@
-"""The keeper changes every actor or none, and replaces the dead within bounds; the actors here are no processes."""
+"""The supervisor changes every actor or none, and replaces the dead within bounds; the actors here are no processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from cluster.reward_pool import supervisor
+from cluster.reward_pool import supervisor as supervisor_module
 from cluster.reward_pool.actor import ActorStatus
 from cluster.reward_pool.errors import (
     ActorLostError,
@@ -22,7 +22,7 @@ from cluster.reward_pool.errors import (
     WeightsUpdateError,
 )
 from cluster.reward_pool.model_holder import WeightsVersion
-from cluster.reward_pool.supervisor import PoolKeeper, PoolPlan
+from cluster.reward_pool.supervisor import PoolPlan, PoolSupervisor
 from serve_app.reward_model import CheckpointError
 
 OLD = WeightsVersion(0, "old", None, "aa")
@@ -76,28 +76,28 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> list[FakeActor]:
         started.append(FakeActor())
         return started[-1]
 
-    monkeypatch.setattr(supervisor, "launch", launch)
-    monkeypatch.setattr(supervisor, "_kill", lambda member: setattr(member.handle, "is_killed", True))
+    monkeypatch.setattr(supervisor_module, "launch", launch)
+    monkeypatch.setattr(supervisor_module, "_kill", lambda member: setattr(member.handle, "is_killed", True))
     return started
 
 
-def run(work: Callable[[PoolKeeper], Awaitable[None]], **plan: Any) -> None:
+def run(work: Callable[[PoolSupervisor], Awaitable[None]], **plan: Any) -> None:
     async def started() -> None:
-        keeper = PoolKeeper(PoolPlan(num_actors=2, **plan))
-        await keeper.start()
-        await work(keeper)
+        supervisor = PoolSupervisor(PoolPlan(num_actors=2, **plan))
+        await supervisor.start()
+        await work(supervisor)
 
     asyncio.run(started())
 
 
 def test_new_weights_are_in_all_actors_and_in_those_that_replace_them(actors: list[FakeActor]) -> None:
-    async def work(keeper: PoolKeeper) -> None:
-        version = await keeper.update_weights("new", None)
+    async def work(supervisor: PoolSupervisor) -> None:
+        version = await supervisor.update_weights("new", None)
         assert version == WeightsVersion(1, "new", None, "bb")
         assert [actor.version for actor in actors] == [version, version]
         assert [actor.calls[-1] for actor in actors] == ["finish_weights"] * 2
         actors[0].is_killed = True
-        member = await keeper.replace(0, 0)
+        member = await supervisor.replace(0, 0)
         assert (member.generation, member.handle) == (1, actors[2])
         assert actors[2].version == version
 
@@ -107,35 +107,35 @@ def test_new_weights_are_in_all_actors_and_in_those_that_replace_them(actors: li
 @pytest.mark.parametrize("step", ["stage_weights", "commit_weights"])
 @pytest.mark.parametrize("error", [CheckpointError("torn file"), RayActorError()])
 def test_where_one_actor_fails_all_keep_the_old_weights(actors: list[FakeActor], step: str, error: Exception) -> None:
-    async def work(keeper: PoolKeeper) -> None:
+    async def work(supervisor: PoolSupervisor) -> None:
         actors[1].fails[step] = error
         with pytest.raises(WeightsUpdateError, match=f"the old weights stay: reward actor 1: {type(error).__name__}"):
-            await keeper.update_weights("new", None)
+            await supervisor.update_weights("new", None)
         assert actors[0].version == OLD
         assert "finish_weights" not in actors[0].calls
         actors[1].is_killed = True
-        await keeper.replace(1, 0)
+        await supervisor.replace(1, 0)
         assert actors[2].opened_with["version"] == OLD
 
     run(work)
 
 
 def test_actors_that_read_different_files_keep_the_old_weights(actors: list[FakeActor]) -> None:
-    async def work(keeper: PoolKeeper) -> None:
+    async def work(supervisor: PoolSupervisor) -> None:
         actors[1].staged = "cc"
         with pytest.raises(WeightsUpdateError, match="different files"):
-            await keeper.update_weights("new", None)
+            await supervisor.update_weights("new", None)
         assert [actor.calls[-1] for actor in actors] == ["roll_back_weights"] * 2
 
     run(work)
 
 
 def test_an_actor_that_cannot_go_back_is_ended(actors: list[FakeActor]) -> None:
-    async def work(keeper: PoolKeeper) -> None:
+    async def work(supervisor: PoolSupervisor) -> None:
         actors[0].fails["roll_back_weights"] = RewardPoolError("out of memory")
         actors[1].fails["commit_weights"] = WeightsUpdateError("out of memory")
         with pytest.raises(WeightsUpdateError):
-            await keeper.update_weights("new", None)
+            await supervisor.update_weights("new", None)
         assert actors[0].is_killed
         assert not actors[1].is_killed
 
@@ -144,44 +144,44 @@ def test_an_actor_that_cannot_go_back_is_ended(actors: list[FakeActor]) -> None:
 
 @pytest.mark.parametrize("method", ["sleep", "wake"])
 def test_all_sleep_or_none(actors: list[FakeActor], method: str) -> None:
-    async def work(keeper: PoolKeeper) -> None:
+    async def work(supervisor: PoolSupervisor) -> None:
         if method == "wake":
-            await keeper.sleep()
+            await supervisor.sleep()
         actors[1].fails[method] = SleepError("no memory")
         with pytest.raises(SleepError, match="reward actor 1: SleepError: no memory"):
-            await getattr(keeper, method)()
+            await getattr(supervisor, method)()
         assert actors[0].asleep == (method == "wake")
         actors[0].is_killed = True
-        await keeper.replace(0, 0)
+        await supervisor.replace(0, 0)
         assert actors[2].asleep == (method == "wake")
 
     run(work)
 
 
 def test_a_dead_actor_keeps_nobody_from_sleeping_and_its_successor_sleeps_too(actors: list[FakeActor]) -> None:
-    async def work(keeper: PoolKeeper) -> None:
+    async def work(supervisor: PoolSupervisor) -> None:
         actors[1].is_killed = True
-        await keeper.sleep()
-        await keeper.replace(1, 0)
+        await supervisor.sleep()
+        await supervisor.replace(1, 0)
         assert actors[0].asleep
         assert actors[2].asleep
         with pytest.raises(AsleepError, match="wake"):
-            await keeper.update_weights("new", None)
+            await supervisor.update_weights("new", None)
 
     run(work)
 
 
 def test_replacing_is_bounded_and_done_once(actors: list[FakeActor]) -> None:
-    async def work(keeper: PoolKeeper) -> None:
-        assert (await keeper.replace(0, 0)).generation == 0  # it answers
+    async def work(supervisor: PoolSupervisor) -> None:
+        assert (await supervisor.replace(0, 0)).generation == 0  # it answers
         for generation in range(2):
             actors[-1 if generation else 0].is_killed = True
-            found = await asyncio.gather(*(keeper.replace(0, generation) for _ in range(3)))
+            found = await asyncio.gather(*(supervisor.replace(0, generation) for _ in range(3)))
             assert {member.generation for member in found} == {generation + 1}
         assert len(actors) == 4
         actors[-1].is_killed = True
         with pytest.raises(ActorLostError, match="2 reward actors died within an hour"):
-            await keeper.replace(0, 2)
+            await supervisor.replace(0, 2)
         assert len(actors) == 4
 
     run(work, max_restarts=2)
@@ -190,15 +190,15 @@ def test_replacing_is_bounded_and_done_once(actors: list[FakeActor]) -> None:
 def test_what_was_begun_is_finished_without_its_caller(actors: list[FakeActor]) -> None:
     """A batch that ends with an error gives its wait for a replacement up; the replacement is there all the same."""
 
-    async def work(keeper: PoolKeeper) -> None:
+    async def work(supervisor: PoolSupervisor) -> None:
         actors[0].is_killed = True
-        caller = asyncio.create_task(keeper.replace(0, 0))
+        caller = asyncio.create_task(supervisor.replace(0, 0))
         while len(actors) < 3:
             await asyncio.sleep(0)
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller
-        assert (await keeper.replace(0, 0)).generation == 1
+        assert (await supervisor.replace(0, 0)).generation == 1
         assert actors[2].calls == ["open"]
         assert actors[2].opened_with
         assert not actors[2].is_killed
@@ -207,9 +207,9 @@ def test_what_was_begun_is_finished_without_its_caller(actors: list[FakeActor]) 
 
 
 def test_health_tells_the_dead_from_the_living(actors: list[FakeActor]) -> None:
-    async def work(keeper: PoolKeeper) -> None:
+    async def work(supervisor: PoolSupervisor) -> None:
         actors[1].is_killed = True
-        health = await keeper.health()
+        health = await supervisor.health()
         assert [found.is_alive for found in health] == [True, False]
         assert health[1].problem is not None
         assert "RayActorError" in health[1].problem
@@ -225,10 +225,10 @@ def test_a_start_that_fails_says_why(actors: list[FakeActor], monkeypatch: pytes
         fingerprints["launched"] += 1
         return broken if fingerprints["launched"] == 2 else FakeActor()
 
-    async def work(keeper: PoolKeeper) -> None:
+    async def work(supervisor: PoolSupervisor) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(supervisor, "launch", launch)
+    monkeypatch.setattr(supervisor_module, "launch", launch)
     for error, raised in ((CheckpointError("no such model"), CheckpointError), (RayActorError(), PoolStartError)):
         fingerprints.clear()
         broken.fails["open"] = error

@@ -16,34 +16,34 @@ from jobs.scoring import replica_calls
 from jobs.scoring.replica_calls import CallGate, ReplicaCalls
 from jobs.scoring.stage import DeadRowError
 from serve_app.batching.errors import ForwardError
-from serve_app.replica import Refusal, ScoreReply
+from serve_app.batching.wire import Refusal, ScoreReply, TokenBatch
 from serve_app.reward_model import NonFiniteScoreError
 
 POISON = 666
-Answer = Callable[[np.ndarray, np.ndarray], ScoreReply]
+Answer = Callable[[TokenBatch], ScoreReply]
 
 
-def lengths_of(ids: np.ndarray, lengths: np.ndarray) -> ScoreReply:
+def lengths_of(batch: TokenBatch) -> ScoreReply:
     """A sequence's score is its length."""
-    return ScoreReply(lengths.astype(np.float32))
+    return ScoreReply(batch.lengths.astype(np.float32))
 
 
 def refusing(reason: Any) -> Answer:
-    return lambda ids, lengths: ScoreReply(np.empty(0, dtype=np.float32), refusal=Refusal(reason, 0))
+    return lambda batch: ScoreReply.without(Refusal(reason, 0))
 
 
-def failing(ids: np.ndarray, lengths: np.ndarray) -> ScoreReply:
-    return ScoreReply(lengths.astype(np.float32), {at: ForwardError("Boom", "") for at in range(len(lengths))})
+def failing(batch: TokenBatch) -> ScoreReply:
+    return ScoreReply.without(ForwardError("Boom", ""))
 
 
-def dying(ids: np.ndarray, lengths: np.ndarray) -> ScoreReply:
+def dying(batch: TokenBatch) -> ScoreReply:
     from ray.exceptions import ActorDiedError
 
     raise ActorDiedError
 
 
-def dying_of_poison(ids: np.ndarray, lengths: np.ndarray) -> ScoreReply:
-    return dying(ids, lengths) if POISON in ids else lengths_of(ids, lengths)
+def dying_of_poison(batch: TokenBatch) -> ScoreReply:
+    return dying(batch) if POISON in batch.ids else lengths_of(batch)
 
 
 class Replicas:
@@ -56,18 +56,18 @@ class Replicas:
         self.under_way: list[bool] = []
         self.overlaps = 0
         """Calls that were under way beside a poisoned one."""
-        self.score_ids = SimpleNamespace(remote=lambda *asked: asyncio.ensure_future(self._score(*asked)))
+        self.score = SimpleNamespace(remote=lambda batch, key: asyncio.ensure_future(self._score(batch, key)))
 
-    async def _score(self, ids: np.ndarray, lengths: np.ndarray, key: str) -> ScoreReply:
+    async def _score(self, batch: TokenBatch, key: str) -> ScoreReply:
         assert key == "key"
         self.calls += 1
-        is_poisoned = POISON in ids
+        is_poisoned = POISON in batch.ids
         self.overlaps += len(self.under_way) if is_poisoned else any(self.under_way)
         self.under_way.append(is_poisoned)
         try:
             await asyncio.sleep(self.delay_s)
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-            return answer(ids, lengths)
+            return answer(batch)
         finally:
             self.under_way.remove(is_poisoned)
 
@@ -96,8 +96,8 @@ def test_what_passes_is_asked_again(trouble: Answer) -> None:
 
 
 def test_one_bad_row_has_its_error_and_its_neighbours_their_scores() -> None:
-    def one_bad(ids: np.ndarray, lengths: np.ndarray) -> ScoreReply:
-        return ScoreReply(lengths.astype(np.float32), {1: NonFiniteScoreError("nan")})
+    def one_bad(batch: TokenBatch) -> ScoreReply:
+        return ScoreReply(batch.lengths.astype(np.float32), {1: NonFiniteScoreError("nan")})
 
     first, second, third = outcomes(Replicas(one_bad), sequences(3, 1, 2))
     assert (first, third) == (3.0, 2.0)
@@ -119,7 +119,7 @@ def test_a_model_that_fails_for_good_stops_the_job() -> None:
 
 
 def test_replicas_that_take_on_nothing_stop_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica_calls, "STALL_S", 0.2)
+    monkeypatch.setattr(replica_calls, "NO_PROGRESS_S", 0.2)
     with pytest.raises(ScorerError, match="took on nothing for"):
         outcomes(Replicas(refusing("overloaded")), sequences(1))
 
@@ -141,10 +141,10 @@ def test_the_row_that_kills_replicas_is_found_and_asked_for_alone() -> None:
 def test_no_more_calls_are_under_way_than_the_replicas_take(monkeypatch: pytest.MonkeyPatch) -> None:
     most = 0
 
-    def watched(ids: np.ndarray, lengths: np.ndarray) -> ScoreReply:
+    def watched(batch: TokenBatch) -> ScoreReply:
         nonlocal most
         most = max(most, len(replicas.under_way))
-        return lengths_of(ids, lengths)
+        return lengths_of(batch)
 
     monkeypatch.setattr(replica_calls, "num_replicas", lambda app, deployment: 2)
     replicas = Replicas(watched, delay_s=0.01)

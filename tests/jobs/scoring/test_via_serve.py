@@ -80,6 +80,9 @@ def test_replicas_that_die_cost_no_row_and_own_actors_take_the_output_over(
     manifest = json.loads((tmp_path / "_manifest.json").read_text())
     assert manifest["arguments"]["via_serve"] == APP
     assert manifest["via_serve"]["deployment"] == "tiny"
+    assert manifest["arguments"]["model"] is None
+    described = {"device": "cpu", "dtype": "float32", "quantization": "none"}
+    assert manifest["model"] == {"name": "tiny", "revision": None, "fingerprint": tiny.fingerprint, **described}
 
     next(tmp_path.glob("part-*")).unlink()
     again = run(config(corpus, tmp_path, via_serve=None, model="tiny", dtype="float32", cpus_per_actor=1))
@@ -94,6 +97,7 @@ def test_replicas_that_die_cost_no_row_and_own_actors_take_the_output_over(
         ({"via_serve": f"{APP}/other"}, "say which model, as in rayward/tiny"),
         ({"dtype": "bfloat16"}, "serves dtype float32, not bfloat16"),
         ({"device": "cuda"}, "serves device cpu, not cuda"),
+        ({"quantization": "fp8"}, "serves quantization none, not fp8"),
         ({"cpus_per_actor": 64}, "do not fit"),
     ],
 )

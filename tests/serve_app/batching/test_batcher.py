@@ -16,15 +16,17 @@ from typing import Any, TypeVar
 
 import pytest
 
+from serve_app.batching import batch_queue
 from serve_app.batching import batcher as batcher_module
 from serve_app.batching import errors as batcher_errors
+from serve_app.batching.batch_queue import BatchQueue
 from serve_app.batching.batcher import BatchReport, TokenBatcher
 from serve_app.batching.errors import (
     BatcherClosedError,
     BatcherStalledError,
     DeadlineExceededError,
     ForwardError,
-    OverloadedError,
+    QueueFullError,
 )
 from serve_app.reward_model.errors import RaywardError, ScoringError, TokenIdsError
 from serve_app.reward_model.prefixes import MIN_SHARED_TOKENS
@@ -81,10 +83,10 @@ async def occupy(batcher: TokenBatcher, device: Device) -> asyncio.Task[Any]:
     return task
 
 
-async def wait_in_line(
+async def wait_in_queue(
     batcher: TokenBatcher, requests: list[list[list[int]]], **options: Any
 ) -> list[asyncio.Task[Any]]:
-    """Submit in this order, and return when all are in the line."""
+    """Submit in this order, and return when all are in the queue."""
     tasks = [asyncio.create_task(batcher.submit(request, **options)) for request in requests]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -108,7 +110,7 @@ def served(
         device = Device()
         batcher = batcher_of(device, token_budget=token_budget, **options)
         first = await occupy(batcher, device)
-        tasks = await wait_in_line(batcher, requests)
+        tasks = await wait_in_queue(batcher, requests)
         device.gate.set()
         results = await results_of(tasks)
         await first
@@ -155,7 +157,7 @@ def test_requests_join_the_next_batch_until_it_starts() -> None:
         batcher = batcher_of(device)
         tasks = [await occupy(batcher, device)]
         for n in range(5):
-            tasks += await wait_in_line(batcher, [[[n]]])
+            tasks += await wait_in_queue(batcher, [[[n]]])
             await asyncio.sleep(0.005)
         device.gate.set()
         await asyncio.gather(*tasks)
@@ -172,7 +174,7 @@ def test_the_next_batch_starts_while_the_event_loop_is_busy() -> None:
         device = Device()
         batcher = batcher_of(device)
         first = await occupy(batcher, device)
-        tasks = await wait_in_line(batcher, [[[1]]])
+        tasks = await wait_in_queue(batcher, [[[1]]])
         device.steps.release()
         give_up = time.monotonic() + PATIENCE_S
         while len(device.calls) < 2:
@@ -188,18 +190,18 @@ def test_the_next_batch_starts_while_the_event_loop_is_busy() -> None:
 
 def test_the_next_batch_is_planned_on_the_event_loop_while_the_device_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = []
-    plan = batcher_module._Line.plan
+    plan = BatchQueue.plan
 
     def noted(*arguments: Any) -> Any:
         threads.append(threading.current_thread() is threading.main_thread())
         return plan(*arguments)
 
-    monkeypatch.setattr(batcher_module._Line, "plan", noted)
+    monkeypatch.setattr(BatchQueue, "plan", noted)
 
     async def main() -> None:
         device = Device()
         batcher = batcher_of(device, token_budget=1)
-        tasks = [await occupy(batcher, device), *await wait_in_line(batcher, [[[n]] for n in range(3)])]
+        tasks = [await occupy(batcher, device), *await wait_in_queue(batcher, [[[n]] for n in range(3)])]
         for place in range(1, 4):
             await asyncio.sleep(0.01)
             assert threads == [False] + [True] * place
@@ -294,7 +296,7 @@ def test_a_request_that_is_cancelled_while_it_waits_never_runs() -> None:
         device = Device()
         batcher = batcher_of(device)
         first = await occupy(batcher, device)
-        tasks = await wait_in_line(batcher, [[ids(n, 50)] for n in range(4)])
+        tasks = await wait_in_queue(batcher, [[ids(n, 50)] for n in range(4)])
         assert (batcher.running_tokens, batcher.queued_tokens) == (1, 200)
         await asyncio.sleep(0.01)  # the next batch is planned
         tasks[0].cancel()
@@ -314,7 +316,7 @@ def test_a_request_that_is_cancelled_while_it_runs_is_forgotten() -> None:
     async def main() -> None:
         device = Device()
         batcher = batcher_of(device)
-        tasks = await wait_in_line(batcher, [[[1]], [[2]]])
+        tasks = await wait_in_queue(batcher, [[[1]], [[2]]])
         await until(lambda: len(device.calls) == 1)
         tasks[0].cancel()
         await asyncio.sleep(0)
@@ -333,7 +335,7 @@ def test_a_deadline_that_has_passed_fails_at_once() -> None:
     async def main() -> None:
         device = Device()
         batcher = batcher_of(device, max_queued_tokens=1)
-        tasks = [await occupy(batcher, device), *await wait_in_line(batcher, [[[1]]])]
+        tasks = [await occupy(batcher, device), *await wait_in_queue(batcher, [[[1]]])]
         with pytest.raises(DeadlineExceededError):
             await batcher.submit([[2]], deadline=time.monotonic() - 1)
         device.gate.set()
@@ -349,8 +351,8 @@ def test_a_deadline_that_passes_while_waiting_fails_then() -> None:
         device = Device()
         batcher = batcher_of(device)
         first = await occupy(batcher, device)
-        late = await wait_in_line(batcher, [[ids(0, 30)]], deadline=time.monotonic() + 0.05)
-        patient = await wait_in_line(batcher, [[ids(1, 30)]], deadline=time.monotonic() + 60)
+        late = await wait_in_queue(batcher, [[ids(0, 30)]], deadline=time.monotonic() + 0.05)
+        patient = await wait_in_queue(batcher, [[ids(1, 30)]], deadline=time.monotonic() + 60)
         with pytest.raises(DeadlineExceededError) as raised:
             await late[0]
         assert 0.05 <= raised.value.waited_s < 1
@@ -369,8 +371,8 @@ def test_a_late_request_does_not_start_though_the_event_loop_is_too_busy_to_fail
         device = Device()
         batcher = batcher_of(device)
         first = await occupy(batcher, device)
-        late = await wait_in_line(batcher, [[[1]]], deadline=time.monotonic() + 0.05)
-        tasks = await wait_in_line(batcher, [[[2]]])
+        late = await wait_in_queue(batcher, [[[1]]], deadline=time.monotonic() + 0.05)
+        tasks = await wait_in_queue(batcher, [[[2]]])
         await asyncio.sleep(0.005)  # both are in the plan
         time.sleep(0.1)
         device.gate.set()
@@ -403,14 +405,14 @@ def test_overload_is_refused_at_once_and_over_when_the_queue_is() -> None:
         device = Device()
         batcher = batcher_of(device, max_queued_tokens=100)
         first = await occupy(batcher, device)
-        tasks = await wait_in_line(batcher, [[ids(0, 60)], [ids(1, 40)]])
-        with pytest.raises(OverloadedError) as raised:
+        tasks = await wait_in_queue(batcher, [[ids(0, 60)], [ids(1, 40)]])
+        with pytest.raises(QueueFullError) as raised:
             await batcher.submit([[1]])
         assert raised.value.queued_tokens == 100
         assert raised.value.retry_after_s >= 1
         tasks[0].cancel()
         await asyncio.sleep(0)
-        tasks += await wait_in_line(batcher, [[ids(2, 60)]])
+        tasks += await wait_in_queue(batcher, [[ids(2, 60)]])
         device.gate.set()
         assert await asyncio.gather(first, *tasks[1:]) == [[score([7])], [score(ids(1, 40))], [score(ids(2, 60))]]
         assert await batcher.submit([[1]]) == [score([1])]
@@ -424,8 +426,8 @@ def test_a_request_above_the_bound_is_taken_on_an_empty_queue() -> None:
         device = Device()
         batcher = batcher_of(device, max_queued_tokens=100)
         first = await occupy(batcher, device)
-        large = await wait_in_line(batcher, [[ids(0, 500)]])
-        with pytest.raises(OverloadedError):
+        large = await wait_in_queue(batcher, [[ids(0, 500)]])
+        with pytest.raises(QueueFullError):
             await batcher.submit([[1]])
         device.gate.set()
         assert await asyncio.gather(first, *large) == [[score([7])], [score(ids(0, 500))]]
@@ -450,8 +452,8 @@ def test_retry_after_is_the_time_that_the_measured_rate_needs() -> None:
         device.gate.clear()
         running = asyncio.create_task(batcher.submit([ids(0, 80)]))
         await until(lambda: len(device.calls) == 4)
-        waiting = await wait_in_line(batcher, [[ids(1, 90)]])
-        with pytest.raises(OverloadedError) as raised:
+        waiting = await wait_in_queue(batcher, [[ids(1, 90)]])
+        with pytest.raises(QueueFullError) as raised:
             await batcher.submit([ids(2, 20)])
         assert raised.value.retry_after_s == 17
         device.gate.set()
@@ -535,7 +537,7 @@ def test_a_cancelled_request_is_left_out_when_its_batch_is_halved() -> None:
             return found
 
         batcher = batcher_of(fail_once)
-        tasks = await wait_in_line(batcher, [[[n]] for n in range(4)])
+        tasks = await wait_in_queue(batcher, [[[n]] for n in range(4)])
         await until(lambda: len(device.calls) == 1)
         tasks[1].cancel()
         await asyncio.sleep(0)
@@ -557,7 +559,7 @@ def test_a_request_that_fails_after_it_was_cancelled_harms_nobody() -> None:
             raise ValueError
 
         batcher = batcher_of(broken)
-        tasks = await wait_in_line(batcher, [[[1]], [[2]]])
+        tasks = await wait_in_queue(batcher, [[[1]], [[2]]])
         device.steps.release()
         await until(lambda: len(device.calls) == 2)
         tasks[0].cancel()
@@ -584,9 +586,9 @@ def test_what_is_reported_of_a_batch() -> None:
         reports: list[BatchReport] = []
         batcher = batcher_of(five_seconds, observe=reports.append, clock=lambda: now)
         first = await occupy(batcher, device)
-        tasks = await wait_in_line(batcher, [[ids(0, 30)]])
+        tasks = await wait_in_queue(batcher, [[ids(0, 30)]])
         now += 2
-        tasks += await wait_in_line(batcher, [[ids(1, 10), ids(2, 10)]])
+        tasks += await wait_in_queue(batcher, [[ids(1, 10), ids(2, 10)]])
         device.gate.set()
         await asyncio.gather(first, *tasks)
         assert reports[1] == BatchReport(
@@ -623,7 +625,7 @@ def test_health_fails_while_a_forward_pass_hangs() -> None:
         now = 1000.0
         batcher.check_health()  # nothing to do is no stall
         first = await occupy(batcher, device)
-        waiting = await wait_in_line(batcher, [[[1]]])
+        waiting = await wait_in_queue(batcher, [[[1]]])
         now += 60
         batcher.check_health()
         now += 1
@@ -666,7 +668,7 @@ def test_health_fails_while_work_waits_and_no_batch_starts() -> None:
         now = 1000.0
         stuck = threading.Event()
         batcher._executor.submit(stuck.wait, PATIENCE_S)
-        waiting = await wait_in_line(batcher, [[[1]]])
+        waiting = await wait_in_queue(batcher, [[[1]]])
         now += 60
         batcher.check_health()
         now += 1
@@ -675,6 +677,31 @@ def test_health_fails_while_work_waits_and_no_batch_starts() -> None:
         stuck.set()
         await asyncio.gather(*waiting)
         batcher.check_health()
+        await batcher.close()
+
+    run(main)
+
+
+def test_a_deadline_that_passes_during_a_failing_pass_loses_no_request() -> None:
+    """What runs has met its deadline: where the pass is repeated in halves, it is in one of them."""
+    now = 0.0
+    device = Device()
+
+    def fails_in_company(sequences: list[list[int]]) -> list[float | ScoringError]:
+        found = device(sequences)
+        if len(sequences) > 1:
+            raise ValueError("too much at once")
+        return found
+
+    async def main() -> None:
+        nonlocal now
+        batcher = batcher_of(fails_in_company, clock=lambda: now)
+        tasks = await wait_in_queue(batcher, [[[1]], [[2]]], deadline=0.01)
+        await until(lambda: len(device.calls) == 1)
+        now = 1.0
+        await asyncio.sleep(0.02)  # the timers of both go off
+        device.gate.set()
+        assert await results_of(tasks) == [[score([1])], [score([2])]]
         await batcher.close()
 
     run(main)
@@ -689,7 +716,7 @@ def test_a_dead_thread_fails_everybody_and_health() -> None:
 
     async def main() -> None:
         batcher = batcher_of(dying, token_budget=1)
-        tasks = await wait_in_line(batcher, [[[n]] for n in range(3)])
+        tasks = await wait_in_queue(batcher, [[[n]] for n in range(3)])
         await until(lambda: len(device.calls) == 1)
         device.gate.set()
         assert [type(result) for result in await results_of(tasks)] == [BatcherStalledError] * 3
@@ -703,26 +730,6 @@ def test_a_dead_thread_fails_everybody_and_health() -> None:
     run(main)
 
 
-def test_drain_refuses_new_work_and_finishes_the_old() -> None:
-    async def main() -> None:
-        device = Device()
-        batcher = batcher_of(device, token_budget=1)
-        tasks = [await occupy(batcher, device), *await wait_in_line(batcher, [[[n]] for n in range(5)])]
-        draining = asyncio.create_task(batcher.drain())
-        await asyncio.sleep(0.01)
-        with pytest.raises(BatcherClosedError, match="draining"):
-            await batcher.submit([[1]])
-        assert not draining.done()
-        device.gate.set()
-        await draining
-        await asyncio.sleep(0)
-        assert [task.result() for task in tasks] == [[score([n])] for n in (7, 0, 1, 2, 3, 4)]
-        await batcher.drain()
-        await batcher.close()
-
-    run(main)
-
-
 def test_close_fails_what_waits_and_awaits_what_runs() -> None:
     async def main() -> None:
         device = Device()
@@ -730,7 +737,7 @@ def test_close_fails_what_waits_and_awaits_what_runs() -> None:
         before = threading.active_count()
         first = await occupy(batcher, device)
         assert threading.active_count() == before + 1
-        tasks = await wait_in_line(batcher, [[[1]], [[2]]])
+        tasks = await wait_in_queue(batcher, [[[1]], [[2]]])
         closing = asyncio.create_task(batcher.close())
         assert [type(result) for result in await results_of(tasks)] == [BatcherClosedError] * 2
         assert not closing.done()
@@ -742,7 +749,6 @@ def test_close_fails_what_waits_and_awaits_what_runs() -> None:
         with pytest.raises(BatcherClosedError, match="closed"):
             await batcher.submit([[1]])
         await batcher.close()
-        await batcher.drain()
 
     run(main)
 
@@ -767,7 +773,7 @@ def test_an_event_loop_that_ends_leaves_no_work_behind() -> None:
 
     async def main() -> None:
         await occupy(batcher, device)
-        await wait_in_line(batcher, [[[n]] for n in range(5)])
+        await wait_in_queue(batcher, [[[n]] for n in range(5)])
 
     run(main)  # asyncio.run cancels what is left
     device.gate.set()
@@ -803,7 +809,7 @@ def test_ten_thousand_waiting_requests_take_seconds(kind: str) -> None:
 
 def test_a_plan_looks_at_a_bounded_part_of_the_queue() -> None:
     """Requests that do not fit are tried up to a limit: of two that would, only the one within it is found."""
-    near = batcher_module.MAX_MISSES - 1
+    near = batch_queue.MAX_MISSES - 1
     misfits = [[ids(n, 90)] for n in range(1000, 1000 + 2 * near)]
     requests = [[ids(0, 80)], *misfits[:near], [ids(1, 10)], *misfits[near:], [ids(2, 10)]]
     _, batches = served(requests, token_budget=100)
@@ -875,10 +881,10 @@ def test_every_request_gets_its_own_result_whatever_happens_to_others(seed: int)
 @pytest.mark.parametrize(
     "error",
     [
-        OverloadedError(5000, 3),
+        QueueFullError(5000, 3),
         DeadlineExceededError(1.25),
         ForwardError("OutOfMemoryError", "no room"),
-        BatcherClosedError("draining"),
+        BatcherClosedError(),
         BatcherStalledError("a forward pass has run for 301 s"),
     ],
     ids=lambda error: type(error).__name__,
@@ -897,13 +903,14 @@ def test_every_error_is_listed_and_one_of_ours() -> None:
     assert all(issubclass(kind, RaywardError) for kind in kinds)
 
 
-@pytest.mark.parametrize("module", [batcher_module, batcher_errors], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [batch_queue, batcher_module, batcher_errors], ids=lambda module: module.__name__)
 def test_the_batcher_needs_nothing_but_the_engines_small_change(module: Any) -> None:
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     names = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     ours = {name for name in names if name.partition(".")[0] not in sys.stdlib_module_names}
     assert ours <= {
+        "serve_app.batching.batch_queue",
         "serve_app.batching.errors",
         "serve_app.reward_model.errors",
         "serve_app.reward_model.prefixes",

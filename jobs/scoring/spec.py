@@ -1,0 +1,48 @@
+"""Which reward model a job scores with: read on the driver from its options, loaded on the workers."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from cluster.connect import ClusterResources
+from jobs.options import EngineOptions
+from serve_app.reward_model import ModelSpec
+from serve_app.reward_model.spec import ModelFacts
+from serve_app.reward_model.tiny import NAME as TINY
+
+__all__ = ["Model", "identity_of_model", "record_of_model", "spec_of"]
+
+Model: TypeAlias = ModelSpec | ModelFacts
+"""The model of a job: a resolved spec for actors of its own, or the facts of a served model."""
+
+
+def spec_of(options: EngineOptions, resources: ClusterResources) -> ModelSpec:
+    """The model as the driver sees it, resolved: mistakes show before anything is started on a worker.
+
+    Raises:
+        CheckpointError: the files are not there, or cannot be read.
+        UnsupportedDeviceError: the workers' device cannot do what is asked of it.
+    """
+    spec = ModelSpec(
+        model=options.model or TINY,
+        revision=options.revision,
+        device=options.device if options.device != "auto" else "cuda" if resources.num_gpus else "cpu",
+        dtype=options.dtype,
+        token_budget=options.token_budget or "auto",
+        quantization=options.quantization or "none",
+    )
+    return spec.resolved()
+
+
+def identity_of_model(model: Model) -> dict[str, Any]:
+    """The part of a run's identity that is the model's: a resumed run must have it in common with the first."""
+    identity = {"model_fingerprint": model.fingerprint, "device": model.device, "dtype": model.dtype}
+    if model.quantization != "none":  # folders of earlier versions have no such key
+        identity["quantization"] = model.quantization
+    return identity
+
+
+def record_of_model(model: Model) -> dict[str, Any]:
+    """For the manifest: the model by the name, commit and fingerprint that were found."""
+    names = ("revision", "fingerprint", "device", "dtype", "quantization")
+    return {"model": {"name": model.model, **{name: getattr(model, name) for name in names}}}

@@ -1,0 +1,108 @@
+"""The form in which tokens and scores cross processes: a `TokenBatch` out, a `ScoreReply` back.
+
+The endpoint, jobs that score through it and pools of reward actors all send these. Arrays are flat, so that Ray moves
+them without pickling each number; a batch in its object store is read where it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_app.batching.errors import ForwardError
+from serve_app.reward_model.errors import ScoringError
+
+__all__ = ["Refusal", "ScoreReply", "TokenBatch"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Sequences of token ids, end to end: `ids` int32 [number of tokens], `starts` int64 [number of sequences + 1]."""
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]]) -> TokenBatch:
+        """The batch of sequences, in order; none makes an empty batch."""
+        starts = np.zeros(len(sequences) + 1, dtype=np.int64)
+        np.cumsum([len(sequence) for sequence in sequences], out=starts[1:])
+        ids = np.empty(int(starts[-1]), dtype=np.int32)
+        for (start, stop), sequence in zip(pairwise(starts.tolist()), sequences, strict=True):
+            ids[start:stop] = sequence
+        return cls(ids, starts)
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sequence: int64 [number of sequences]."""
+        return np.diff(self.starts)
+
+    def num_tokens(self, first: int = 0, stop: int | None = None) -> int:
+        """Tokens of sequences `first` to `stop` - 1, each counted whole."""
+        return int(self.starts[self.num_sequences if stop is None else stop] - self.starts[first])
+
+    def lists(self, first: int = 0, stop: int | None = None) -> list[list[int]]:
+        """The token ids of sequences `first` to `stop` - 1."""
+        stop = self.num_sequences if stop is None else stop
+        bounds = self.starts[first : stop + 1].tolist()
+        return [self.ids[begin:end].tolist() for begin, end in pairwise(bounds)]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a process did not try: it is `"overloaded"` or `"unavailable"`, the `"deadline"` is past, or it has
+    `"another_model"` than the caller asks for. After `retry_after_s` seconds it may be asked again.
+    """
+
+    reason: Literal["overloaded", "unavailable", "deadline", "another_model"]
+    retry_after_s: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreReply:
+    """The scores of a batch, float32 [number of sequences], in order; those in `errors`, by place, have none.
+
+    With a `refusal` or a `failure` there are no scores at all: the batch was not tried, or the forward pass failed for
+    all of it, so that another process may do better. `weights_version` is the number of the weights that all scores
+    were computed with, where those can change.
+    """
+
+    scores: NDArray[np.float32]
+    errors: dict[int, ScoringError] = field(default_factory=dict)
+    refusal: Refusal | None = None
+    failure: ForwardError | None = None
+    weights_version: int = 0
+
+    @classmethod
+    def of(cls, outcomes: Sequence[float | ScoringError], *, weights_version: int = 0) -> ScoreReply:
+        """The reply with the outcome of each sequence, in order."""
+        errors = {place: outcome for place, outcome in enumerate(outcomes) if isinstance(outcome, ScoringError)}
+        values = [0.0 if isinstance(outcome, ScoringError) else outcome for outcome in outcomes]
+        return cls(np.array(values, dtype=np.float32), errors, weights_version=weights_version)
+
+    @classmethod
+    def without(cls, reason: Refusal | ForwardError) -> ScoreReply:
+        """The reply without scores, for the reason given."""
+        none = np.empty(0, dtype=np.float32)
+        if isinstance(reason, Refusal):
+            return cls(none, refusal=reason)
+        return cls(none, failure=reason)
+
+    def outcomes(self) -> list[float | ScoringError]:
+        """The score of each sequence, in order, or its error.
+
+        Raises:
+            ValueError: there are none; look at `refusal` and `failure` first.
+        """
+        if self.refusal is not None or self.failure is not None:
+            raise ValueError(f"there are no scores: {self.refusal or self.failure}")
+        return [self.errors.get(place, value) for place, value in enumerate(self.scores.tolist())]

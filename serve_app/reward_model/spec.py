@@ -1,0 +1,184 @@
+"""ModelSpec: which reward model, and how it is loaded. Every door - endpoint, jobs, pools of actors - names it so.
+
+A spec is plain values: it is read from options, travels to the processes that score, and is loaded there. It brings
+torch when a model is resolved or loaded, so that options and their help do without.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from serve_app.reward_model import tiny
+from serve_app.reward_model.architecture import DecoderConfig, Quantization
+from serve_app.reward_model.errors import ChangedFilesError, UnsupportedDeviceError
+from serve_app.reward_model.model_files import fingerprint, resolve
+
+if TYPE_CHECKING:
+    import torch
+
+    from serve_app.reward_model.model import RewardModel
+
+__all__ = ["ModelFacts", "ModelSpec", "absolute", "dtype_name"]
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A reward model by name, and how it is loaded.
+
+    Args:
+        model: `"tiny"`, a local folder, or a Hugging Face id.
+        revision: branch, tag or commit of a Hugging Face id.
+        device: `"auto"`, `"cpu"` or `"cuda"`.
+        dtype: `"auto"`, `"float32"`, `"bfloat16"` or `"float16"`.
+        token_budget: tokens in one forward pass.
+        quantization: `"none"` or `"fp8"`.
+        fingerprint: the one that the model's files must have; None takes them as they are.
+    """
+
+    model: str = tiny.NAME
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    token_budget: int | Literal["auto"] = "auto"
+    quantization: Quantization = "none"
+    fingerprint: str | None = None
+
+    def check_device(self) -> None:
+        """Raise what can be known without the model: the quantization needs another device than the one named.
+
+        Raises:
+            UnsupportedDeviceError: fp8 on CPUs, where it saves nothing.
+        """
+        if self.quantization == "fp8" and self.device == "cpu":
+            raise UnsupportedDeviceError(
+                "fp8 needs an NVIDIA GPU of the Hopper generation or newer, such as an H100 or H200, and the device "
+                "is cpu: leave the quantization out, or take another device"
+            )
+
+    def resolved(self) -> ModelSpec:
+        """The spec with all that this machine can tell: the folder's whole path or the commit of a Hugging Face id,
+        the device, the dtype, and the fingerprint of the files. Each process that loads it loads the same, or raises.
+
+        The device is the caller's to name where it is another machine's.
+
+        Raises:
+            CheckpointError: the files are not there, or the configuration or tokenizer cannot be read.
+            UnsupportedDeviceError: the device cannot do what is asked of it.
+        """
+        from serve_app.reward_model.model import resolve_device, resolve_dtype
+        from serve_app.reward_model.tokenizer import Tokenizer
+
+        self.check_device()
+        folder = resolve(self.model, self.revision)
+        config = DecoderConfig.from_folder(folder)
+        Tokenizer.from_pretrained(folder, config=config)
+        device = resolve_device(self.device)
+        found = replace(
+            self,
+            model=absolute(self.model),
+            revision=_commit(folder) or self.revision,
+            device=self.device if self.device != "auto" else device.type,
+            dtype=dtype_name(resolve_dtype(self.dtype, config, device)),
+            fingerprint=self._checked(folder),
+        )
+        found.check_device()
+        return found
+
+    def load(self) -> RewardModel:
+        """Load the model in this process.
+
+        Raises:
+            CheckpointError: the files are missing or broken.
+            ChangedFilesError: they have another fingerprint than the spec.
+            UnsupportedDeviceError: the device cannot do what is asked of it.
+        """
+        from serve_app.reward_model.linear import check_quantization
+        from serve_app.reward_model.model import RewardModel, resolve_device
+
+        device = resolve_device(self.device)
+        replace(self, device=device.type).check_device()
+        check_quantization(self.quantization, device)  # before gigabytes are read
+        if self.fingerprint is not None:
+            self.check_files()
+        return RewardModel.from_pretrained(
+            self.model,
+            revision=self.revision,
+            device=device,
+            dtype=self.dtype,
+            token_budget=self.token_budget,
+            quantization=self.quantization,
+        )
+
+    def check_files(self) -> None:
+        """Compare the model's files on this machine with the spec's fingerprint.
+
+        Raises:
+            CheckpointError: the files are not there.
+            ChangedFilesError: they have another fingerprint.
+        """
+        self._checked(resolve(self.model, self.revision))
+
+    def _checked(self, folder: Path) -> str:
+        found = fingerprint(folder)
+        if self.fingerprint not in (None, found):
+            raise ChangedFilesError(
+                f"the files of {self.model} on {os.uname().nodename} have the fingerprint {found}, not "
+                f"{self.fingerprint}: they changed, or are another copy; name a revision or a folder that every node "
+                "sees, or put the former files back"
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model as a process has it: what decides its scores and its token ids, and how much it takes at once."""
+
+    model: str
+    revision: str | None
+    fingerprint: str
+    tokenizer_fingerprint: str
+    device: str
+    dtype: str
+    quantization: Quantization
+    token_budget: int
+
+    @classmethod
+    def of(cls, spec: ModelSpec, model: RewardModel) -> ModelFacts:
+        """Facts of a spec's loaded model. Keep them: files may change under a running process."""
+        return cls(
+            model=spec.model,
+            revision=_commit(model.folder) or spec.revision,
+            fingerprint=model.fingerprint,
+            tokenizer_fingerprint=fingerprint(model.folder, weights=False),
+            device=model.device.type,
+            dtype=dtype_name(model.dtype),
+            quantization=spec.quantization,
+            token_budget=model.scorer.token_budget,
+        )
+
+    @property
+    def key(self) -> str:
+        """Stands for all that decides a score: equal keys, equal bits."""
+        return "/".join((self.fingerprint, self.device, self.dtype, self.quantization))
+
+
+def absolute(model: str) -> str:
+    """A folder's whole path, since other processes stand in other folders; any other name as it is."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if model != tiny.NAME and folder.is_dir() else model
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as options name it: `"float32"`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit of a downloaded snapshot, whose folder is named after it; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name) else None

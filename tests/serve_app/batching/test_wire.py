@@ -1,0 +1,58 @@
+"""Tokens and scores as they cross processes: whole, in order, with the same bits."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from serve_app.batching.errors import ForwardError
+from serve_app.batching.wire import Refusal, ScoreReply, TokenBatch
+from serve_app.reward_model import NonFiniteScoreError, TokenIdsError
+
+SEQUENCES = [[1, 2, 3], [], [4], [92543, 0]]
+
+
+def test_sequences_come_back_as_they_were() -> None:
+    batch = pickle.loads(pickle.dumps(TokenBatch.of(SEQUENCES)))
+    assert batch.lists() == SEQUENCES
+    assert (batch.num_sequences, batch.num_tokens()) == (4, 6)
+    assert batch.lengths.tolist() == [3, 0, 1, 2]
+    assert batch.ids.dtype == np.int32
+    assert all(type(token) is int for sequence in batch.lists() for token in sequence)
+
+
+def test_a_stretch_of_a_batch_is_read_alone() -> None:
+    batch = TokenBatch.of(SEQUENCES)
+    for first in range(5):
+        for stop in range(first, 5):
+            assert batch.lists(first, stop) == SEQUENCES[first:stop]
+            assert batch.num_tokens(first, stop) == sum(map(len, SEQUENCES[first:stop]))
+
+
+def test_an_empty_batch_is_one() -> None:
+    batch = TokenBatch.of([])
+    assert (batch.lists(), batch.num_sequences, batch.num_tokens()) == ([], 0, 0)
+
+
+def test_every_float32_keeps_its_bits_and_every_error_its_place() -> None:
+    bits = np.random.default_rng(0).integers(0, 1 << 32, 2000, dtype=np.uint32)
+    values = bits.view(np.float32)
+    values = values[np.isfinite(values)]
+    outcomes = [*values.tolist(), NonFiniteScoreError("nan"), -0.0, TokenIdsError("empty")]
+    reply = pickle.loads(pickle.dumps(ScoreReply.of(outcomes, weights_version=3)))
+    found = reply.outcomes()
+    assert np.array_equal(np.array(found[: len(values)], dtype=np.float32).view(np.uint32), values.view(np.uint32))
+    assert [type(found[at]) for at in (-3, -2, -1)] == [NonFiniteScoreError, float, TokenIdsError]
+    assert np.signbit(found[-2])
+    assert reply.weights_version == 3
+
+
+@pytest.mark.parametrize("reason", [Refusal("overloaded", 7), ForwardError("E", "no room")])
+def test_a_reply_without_scores_says_why_and_gives_none(reason: Refusal | ForwardError) -> None:
+    reply = pickle.loads(pickle.dumps(ScoreReply.without(reason)))
+    assert str(reply.refusal or reply.failure) == str(reason)
+    assert (reply.refusal is None) != (reply.failure is None)
+    with pytest.raises(ValueError, match="there are no scores"):
+        reply.outcomes()
