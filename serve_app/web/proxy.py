@@ -23,6 +23,8 @@ PROXY_ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.web.proxy:middlewares",
     # Serve replaces a dead proxy after three checks that fail: with its own period of 10 s, half a minute without one.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    # It also gives one up that is not there within three times 5 s, which a loaded machine may take to start it.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
 }
 """Variables of the processes that run Serve's controller and proxies."""
 MAX_TRIES = 3

@@ -445,11 +445,12 @@ class TestRetries:
         assert type(caught.value) is UnavailableError
 
     def test_the_pauses_outlast_the_replacement_of_a_proxy(self, server: ScriptedServer, pauses: list[float]) -> None:
-        """Serve checks its proxies every 10 s and replaces one at the third failure."""
+        """Serve checks its proxies every 10 s and replaces one at the third check that fails."""
         server.answer = lambda _: Reply(b"", is_cut=True)
         with RewardClient(server.url) as client, pytest.raises(UnavailableError, match="after 13 tries"):
             client.score(numbers(1))
-        assert 2 * sum(pauses) > 60 > sum(pauses) / 2  # each is between half of its longest and that
+        assert len(pauses) == 12
+        assert 30 < sum(pauses) < 64
 
     def test_overload_to_the_end(self, client: RewardClient, server: ScriptedServer, pauses: list[float]) -> None:
         server.answer = lambda _: refusal(503, "full", code="overloaded", retry_after="2")
