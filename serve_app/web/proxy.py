@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import time
+from time import monotonic
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -69,7 +69,7 @@ class _Request:
         self._receive = receive
         self._messages: list[Message] = []
         self._num_bytes = 0
-        self._started = time.monotonic()
+        self._started = monotonic()
         self.is_abandoned = False
 
     @property
@@ -78,7 +78,7 @@ class _Request:
 
     def scope(self) -> Scope:
         """A copy for one try, which may change it; its deadline, where it has one, is what is left of that."""
-        spent_s = time.monotonic() - self._started
+        spent_s = monotonic() - self._started
         given = self._scope["headers"]
         headers = [(name, _less(value, spent_s) if name == TIMEOUT_HEADER else value) for name, value in given]
         return {**self._scope, "headers": headers}

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from pydantic import ValidationError
 
-from serve_app import app
-from serve_app.app import _deployment, build_app
+from serve_app.app import _deployment, application, build_app
 from serve_app.autoscaling import QUEUED_SECONDS, replicas_for_queue
 from serve_app.config import ServiceConfig
 from serve_app.replica import load_model
@@ -101,9 +101,9 @@ def test_a_cluster_has_an_ingress_to_spare(
 ) -> None:
     nodes: list[dict[str, Any]] = [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in cpus_of_nodes]
     nodes.append({"Alive": False, "Resources": {"CPU": 4.0}})
-    monkeypatch.setattr(app.ray, "is_initialized", lambda: bool(cpus_of_nodes))
-    monkeypatch.setattr(app.ray, "nodes", lambda: nodes)
-    ingress = app.application(parsed(model="tiny", num_gpus=0, num_ingress_replicas=given))._bound_deployment
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(cpus_of_nodes))
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    ingress = application(parsed(model="tiny", num_gpus=0, num_ingress_replicas=given))._bound_deployment
     assert ingress.num_replicas == replicas
 
 
@@ -111,11 +111,11 @@ def test_a_ray_that_serve_run_starts_has_proxies_that_ask_again(monkeypatch: pyt
     """`serve run` builds the application first; what somebody has set stays."""
     kept = next(iter(PROXY_ENVIRONMENT))
     monkeypatch.setattr(os, "environ", {kept: "own"})
-    monkeypatch.setattr(app.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(app.ray, "cluster_resources", dict)
-    monkeypatch.setattr(app.ray, "nodes", list)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray, "nodes", list)
     build_app(parsed(model="tiny"))
     assert os.environ == {kept: "own"}
-    monkeypatch.setattr(app.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     build_app(parsed(model="tiny"))
     assert os.environ == PROXY_ENVIRONMENT | {kept: "own"}

@@ -137,7 +137,7 @@ def test_a_body_over_the_limit_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_tries_share_the_deadline(monkeypatch: pytest.MonkeyPatch, told: bytes, spent_s: float, left: bytes) -> None:
     now = [100.0]
-    monkeypatch.setattr(proxy.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("serve_app.web.proxy.monotonic", lambda: now[0])
     serve = Serve([[], GOOD], during=lambda: now.append(now.pop() + spent_s))
     headers = {proxy.TIMEOUT_HEADER: told, b"authorization": b"Bearer k"}
     assert ask(serve, headers=headers) == GOOD
