@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from asyncio import sleep
 from time import monotonic
 from typing import Any
 
@@ -31,6 +32,8 @@ MAX_TRIES = 3
 MAX_KEPT_BYTES = 33 * 2**20
 """A body is kept for the next try up to this size, which is over what the gate lets pass."""
 RETRY_AFTER_S = 5
+ROUTES_WITHIN_S, ROUTES_PAUSE_S = 10.0, 0.1
+"""A proxy that has just started answers 404 until Serve's controller has told it the routes."""
 TIMEOUT_HEADER = b"x-request-timeout-s"
 
 
@@ -40,10 +43,14 @@ def middlewares() -> list[Middleware]:
 
 
 class RepeatLost:
-    """Asks `app` up to three times, while it returns without having begun an answer; then answers 503 itself."""
+    """Asks `app` up to three times, while it returns without having begun an answer; then answers 503 itself.
+
+    While the proxy is new, a request for which it knows no route yet waits.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._ready_at = monotonic() + ROUTES_WITHIN_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,6 +59,11 @@ class RepeatLost:
         request, answer = _Request(scope, receive), _Answer(send)
         for number in range(1, MAX_TRIES + 1):
             await self._app(request.scope(), request.receiver(), answer)
+            while answer.is_without_route and monotonic() < self._ready_at:
+                answer.forget()
+                await sleep(ROUTES_PAUSE_S)
+                await self._app(request.scope(), request.receiver(), answer)
+            await answer.release()
             if answer.begun or request.is_abandoned:
                 return
             answer.forget()
@@ -105,25 +117,40 @@ class _Request:
 
 
 class _Answer:
-    """Sends an answer from its first piece of body on: until then it may still be taken back."""
+    """Sends an answer from its first piece of body on: until then it may still be taken back.
+
+    That the proxy knows no route may be taken back until `release`: one that has just started has yet to learn them.
+    """
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._start: Message | None = None
+        self._held: list[Message] = []
         self.begun = False
 
+    @property
+    def is_without_route(self) -> bool:
+        """Whether the proxy itself said 404; the endpoint's own has JSON."""
+        start = self._held[0] if self._held else {}
+        return start.get("status") == 404 and dict(start["headers"]).get(b"content-type", b"").startswith(b"text/plain")
+
     def forget(self) -> None:
-        self._start = None
+        self._held = []
+
+    async def release(self) -> None:
+        """Send what is held, where that is more than a start."""
+        if len(self._held) > 1:
+            await self._flush()
 
     async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._start = message
-            return
+        self._held.append(message)
+        if message["type"] != "http.response.start" and not self.is_without_route:
+            await self._flush()
+
+    async def _flush(self) -> None:
         self.begun = True
-        start, self._start = self._start, None
-        if start is not None:
-            await self._send(start)
-        await self._send(message)
+        held, self._held = self._held, []
+        for message in held:
+            await self._send(message)
 
 
 def _less(value: bytes, spent_s: float) -> bytes:

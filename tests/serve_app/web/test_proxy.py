@@ -131,6 +131,22 @@ def test_a_body_over_the_limit_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> N
     assert ask(Serve([[], GOOD])) == GOOD
 
 
+def no_route() -> list[Message]:
+    from ray.serve._private.http_util import convert_object_to_asgi_messages
+
+    return list(convert_object_to_asgi_messages("Path '/v1/score' not found.", status_code=404))
+
+
+def test_a_proxy_that_has_just_started_waits_for_its_routes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "ROUTES_PAUSE_S", 0.0)
+    routes_late = Serve([no_route(), no_route(), no_route(), no_route(), GOOD], reads=0)
+    assert ask(routes_late) == GOOD
+    own_404: list[Message] = [{**GOOD[0], "status": 404}, GOOD[1]]
+    assert ask(Serve([own_404])) == own_404
+    monkeypatch.setattr(proxy, "ROUTES_WITHIN_S", 0.0)
+    assert ask(Serve([no_route()], reads=0)) == no_route()
+
+
 @pytest.mark.parametrize(
     ("told", "spent_s", "left"),
     [(b"30", 12.5, b"17.500"), (b"10", 12.5, b"0.001"), (b"soon", 12.5, b"soon"), (b"-1", 12.5, b"-1")],
