@@ -4,6 +4,7 @@ serve run serve_app.app:build_app model=tiny
 """
 
 # No postponed annotations here: Serve reads build_app's, to check the arguments of its command line.
+import os
 from typing import Any
 
 import ray
@@ -15,6 +16,7 @@ from serve_app.config import ModelConfig, ServiceConfig
 from serve_app.ingress import Ingress
 from serve_app.replica import Load, RewardReplica
 from serve_app.reward_model import ModelSpec
+from serve_app.web.proxy import PROXY_ENVIRONMENT
 from serve_app.web.security import digests_from_environment
 
 __all__ = ["application", "build_app"]
@@ -24,12 +26,22 @@ MAX_ONGOING_REQUESTS = 10_000
 # Those that wait for a model without a replica: it sleeps, or its only one is being replaced.
 MAX_QUEUED_REQUESTS = 1_000
 INGRESS_CPUS = 0.1
+INGRESSES_OF_A_CLUSTER = 2
+"""One answers on while Serve replaces the other. Serve spreads them over nodes; a proxy asks that of its own first."""
+INGRESS_HEALTH_CHECK_PERIOD_S = 2.0
+"""How long Serve may take to see that an ingress died; meanwhile a lone one's requests wait in the proxy."""
 AUTOSCALING_POLICY = "serve_app.autoscaling:replicas_for_queue"
 DRAIN_S = 600.0
 
 
 def build_app(config: ServiceConfig) -> Application:
-    """The application, for Serve, which passes the arguments of its command line."""
+    """The application, for Serve, which passes the arguments of its command line.
+
+    Where this process has no Ray yet, as under `serve run`, a Ray that it starts has proxies that repeat lost requests.
+    """
+    if not ray.is_initialized():
+        for name, value in PROXY_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
     return application(config)
 
 
@@ -39,10 +51,11 @@ def application(config: ServiceConfig, *, load: Load = ModelSpec.load) -> Applic
     replicas = [_deployment(model, max(1, num_cpu_replicas), load) for model in config.models]
     ingress = serve.deployment(
         name="ingress",
-        num_replicas=config.num_ingress_replicas,
+        num_replicas=config.num_ingress_replicas or _num_ingresses(),
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         ray_actor_options={"num_cpus": INGRESS_CPUS},
         graceful_shutdown_timeout_s=DRAIN_S,
+        health_check_period_s=INGRESS_HEALTH_CHECK_PERIOD_S,
     )(Ingress)
     return ingress.bind(config, digests_from_environment(), *replicas)
 
@@ -89,6 +102,13 @@ def _spec(model: ModelConfig, device: str) -> ModelSpec:
     )
     spec.check_device()
     return spec
+
+
+def _num_ingresses() -> int:
+    """One on a single machine; in a cluster of several nodes enough that the loss of one is not that of all."""
+    nodes = ray.nodes() if ray.is_initialized() else []
+    num_nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in nodes)
+    return INGRESSES_OF_A_CLUSTER if num_nodes > 1 else 1
 
 
 def _num_gpus(model: ModelConfig) -> float:

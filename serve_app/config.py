@@ -73,7 +73,10 @@ class ServiceConfig(BaseModel):
     allow_unauthenticated: bool = Field(
         False, description="serve without API keys to others than this machine; only behind a gateway that checks"
     )
-    num_ingress_replicas: PositiveInt = Field(1, description="processes that check and tokenise requests")
+    num_ingress_replicas: PositiveInt | None = Field(
+        None,
+        description="processes that check and tokenise requests; by default 2 in a cluster of several nodes, else 1",
+    )
 
     @model_validator(mode="before")
     @classmethod

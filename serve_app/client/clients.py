@@ -42,6 +42,7 @@ from serve_app.client.transport import (
 __all__ = ["DEFAULT_TIMEOUT_S", "AsyncRewardClient", "RewardClient"]
 
 DEFAULT_TIMEOUT_S = 600.0
+DEFAULT_MAX_RETRIES = 12
 HEALTH_TIMEOUT_S = 5.0
 T = TypeVar("T")
 
@@ -54,7 +55,8 @@ class AsyncRewardClient:
         api_key: the bearer token; the environment's RAYWARD_API_KEY where it is None, and none where that is empty.
         model: which of the served models scores; the server's default where it is None.
         timeout_s: how long a call may take in all, tries and pauses included; calls may name another.
-        max_retries: how often a request is sent again after 502, 503, 504 or a lost connection.
+        max_retries: how often a request is sent again after 502, 503, 504, a 500 without rayward's JSON, or a lost
+            connection. The pauses between so many tries make 48 s on average: Serve may take 35 s to replace a proxy.
         max_concurrency: the most requests in flight, over all calls.
         max_conversations_per_request, max_bytes_per_request: longer lists are cut into several requests.
 
@@ -72,7 +74,7 @@ class AsyncRewardClient:
         *,
         model: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        max_retries: int = 8,
+        max_retries: int = DEFAULT_MAX_RETRIES,
         max_concurrency: int = 8,
         max_conversations_per_request: int = 256,
         max_bytes_per_request: int = 8 * 2**20,  # a quarter of what the server takes
@@ -268,7 +270,7 @@ class RewardClient:
         *,
         model: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        max_retries: int = 8,
+        max_retries: int = DEFAULT_MAX_RETRIES,
         max_concurrency: int = 8,
         max_conversations_per_request: int = 256,
         max_bytes_per_request: int = 8 * 2**20,

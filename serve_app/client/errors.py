@@ -4,7 +4,8 @@
     |- AuthenticationError     the key is missing or wrong (401, 403)
     |- InvalidRequestError     the request is wrong; `param` names the field (400, 404, 422)
     |  `- TooLongError         a conversation is over the model's length (422) or a body over the server's limit (413)
-    |- UnavailableError        no answer: the connection was refused or lost, or a gateway says so (502, 503, 504)
+    |- UnavailableError        no answer: the connection was refused or lost, or what stands before the server says so
+    |  |                       (502, 503, 504, or a 500 that is none of the server's own)
     |  `- OverloadedError      the server has more to do than it takes on (503 with Retry-After, 429)
     |- DeadlineError           the call's time ran out, here or at the server (408)
     `- MalformedAnswerError    the answer is not what the route promises
@@ -74,6 +75,11 @@ class UnavailableError(RewardClientError):
 
     retry_after_s: float | None = None
     """How long the server asks to be left alone, in seconds."""
+    num_tries: int = 1
+    """How often the request was sent."""
+
+    def __str__(self) -> str:
+        return super().__str__() + (f" after {self.num_tries} tries" if self.num_tries > 1 else "")
 
 
 class OverloadedError(UnavailableError):
@@ -95,7 +101,7 @@ def error_of_answer(status: int, headers: Mapping[str, str], answer: object) -> 
     retry_after_s = _retry_after_s(headers.get("Retry-After"))
     kind = _error_class(status, told.get("code"), has_retry_after=retry_after_s is not None)
     if status == 500 and not told:
-        kind = UnavailableError  # a proxy's answer for a server that died: a live one says what is wrong
+        kind = UnavailableError  # Serve's proxy says so in plain text of a process that died; a live one says why
     result = kind(
         told.get("message") or f"the server answered {status} without a reason",
         status=status,

@@ -212,6 +212,7 @@ class Transport:
                     left_s = ends_at - asyncio.get_running_loop().time()
                     is_final = error.status == 429  # the client's own doing, as every 4xx
                     if is_final or attempt >= self._max_retries or wait_s >= left_s:
+                        error.num_tries = attempt + 1
                         raise
                 attempt += 1
                 await sleep(wait_s)

@@ -18,11 +18,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 import pyarrow as pa
@@ -31,7 +31,9 @@ import tyro
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from jobs.score import ScoreConfig, run
+from serve_app.client import RewardClient
 from serve_app.config import ServiceConfig
+from serve_app.web.proxy import PROXY_ENVIRONMENT
 from tests.benchmarks.commits import commit_rate
 from tests.cluster.simulated import (
     NUM_GPUS,
@@ -45,7 +47,6 @@ from tests.cluster.simulated import (
 from tests.conftest import chat
 
 WORDS = ("the", "sea", "is", "wide", "while", "rivers", "run", "to", "it", "from", "hills", "since", "spring")
-ROWS_PER_UNIT = 256
 REQUEST_CONVERSATIONS = 16
 REQUESTS_PER_CLIENT = 4
 CLIENTS_PER_REPLICA = 3
@@ -70,6 +71,8 @@ class ScaleConfig(BaseModel):
     """Words of a response; one is about 3.7 tokens of the embedded model's."""
     rows_per_replica: PositiveInt = 4000
     """Rows of the job's corpus, for each replica."""
+    rows_per_unit: PositiveInt = 256
+    """Rows that the job commits at once."""
     seconds: PositiveFloat = 20.0
     """How long the endpoint is under load, after a warm-up of a quarter of that."""
 
@@ -126,18 +129,17 @@ class _Job:
         self._tokenizer = sleeping_model().tokenizer
 
     def drive(self, replicas: int, *, lose: Callable[[], None] | None = None) -> Driven:
-        """Score with so many actors; `lose` is called once some units are committed."""
+        """Score with so many actors; `lose` is called once a unit is committed."""
         place = self._folder / f"{replicas}{'-losing' if lose else ''}"
         asked = conversations(self._config.rows_per_replica * replicas, self._config.words, seed=replicas)
-        _write(place / "in", asked)
+        _write(place / "in", asked, row_group_size=self._config.rows_per_unit)
         output = place / "out"
-        watcher = threading.Thread(target=_after_parts, args=(output, 2 * replicas, lose)) if lose else None
-        if watcher:
-            watcher.start()
-        options = {"input": str(place / "in"), "output": str(output), "rows_per_unit": ROWS_PER_UNIT}
-        total = run(ScoreConfig.model_validate(options | {"num_actors": replicas}), load=sleeping_model)
-        if watcher:
-            watcher.join()
+        options = {"input": str(place / "in"), "output": str(output), "rows_per_unit": self._config.rows_per_unit}
+        with ThreadPoolExecutor(1) as pool:
+            watcher = pool.submit(_at_first_part, output, lose, len(asked)) if lose else None
+            total = run(ScoreConfig.model_validate(options | {"num_actors": replicas}), load=sleeping_model)
+            if watcher:
+                watcher.result()
         assert (total.rows, total.errors) == (len(asked), 0), total
         scores = pa.concat_tables(pq.read_table(part) for part in sorted(output.glob("part-*")))
         assert scores["number"].to_pylist() == list(range(len(asked))), "rows are lost, repeated or out of order"
@@ -146,25 +148,27 @@ class _Job:
         return Driven.of(replicas, commit_rate(output), len(asked))
 
 
-def _write(folder: Path, asked: Sequence[Any], num_files: int = 8) -> None:
+def _write(folder: Path, asked: Sequence[Any], *, row_group_size: int, num_files: int = 8) -> None:
     folder.mkdir(parents=True)
     size = -(-len(asked) // num_files)
     for file in range(num_files):
         rows = range(file * size, min(len(asked), (file + 1) * size))
         table = pa.table({"number": list(rows), "messages": [asked[row] for row in rows]})
-        pq.write_table(table, folder / f"{file}.parquet", row_group_size=ROWS_PER_UNIT)
+        pq.write_table(table, folder / f"{file}.parquet", row_group_size=row_group_size)
 
 
 def _expected(tokenizer: Any, asked: Sequence[Any]) -> list[float]:
     return [expected_score(item.token_ids) for item in tokenizer.encode_batch(asked)]
 
 
-def _after_parts(output: Path, num_parts: int, act: Callable[[], None]) -> None:
+def _at_first_part(output: Path, act: Callable[[], None], num_rows: int) -> None:
     deadline = time.monotonic() + WAIT_S
-    while len(list(output.glob("part-*"))) < num_parts:
+    while not list(output.glob("part-*")):
         assert time.monotonic() < deadline, "the job commits nothing"
         time.sleep(POLL_S)
     act()
+    done = sum(pq.read_metadata(part).num_rows for part in output.glob("part-*"))
+    assert done < num_rows, "the job was done before the node was lost"
 
 
 class _Endpoint:
@@ -182,51 +186,114 @@ class _Endpoint:
         model = {"model": "tiny", "num_gpus": 1, "num_cpus": 0.5, "num_replicas": replicas}
         serve.run(application(ServiceConfig.model_validate(model), load=sleeping_model), name="rayward")
 
-    def drive(self, replicas: int, config: ScaleConfig, *, during: Callable[[], None] | None = None) -> Driven:
-        """Load for so many replicas, for the seconds of `config`; `during` is called in the midst of it."""
+    def drive(self, replicas: int, config: ScaleConfig) -> Driven:
+        """Load for so many replicas, for the seconds of `config`."""
         self.deploy(replicas)
-        num_clients = CLIENTS_PER_REPLICA * replicas
-        # Each client has conversations of its own: equal ones in a batch would be read once.
-        asked = conversations(REQUEST_CONVERSATIONS * REQUESTS_PER_CLIENT * num_clients, config.words, seed=0)
-        expected = _expected(self._tokenizer, asked)
-        answered: list[tuple[float, int]] = []
-        stop = threading.Event()
-
-        def ask(client_number: int) -> None:
-            with httpx.Client(base_url=self._url, timeout=WAIT_S) as client:
-                for number in itertools.count():
-                    if stop.is_set():
-                        return
-                    request = client_number * REQUESTS_PER_CLIENT + number % REQUESTS_PER_CLIENT
-                    places = slice(request * REQUEST_CONVERSATIONS, (request + 1) * REQUEST_CONVERSATIONS)
-                    response = client.post("/v1/score", json={"conversations": asked[places]})
-                    assert response.status_code == 200, response.text  # no retries: the endpoint mends what it can
-                    body = response.json()
-                    assert [result["score"] for result in body["results"]] == expected[places]
-                    answered.append((time.monotonic(), body["usage"]["prompt_tokens"]))
-
-        with ThreadPoolExecutor(num_clients) as pool:
-            clients = [pool.submit(ask, number) for number in range(num_clients)]
-            try:
-                time.sleep(config.seconds / 4)
-                if during is not None:
-                    during()
-                started = time.monotonic()
-                time.sleep(config.seconds)
-                ended = time.monotonic()
-            finally:
-                stop.set()
-            for client in clients:
-                client.result()
-        tokens = sum(count for at, count in answered if started <= at < ended)
-        return Driven.of(replicas, tokens / (ended - started), REQUEST_CONVERSATIONS * len(answered))
+        with self._load([by_http] * (CLIENTS_PER_REPLICA * replicas), config) as load:
+            time.sleep(config.seconds / 4)
+            started = time.monotonic()
+            time.sleep(config.seconds)
+            return load.driven(replicas, started, time.monotonic())
 
     def drive_while_losing(self, simulated: SimulatedCluster, config: ScaleConfig) -> Driven:
-        """Load while a node that has a replica and not the ingress is lost."""
-        count = len(simulated.nodes) * config.gpus_per_node
-        self.deploy(count)
-        victim = simulated.node_of("ServeReplica:rayward:tiny", spare="ServeReplica:rayward:ingress")
-        return self.drive(count, config, during=lambda: simulated.kill(victim))
+        """Load from clients of both kinds while a node is lost that has an ingress, with their requests inside.
+
+        All of them get all their scores.
+        """
+        replicas = len(simulated.nodes) * config.gpus_per_node
+        self.deploy(replicas)
+        kinds = [by_http, by_client] * -(-CLIENTS_PER_REPLICA * replicas // 2)
+        with self._load(kinds, config) as load:
+            load.wait_for_answers(2)
+            started = time.monotonic()
+            simulated.kill(simulated.node_of("ServeReplica:rayward:ingress"))
+            load.wait_for_answers(3)  # the one each client waited for, and two more
+            return load.driven(replicas, started, time.monotonic())
+
+    @contextmanager
+    def _load(self, kinds: Sequence[Asking], config: ScaleConfig) -> Iterator[_Load]:
+        """Clients of these kinds ask over and over while the block runs; an error of one is raised after it."""
+        asked = conversations(REQUEST_CONVERSATIONS * REQUESTS_PER_CLIENT * len(kinds), config.words, seed=0)
+        load = _Load(self._url, asked, _expected(self._tokenizer, asked), num_clients=len(kinds))
+        with ThreadPoolExecutor(len(kinds)) as pool:
+            load.clients = [pool.submit(load.ask, number, asking) for number, asking in enumerate(kinds)]
+            try:
+                yield load
+            finally:
+                load.stop.set()
+            for client in load.clients:
+                client.result()
+
+
+Asking: TypeAlias = Callable[[str], AbstractContextManager[Callable[[Sequence[Any]], tuple[list[float], int]]]]
+"""A kind of client: with the endpoint's address, what takes conversations to their scores and their tokens in all."""
+
+
+@contextmanager
+def by_http(url: str) -> Iterator[Callable[[Sequence[Any]], tuple[list[float], int]]]:
+    """Plain HTTP without retries."""
+    with httpx.Client(base_url=url, timeout=WAIT_S) as client:
+
+        def score(asked: Sequence[Any]) -> tuple[list[float], int]:
+            response = client.post("/v1/score", json={"conversations": asked})
+            assert response.status_code == 200, f"{response.status_code}: {response.text}"
+            body = response.json()
+            return [result["score"] for result in body["results"]], body["usage"]["prompt_tokens"]
+
+        yield score
+
+
+@contextmanager
+def by_client(url: str) -> Iterator[Callable[[Sequence[Any]], tuple[list[float], int]]]:
+    """`RewardClient` as it comes."""
+    with RewardClient(url) as client:
+
+        def score(asked: Sequence[Any]) -> tuple[list[float], int]:
+            scores = client.score(asked)
+            return [score.value for score in scores], sum(score.num_tokens for score in scores)
+
+        yield score
+
+
+class _Load:
+    """What clients asked and got. Each has conversations of its own: equal ones in a batch would be read once."""
+
+    def __init__(self, url: str, asked: list[Any], expected: list[float], *, num_clients: int) -> None:
+        self.stop = threading.Event()
+        self.clients: list[Future[None]] = []
+        self._url = url
+        self._asked = asked
+        self._expected = expected
+        self._answered: list[list[tuple[float, int]]] = [[] for _ in range(num_clients)]
+
+    def ask(self, client: int, asking: Asking) -> None:
+        """Ask until `stop`; every answer is held against what it must be."""
+        with asking(self._url) as score:
+            for number in itertools.count():
+                if self.stop.is_set():
+                    return
+                request = client * REQUESTS_PER_CLIENT + number % REQUESTS_PER_CLIENT
+                places = slice(request * REQUEST_CONVERSATIONS, (request + 1) * REQUEST_CONVERSATIONS)
+                scores, tokens = score(self._asked[places])
+                assert scores == self._expected[places], "scores are not those of their conversations"
+                self._answered[client].append((time.monotonic(), tokens))
+
+    def wait_for_answers(self, count: int) -> None:
+        """Until each client has got so many more; a client that failed is an error at once."""
+        wanted = [len(answers) + count for answers in self._answered]
+        deadline = time.monotonic() + WAIT_S
+        while any(len(answers) < goal for answers, goal in zip(self._answered, wanted, strict=True)):
+            for client in self.clients:
+                if client.done():
+                    client.result()
+            assert time.monotonic() < deadline, "clients wait for ever"
+            time.sleep(POLL_S)
+
+    def driven(self, replicas: int, started: float, ended: float) -> Driven:
+        """The pace between two times; the conversations are those of the whole load."""
+        answers = list(itertools.chain.from_iterable(self._answered))
+        tokens = sum(count for at, count in answers if started <= at < ended)
+        return Driven.of(replicas, tokens / (ended - started), REQUEST_CONVERSATIONS * len(answers))
 
 
 @contextmanager
@@ -237,7 +304,11 @@ def endpoint() -> Iterator[_Endpoint]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": port},
+        proxy_location="HeadOnly",
+        controller_options={"runtime_env": {"env_vars": PROXY_ENVIRONMENT}},
+    )
     yield _Endpoint(port)
     serve.shutdown()
 

@@ -67,16 +67,13 @@ class SimulatedCluster:
     cluster: Any
     nodes: list[Any]
 
-    def node_of(self, actor_class: str, *, spare: str) -> Any:
-        """A node that has an actor of a class and none of the class to `spare`."""
+    def node_of(self, actor_class: str) -> Any:
+        """A node that has an actor of a class. The head, which takes no work, has none of ours."""
         from ray._private.state import actors  # the public way needs Ray's dashboard
 
-        hosts: dict[str, set[str]] = {actor_class: set(), spare: set()}
-        for actor in actors().values():
-            if actor["State"] == "ALIVE" and actor["ActorClassName"] in hosts:
-                hosts[actor["ActorClassName"]].add(actor["Address"]["NodeID"])
-        wanted = hosts[actor_class] - hosts[spare]
-        return next(node for node in self.nodes if node.node_id in wanted)
+        found = (actor for actor in actors().values() if actor["ActorClassName"] == actor_class)
+        hosts = {actor["Address"]["NodeID"] for actor in found if actor["State"] == "ALIVE"}
+        return next(node for node in self.nodes if node.node_id in hosts)
 
     def kill(self, node: Any) -> None:
         """End a node's processes, as when a machine loses power."""
@@ -91,7 +88,7 @@ def simulated_cluster(*, num_nodes: int = NUM_NODES, gpus_per_node: int = GPUS_P
 
     from cluster.connect import connect
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, "include_dashboard": False})
     try:
         add = partial(cluster.add_node, wait=False, num_cpus=4, num_gpus=gpus_per_node, object_store_memory=200_000_000)
         nodes = [add() for _ in range(num_nodes)]

@@ -14,6 +14,7 @@ import yaml
 
 from cluster.sizing import GB, GPUS, INTERNLM2_MODELS, ReplicaSize, model_volume_gib, pod_memory_gib, replica_size
 from serve_app.config import ModelConfig, ServiceConfig
+from serve_app.web.proxy import PROXY_ENVIRONMENT
 from tests.cluster.crd_schema import strict_validator
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +87,15 @@ def test_the_service_runs_what_serve_and_the_endpoint_accept() -> None:
     ServiceConfig.model_validate(
         ServeDeploySchema.model_validate(document("serve-config.yaml")).applications[0].args  # the two-model example
     )
+
+
+def test_proxies_ask_again_for_a_lost_ingress() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    for config in (document("serve-config.yaml"), yaml.safe_load(document("rayservice.yaml")["spec"]["serveConfigV2"])):
+        options = ServeDeploySchema.model_validate(config).controller_options
+        assert options is not None
+        assert options.runtime_env == {"env_vars": PROXY_ENVIRONMENT}
 
 
 @pytest.mark.parametrize("kind", FILES)

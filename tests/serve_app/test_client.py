@@ -423,6 +423,35 @@ class TestRetries:
         assert len(server.requests) == 4
         assert [0.125 * 2**n <= pause <= 0.25 * 2**n for n, pause in enumerate(pauses)] == [True] * 3
 
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            Reply(b"Internal Server Error", 500, {"Content-Type": "text/plain; charset=utf-8"}),
+            Reply(b"", 500),
+            Reply({"detail": "Internal Server Error"}, 500),
+            Reply(b"The deployment is not available.", 503),
+        ],
+        ids=["plain-500", "empty-500", "foreign-500", "plain-503"],
+    )
+    def test_what_a_proxy_says_of_a_process_that_died(
+        self, client: RewardClient, server: ScriptedServer, pauses: list[float], reply: Reply
+    ) -> None:
+        server.answer = first_then_well(reply, reply, reply)
+        assert client.score(numbers(2)) == [Score(0.0, 5, False), Score(1.0, 5, False)]
+        assert len(pauses) == 3
+        server.answer = lambda _: reply
+        with pytest.raises(UnavailableError, match=f"status {reply.status}\\) after 4 tries") as caught:
+            client.score(numbers(2))
+        assert type(caught.value) is UnavailableError
+
+    def test_the_pauses_outlast_the_replacement_of_a_proxy(self, server: ScriptedServer, pauses: list[float]) -> None:
+        """Serve checks its proxies every 10 s and replaces one at the third check that fails."""
+        server.answer = lambda _: Reply(b"", is_cut=True)
+        with RewardClient(server.url) as client, pytest.raises(UnavailableError, match="after 13 tries"):
+            client.score(numbers(1))
+        assert len(pauses) == 12
+        assert 30 < sum(pauses) < 64
+
     def test_overload_to_the_end(self, client: RewardClient, server: ScriptedServer, pauses: list[float]) -> None:
         server.answer = lambda _: refusal(503, "full", code="overloaded", retry_after="2")
         with pytest.raises(OverloadedError, match="full") as caught:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from pydantic import ValidationError
 
-from serve_app.app import _deployment, build_app
+from serve_app.app import _deployment, application, build_app
 from serve_app.autoscaling import QUEUED_SECONDS, replicas_for_queue
 from serve_app.config import ServiceConfig
 from serve_app.reward_model import ModelSpec, UnsupportedDeviceError
+from serve_app.web.proxy import PROXY_ENVIRONMENT
 
 
 def parsed(**options: Any) -> ServiceConfig:
@@ -94,3 +97,32 @@ def test_replicas_follow_the_seconds_of_work_that_wait(
         aggregated_metrics={QUEUED_SECONDS: dict(enumerate(queued_seconds))} if queued_seconds else None,
     )
     assert replicas_for_queue(context) == (replicas, {"kept": 1})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("cpus_of_nodes", "given", "replicas"),
+    [([], None, 1), ([4.0], None, 1), ([0.0, 4.0], None, 1), ([0.0, 4.0, 4.0, 4.0], None, 2), ([4.0, 4.0], 5, 5)],
+)
+def test_a_cluster_has_an_ingress_to_spare(
+    monkeypatch: pytest.MonkeyPatch, cpus_of_nodes: list[float], given: int | None, replicas: int
+) -> None:
+    nodes: list[dict[str, Any]] = [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in cpus_of_nodes]
+    nodes.append({"Alive": False, "Resources": {"CPU": 4.0}})
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(cpus_of_nodes))
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    ingress = application(parsed(model="tiny", num_gpus=0, num_ingress_replicas=given))._bound_deployment
+    assert ingress.num_replicas == replicas
+
+
+def test_a_ray_that_serve_run_starts_has_proxies_that_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`serve run` builds the application first; what somebody has set stays."""
+    kept = next(iter(PROXY_ENVIRONMENT))
+    monkeypatch.setattr(os, "environ", {kept: "own"})
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray, "nodes", list)
+    build_app(parsed(model="tiny"))
+    assert os.environ == {kept: "own"}
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    build_app(parsed(model="tiny"))
+    assert os.environ == PROXY_ENVIRONMENT | {kept: "own"}

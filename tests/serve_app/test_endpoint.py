@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -24,6 +25,7 @@ from schemathesis.core.result import Ok
 
 from serve_app.client import RewardClient
 from serve_app.reward_model import RewardModel
+from serve_app.web.proxy import PROXY_ENVIRONMENT
 from tests.conftest import chat
 
 HEALTH_CHECKS = list(HealthCheck)
@@ -54,7 +56,10 @@ def url(local_ray: None) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": port},
+        controller_options={"runtime_env": {"env_vars": PROXY_ENVIRONMENT}},
+    )
     deploy()
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
@@ -117,15 +122,26 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
         time.sleep(0.1)
 
 
-def replica_pids() -> dict[str, int]:
-    """The processes of the model's running replicas, by replica."""
+INGRESS = "ServeReplica:rayward:ingress"
+PROXY = "ProxyActor"
+
+
+def replica_pids(actor_class: str = "ServeReplica:rayward:tiny") -> dict[str, int]:
+    """The processes of the running actors of a class, by default the model's replicas, by actor."""
     from ray._private.state import actors  # the public way needs Ray's dashboard
 
     return {
         actor_id: actor["Pid"]
         for actor_id, actor in actors().items()
-        if actor["State"] == "ALIVE" and actor["ActorClassName"] == "ServeReplica:rayward:tiny"
+        if actor["State"] == "ALIVE" and actor["ActorClassName"] == actor_class
     }
+
+
+def kill(actor_class: str) -> Callable[[], bool]:
+    """Kill the only actor of a class; what is returned says whether Serve has replaced it."""
+    ((actor, pid),) = replica_pids(actor_class).items()
+    os.kill(pid, signal.SIGKILL)
+    return lambda: replica_pids(actor_class).keys() - {actor} != set()
 
 
 def test_scores_have_the_bits_of_the_engine_under_mixed_load(url: str, tiny: RewardModel) -> None:
@@ -246,6 +262,33 @@ def test_a_killed_replica_costs_no_request(url: str, tiny: RewardModel) -> None:
         seen = len(answers)
         wait_for(lambda: len(answers) > seen + 10)
     assert all(scores == expected[first : first + 3] for first, scores in answers)
+
+
+def test_a_killed_ingress_costs_no_request(url: str, tiny: RewardModel) -> None:
+    """There is one, which has a request of every client: each waits until Serve has another, and no client is told."""
+    asked = conversations(90)
+    expected = tiny.get_scores(asked)
+    with load(url, asked) as answers:
+        wait_for(lambda: len(answers) > 10)
+        wait_for(kill(INGRESS))
+        seen = len(answers)
+        wait_for(lambda: len(answers) > seen + 10)
+    assert all(scores == expected[first : first + 3] for first, scores in answers)
+
+
+def test_a_killed_proxy_costs_the_reward_client_no_call(url: str, tiny: RewardModel) -> None:
+    """Plain HTTP breaks: no process is left that could answer."""
+    asked = conversations(90)
+    expected = tiny.get_scores(asked)
+    with RewardClient(url, max_conversations_per_request=3) as client, ThreadPoolExecutor(8) as pool:
+        wait_for(client.is_healthy)
+        calls = [pool.submit(client.score, asked) for _ in range(4)]
+        is_replaced = kill(PROXY)
+        with pytest.raises(httpx.TransportError):
+            wait_for(lambda: is_replaced() or not httpx.get(f"{url}/health", timeout=60))
+        calls += [pool.submit(client.score, asked) for _ in range(4)]
+        assert all([score.value for score in call.result()] == expected for call in calls)
+    assert is_replaced()
 
 
 def test_a_rolling_update_costs_no_request(url: str, tiny: RewardModel) -> None:

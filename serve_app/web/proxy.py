@@ -1,0 +1,172 @@
+"""Middleware of Serve's HTTP proxies: a request whose ingress died before it answered is asked again, of another.
+
+Serve itself repeats nothing: such a request ends in a plain-text 500. Scoring changes nothing, so repeating is safe.
+Serve loads this by `PROXY_ENVIRONMENT`, in processes that need neither the engine nor FastAPI, so it imports neither.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from asyncio import sleep
+from time import monotonic
+from typing import Any
+
+from starlette.middleware import Middleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["PROXY_ENVIRONMENT", "RepeatLost", "middlewares"]
+
+logger = logging.getLogger("ray.serve")  # the one whose lines Serve keeps
+
+PROXY_ENVIRONMENT = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.web.proxy:middlewares",
+    # Serve replaces a dead proxy after three checks that fail: with its own period of 10 s, half a minute without one.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    # It also gives one up that is not there within three times 5 s, which a loaded machine may take to start it.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
+}
+"""Variables of the processes that run Serve's controller and proxies."""
+MAX_TRIES = 3
+MAX_KEPT_BYTES = 33 * 2**20
+"""A body is kept for the next try up to this size, which is over what the gate lets pass."""
+RETRY_AFTER_S = 5
+ROUTES_WITHIN_S, ROUTES_PAUSE_S = 10.0, 0.1
+"""A proxy that has just started answers 404 until Serve's controller has told it the routes."""
+TIMEOUT_HEADER = b"x-request-timeout-s"
+
+
+def middlewares() -> list[Middleware]:
+    """What Serve puts around each of its HTTP proxies."""
+    return [Middleware(RepeatLost)]
+
+
+class RepeatLost:
+    """Asks `app` up to three times, while it returns without having begun an answer; then answers 503 itself.
+
+    While the proxy is new, a request for which it knows no route yet waits.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._ready_at = monotonic() + ROUTES_WITHIN_S
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request, answer = _Request(scope, receive), _Answer(send)
+        for number in range(1, MAX_TRIES + 1):
+            await self._app(request.scope(), request.receiver(), answer)
+            while answer.is_without_route and monotonic() < self._ready_at:
+                answer.forget()
+                await sleep(ROUTES_PAUSE_S)
+                await self._app(request.scope(), request.receiver(), answer)
+            await answer.release()
+            if answer.begun or request.is_abandoned:
+                return
+            answer.forget()
+            logger.warning("the ingress was lost with a request to %s, try %d", scope["path"], number)
+            if not request.is_kept:
+                break
+        await _lost()(scope, receive, send)
+
+
+class _Request:
+    """A request that can be sent again: keeps what was received of its body."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._messages: list[Message] = []
+        self._num_bytes = 0
+        self._started = monotonic()
+        self.is_abandoned = False
+
+    @property
+    def is_kept(self) -> bool:
+        return self._num_bytes <= MAX_KEPT_BYTES
+
+    def scope(self) -> Scope:
+        """A copy for one try, which may change it; its deadline, where it has one, is what is left of that."""
+        spent_s = monotonic() - self._started
+        given = self._scope["headers"]
+        headers = [(name, _less(value, spent_s) if name == TIMEOUT_HEADER else value) for name, value in given]
+        return {**self._scope, "headers": headers}
+
+    def receiver(self) -> Receive:
+        """`receive` for one try: what came already, then what comes."""
+        kept = iter(list(self._messages))
+
+        async def receive() -> Message:
+            for message in kept:
+                return message
+            message = await self._receive()
+            self._keep(message)
+            return message
+
+        return receive
+
+    def _keep(self, message: Message) -> None:
+        self.is_abandoned = self.is_abandoned or message["type"] == "http.disconnect"
+        self._num_bytes += len(message.get("body", b""))
+        self._messages.append(message)
+        if not self.is_kept:
+            self._messages.clear()
+
+
+class _Answer:
+    """Sends an answer from its first piece of body on: until then it may still be taken back.
+
+    That the proxy knows no route may be taken back until `release`: one that has just started has yet to learn them.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._held: list[Message] = []
+        self.begun = False
+
+    @property
+    def is_without_route(self) -> bool:
+        """Whether the proxy itself said 404; the endpoint's own has JSON."""
+        start = self._held[0] if self._held else {}
+        return start.get("status") == 404 and dict(start["headers"]).get(b"content-type", b"").startswith(b"text/plain")
+
+    def forget(self) -> None:
+        self._held = []
+
+    async def release(self) -> None:
+        """Send what is held, where that is more than a start."""
+        if len(self._held) > 1:
+            await self._flush()
+
+    async def __call__(self, message: Message) -> None:
+        self._held.append(message)
+        if message["type"] != "http.response.start" and not self.is_without_route:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        self.begun = True
+        held, self._held = self._held, []
+        for message in held:
+            await self._send(message)
+
+
+def _less(value: bytes, spent_s: float) -> bytes:
+    """A timeout in seconds less what is spent, and at least a millisecond; what is no number is left to the gate."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        return value
+    return b"%.3f" % max(seconds - spent_s, 0.001) if seconds > 0 and spent_s >= 0.001 else value
+
+
+def _lost() -> Response:
+    error: dict[str, Any] = {
+        "message": "the processes that held this request died; ask again, or with less in it",
+        "type": "server_error",
+        "param": None,
+        "code": "ingress_lost",
+    }
+    return Response(json.dumps({"error": error}), 503, {"Retry-After": str(RETRY_AFTER_S)}, "application/json")
