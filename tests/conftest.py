@@ -1,15 +1,17 @@
-"""Shared data, models and a local Ray, which is imported only where a test asks for it: engine tests need none."""
+"""Models, a local Ray and real data. Ray is imported only where a test asks for it: engine tests need none."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from serve_app.reward_model import RewardModel
 
@@ -18,9 +20,9 @@ SHARED = Path(os.environ.get("RAYWARD_SHARED", Path(__file__).parents[2] / "shar
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of references and real data; tests that need it skip where it is not there."""
+    """The folder of the real tokenizer and real data; tests that need it skip where it is not there."""
     if not (SHARED / "goldens").is_dir():
-        pytest.skip(f"no reference data: {SHARED} is not there (RAYWARD_SHARED names another place)")
+        pytest.skip("no real tokenizer and data: lay the folder `shared` beside the clone, or set RAYWARD_SHARED to it")
     return SHARED
 
 
@@ -57,6 +59,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RewardModel]:
         del os.environ["RAYWARD_CACHE"]
     else:
         os.environ["RAYWARD_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def tiny_bf16(tiny: RewardModel) -> RewardModel:
+    return RewardModel.from_pretrained("tiny", device="cpu", dtype="bfloat16")
+
+
+@pytest.fixture(scope="session")
+def other_folder(tiny: RewardModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second model: the embedded one with its head turned round."""
+    from serve_app.reward_model.tiny import cached_folder
+
+    folder = Path(shutil.copytree(cached_folder(), tmp_path_factory.mktemp("models") / "other"))
+    weights = load_file(folder / "model.safetensors")
+    weights["v_head.weight"] = -weights["v_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="session")

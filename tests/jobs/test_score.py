@@ -149,11 +149,11 @@ def test_a_restart_with_other_settings_is_refused(tmp_path: Path, change: dict[s
         run(config(tmp_path, **change))
 
 
-def test_a_restart_with_another_model_is_refused(tmp_path: Path, golden_folder: Path) -> None:
+def test_a_restart_with_another_model_is_refused(tmp_path: Path, other_folder: Path) -> None:
     corpus(tmp_path / "in", 4)
     run(config(tmp_path))
     with pytest.raises(OutputError, match="model_fingerprint"):
-        run(config(tmp_path, model=str(golden_folder)))
+        run(config(tmp_path, model=str(other_folder)))
 
 
 def test_score_columns_that_are_there_need_a_prefix(tmp_path: Path) -> None:

@@ -279,19 +279,18 @@ def test_overload_is_refused_at_once(url: str) -> None:
     assert {response.json()["error"]["code"] for response in refused} == {"overloaded"}
 
 
-def test_two_models_are_served_side_by_side(
-    url: str, tiny: RewardModel, golden_fp32: RewardModel, golden_folder: Path
-) -> None:
+def test_two_models_are_served_side_by_side(url: str, tiny: RewardModel, other_folder: Path) -> None:
     """The first is the default; one that is to sleep while nobody asks wakes up for a request."""
     shared = {"dtype": "float32", "num_cpus": 0.5, "threads": 1}
-    second = shared | {"model": str(golden_folder), "name": "golden", "min_replicas": 0, "max_replicas": 1}
+    second = shared | {"model": str(other_folder), "name": "other", "min_replicas": 0, "max_replicas": 1}
     deploy_models([shared | {"model": "tiny"}, second])
     asked = conversations(10, seed=7)
+    other = RewardModel.from_pretrained(str(other_folder), device="cpu", dtype="float32")
     with RewardClient(url) as client:
         wait_for(client.is_healthy)
-        assert [model.id for model in client.models()] == ["tiny", "golden"]
+        assert [model.id for model in client.models()] == ["tiny", "other"]
         assert [score.value for score in client.score(asked)] == tiny.get_scores(asked)
-    with RewardClient(url, model="golden") as client:
-        assert [score.value for score in client.score(asked)] == golden_fp32.get_scores(asked)
+    with RewardClient(url, model="other") as client:
+        assert [score.value for score in client.score(asked)] == other.get_scores(asked)
     response = httpx.post(f"{url}/v1/score", json={"model": "third", "conversations": asked}, timeout=60)
     assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")

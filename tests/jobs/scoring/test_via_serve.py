@@ -105,9 +105,9 @@ def test_what_does_not_fit_the_application_is_refused(
     assert not list(tmp_path.glob("part-*"))
 
 
-def test_another_model_is_refused(app: None, corpus: Path, tmp_path: Path, golden_folder: Path) -> None:
+def test_another_model_is_refused(app: None, corpus: Path, tmp_path: Path, other_folder: Path) -> None:
     with pytest.raises(ServedModelError, match="serves tiny with fingerprint .*, not .*tiny-internlm2-reward"):
-        run(config(corpus, tmp_path, model=str(golden_folder)))
+        run(config(corpus, tmp_path, model=str(other_folder)))
 
 
 def test_options_that_the_replicas_decide_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""Golden checkpoints made for this project: random weights, with what the original implementation computes from them.
+
+`reward_model/goldens/` holds eight shapes of InternLM2-Reward, each a `config.json` and a `scores.json` of token ids and
+the float32 scores of the original `modeling_internlm2.py` (Transformers 4.41), and one causal model with its logits.
+Shapes that differ in their configuration alone have their weights in common, all float16 as they were scored, so that
+a checkpoint is put together where a test wants one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+GOLDENS = Path(__file__).parent / "reward_model" / "goldens"
+WEIGHTS = {
+    "bias": ("gqa", "biases"),
+    "gqa": ("gqa",),
+    "head-dim-32": ("mha",),
+    "mha": ("mha",),
+    "mqa": ("mqa",),
+    "rope-dynamic": ("gqa",),
+    "rope-linear": ("gqa",),
+    "theta-1e4": ("gqa",),
+}
+CAUSAL_WEIGHTS = ("gqa", "lm_head")
+
+
+def make_golden(name: str, folder: Path) -> Path:
+    """Write the reward model of this name to the folder: its configuration, its weights, the original's scores."""
+    return _make(name, WEIGHTS[name], folder)
+
+
+def make_causal_golden(folder: Path) -> Path:
+    """Write InternLM2ForCausalLM's golden to the folder: its configuration, its weights, the original's logits."""
+    return _make("causal", CAUSAL_WEIGHTS, folder, without="v_head.weight")
+
+
+def _make(name: str, files: tuple[str, ...], folder: Path, *, without: str | None = None) -> Path:
+    shutil.copytree(GOLDENS / name, folder)
+    weights = {}
+    for file in files:
+        weights |= load_file(GOLDENS / "weights" / f"{file}.safetensors")
+    weights.pop(without, None)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
