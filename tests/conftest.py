@@ -49,16 +49,20 @@ def golden_bf16(golden_folder: Path) -> RewardModel:
     return RewardModel.from_pretrained(str(golden_folder), device="cpu", dtype="bfloat16")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the tests' own, and nothing of what a user has set: no cluster, no endpoint, no key."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("RAY_ADDRESS", "RAYWARD_API_KEY", "RAYWARD_URL"):
+            environment.delenv(name, raising=False)
+        environment.setenv("RAYWARD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RewardModel]:
-    """The embedded model, made anew in a cache of the tests' own."""
-    before = os.environ.get("RAYWARD_CACHE")
-    os.environ["RAYWARD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield RewardModel.from_pretrained("tiny", device="cpu", dtype="float32")
-    if before is None:
-        del os.environ["RAYWARD_CACHE"]
-    else:
-        os.environ["RAYWARD_CACHE"] = before
+def tiny() -> RewardModel:
+    """The embedded model, made anew in the cache of the tests."""
+    return RewardModel.from_pretrained("tiny", device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
 """Golden checkpoints made for this project: random weights, with what the original implementation computes from them.
 
-`reward_model/goldens/` holds eight shapes of InternLM2-Reward, each a `config.json` and a `scores.json` of token ids and
-the float32 scores of the original `modeling_internlm2.py` (Transformers 4.41), and one causal model with its logits.
-Shapes that differ in their configuration alone have their weights in common, all float16 as they were scored, so that
-a checkpoint is put together where a test wants one.
+`reward_model/goldens/` holds eight shapes of InternLM2-Reward, each a `config.json` and a `scores.json`: token ids, and
+the float32 scores that the original `modeling_internlm2.py` gives them on Transformers 4.41. `causal` has the logits of
+the original's language model. Shapes that differ in their configuration alone share one file of weights, so a
+checkpoint is put together where a test wants one. The weights are float16, as they were when they were scored.
 """
 
 from __future__ import annotations
