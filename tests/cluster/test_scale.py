@@ -22,6 +22,7 @@ TIMEOUT_S = 600
 SMALL = ["--nodes", "3", "--gpus-per-node", "1", "--endpoint-replicas", "3", "--rows-per-replica", "768"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")  # its cache is found by the other process
 def test_a_lost_node_costs_the_job_no_row_and_the_endpoint_no_request() -> None:
     command = [sys.executable, "-m", "tests.cluster.scale", *SMALL, "--seconds", "4", "--job-replicas"]
