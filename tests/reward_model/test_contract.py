@@ -41,7 +41,7 @@ def sequences() -> list[list[int]]:
         return [chooser.randrange(FIRST_TEXT_TOKEN, FIRST_TEXT_TOKEN + 500) for _ in range(length)]
 
     made: list[list[int]] = []
-    for place in range(48):
+    for place in range(24):
         length = int(8 * 80 ** chooser.random())  # 8 to 640 tokens
         prompt = made[-1][: len(made[-1]) // 2] if place % 3 == 1 else [1]
         made.append([*prompt, *drawn(length), REWARD])
@@ -60,8 +60,8 @@ def alone(sequences: list[list[int]], tiny: RewardModel, tiny_bf16: RewardModel)
     ("num_threads", "budget", "order"),
     [
         (1, 200, "given"),
-        (2, 1000, "reversed"),
-        (3, 1000, "shuffled"),
+        (2, 1000, "shuffled"),
+        (2, 5000, "reversed"),
         (3, 5000, "by length"),
     ],
 )
@@ -87,14 +87,14 @@ def test_bits_are_those_of_the_sequence_alone(
     assert np.array_equal(scores, alone[model.dtype][places])
 
 
-@pytest.mark.parametrize("neighbour_length", [2, 70, 2000])
+@pytest.mark.parametrize("neighbour_length", [2, 70, 1300])
 def test_bits_do_not_depend_on_the_neighbours_length(
     model: RewardModel, sequences: list[list[int]], alone: dict[torch.dtype, Any], neighbour_length: int
 ) -> None:
     neighbour = [1, *(FIRST_TEXT_TOKEN + place % 500 for place in range(neighbour_length - 2)), REWARD]
     model.scorer.token_budget = 10_000
-    for place in range(len(sequences) - len(LENGTHS), len(sequences)):
-        beside = model.score_token_ids([neighbour, sequences[place], neighbour])
+    for place in range(len(sequences) - len(LENGTHS), len(sequences), 3):
+        beside = model.score_token_ids([neighbour, sequences[place], neighbour[:2]])
         assert beside[1] == alone[model.dtype][place]
 
 

@@ -90,7 +90,7 @@ def test_a_list_of_conversations_shares_prompts_that_stand_apart(
     model: RewardModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chosen ones first, then rejected ones, more than are tokenised at a time."""
-    questions = [f"Question {number}: why is the sea so wide and so deep, and why is it salt?" for number in range(300)]
+    questions = [f"Question {number}: why is the sea so wide and so deep, and why is it salt?" for number in range(140)]
     conversations = [chat(question, answer) for answer in ("No.", "It is.") for question in questions]
     rows = rows_read(model, monkeypatch)
     outcomes = model.score(conversations)
