@@ -49,6 +49,11 @@ def golden_bf16(golden_folder: Path) -> RewardModel:
     return RewardModel.from_pretrained(str(golden_folder), device="cpu", dtype="bfloat16")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a process that is connected to no Ray come first: `local_ray` stays to the end."""
+    items.sort(key=lambda item: "elsewhere" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache of the tests' own, and nothing of what a user has set: no cluster, no endpoint, no key."""
