@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 GOLDENS = Path(__file__).parent / "reward_model" / "goldens"
 WEIGHTS = {
@@ -39,9 +40,10 @@ def make_causal_golden(folder: Path) -> Path:
 
 def _make(name: str, files: tuple[str, ...], folder: Path, *, without: str | None = None) -> Path:
     shutil.copytree(GOLDENS / name, folder)
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for file in files:
         weights |= load_file(GOLDENS / "weights" / f"{file}.safetensors")
-    weights.pop(without, None)
+    if without is not None:
+        del weights[without]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
