@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,19 @@ def golden_bf16(golden_folder: Path) -> RewardModel:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of a process that is connected to no Ray come first: `local_ray` stays to the end."""
     items.sort(key=lambda item: "elsewhere" not in getattr(item, "fixturenames", ()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say why tests were skipped: each reason once, with the number of tests."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    )
+    if reasons:
+        terminalreporter.section("skipped")
+        for reason, number in reasons.most_common():
+            terminalreporter.line(f"{number:4} {reason}")
 
 
 @pytest.fixture(scope="session", autouse=True)

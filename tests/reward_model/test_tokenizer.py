@@ -189,7 +189,8 @@ class TestTruncation:
         assert 280 < len(ids) <= 300
 
     def test_truncation_is_told(self, tokenizer: Tokenizer) -> None:
-        cut, whole = tokenizer.encode_batch([self.LONG, chat("a")], truncation="left", max_tokens=60)
+        max_tokens = len(tokenizer.encode(self.LONG[2:])) + 3
+        cut, whole = tokenizer.encode_batch([self.LONG, chat("a")], truncation="left", max_tokens=max_tokens)
         assert isinstance(cut, EncodedConversation)
         assert isinstance(whole, EncodedConversation)
         assert (cut.truncated, whole.truncated) == (True, False)
