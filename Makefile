@@ -4,11 +4,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 GOLDEN := ../shared/models/tiny-internlm2-reward
 
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test test-all lint bench
 .DEFAULT_GOAL := help
 
 help: ## show these targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 setup: $(READY) ## make .venv with the tested versions of everything
 
@@ -20,7 +20,10 @@ $(READY): pyproject.toml constraints.txt
 demo: setup ## score and rank a small real sample with the embedded model
 	@$(BIN)/python -m jobs.demo
 
-test: setup ## run the tests
+test: setup ## run the tests but the slow ones, some 6 minutes on two cores
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup ## run all tests
 	$(BIN)/python -m pytest
 
 lint: setup ## check format, style and types

@@ -1,15 +1,18 @@
-"""Shared data, models and a local Ray, which is imported only where a test asks for it: engine tests need none."""
+"""Models, a local Ray and real data. Ray is imported only where a test asks for it: engine tests need none."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from serve_app.reward_model import RewardModel
 
@@ -18,9 +21,9 @@ SHARED = Path(os.environ.get("RAYWARD_SHARED", Path(__file__).parents[2] / "shar
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of references and real data; tests that need it skip where it is not there."""
+    """The folder of the real tokenizer and real data; tests that need it skip where it is not there."""
     if not (SHARED / "goldens").is_dir():
-        pytest.skip(f"no reference data: {SHARED} is not there (RAYWARD_SHARED names another place)")
+        pytest.skip("no real tokenizer and data: lay the folder `shared` beside the clone, or set RAYWARD_SHARED to it")
     return SHARED
 
 
@@ -47,16 +50,55 @@ def golden_bf16(golden_folder: Path) -> RewardModel:
     return RewardModel.from_pretrained(str(golden_folder), device="cpu", dtype="bfloat16")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a process that is connected to no Ray come first: `local_ray` stays to the end."""
+    items.sort(key=lambda item: "elsewhere" not in getattr(item, "fixturenames", ()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say why tests were skipped: each reason once, with the number of tests."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    )
+    if reasons:
+        terminalreporter.section("skipped")
+        for reason, number in reasons.most_common():
+            terminalreporter.line(f"{number:4} {reason}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the tests' own, and nothing of what a user has set: no cluster, no endpoint, no key."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("RAY_ADDRESS", "RAYWARD_API_KEY", "RAYWARD_URL"):
+            environment.delenv(name, raising=False)
+        environment.setenv("RAYWARD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RewardModel]:
-    """The embedded model, made anew in a cache of the tests' own."""
-    before = os.environ.get("RAYWARD_CACHE")
-    os.environ["RAYWARD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield RewardModel.from_pretrained("tiny", device="cpu", dtype="float32")
-    if before is None:
-        del os.environ["RAYWARD_CACHE"]
-    else:
-        os.environ["RAYWARD_CACHE"] = before
+def tiny() -> RewardModel:
+    """The embedded model, made anew in the cache of the tests."""
+    return RewardModel.from_pretrained("tiny", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def tiny_bf16(tiny: RewardModel) -> RewardModel:
+    return RewardModel.from_pretrained("tiny", device="cpu", dtype="bfloat16")
+
+
+@pytest.fixture(scope="session")
+def other_folder(tiny: RewardModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second model: the embedded one with its head turned round."""
+    from serve_app.reward_model.tiny import cached_folder
+
+    folder = Path(shutil.copytree(cached_folder(), tmp_path_factory.mktemp("models") / "other"))
+    weights = load_file(folder / "model.safetensors")
+    weights["v_head.weight"] = -weights["v_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from cluster import plan
 from cluster.plan import PlanConfig, main, report
+from tests.goldens import make_golden
 
 
 def printed(**options: Any) -> str:
@@ -49,8 +50,8 @@ def test_a_model_that_does_not_fit_says_where_it_would() -> None:
     assert "it fits H200, H100, A100-80, L40S" in text
 
 
-def test_a_folder_is_planned_with(golden_folder: Path) -> None:
-    assert "tiny-internlm2-reward in float16 on L4" in printed(model=str(golden_folder), gpu="L4")
+def test_a_folder_is_planned_with(tmp_path: Path) -> None:
+    assert "my-reward in float16 on L4" in printed(model=str(make_golden("gqa", tmp_path / "my-reward")), gpu="L4")
 
 
 def test_the_command_prints_it_and_names_what_it_cannot_read(

@@ -25,6 +25,7 @@ NODES, ROWS_PER_ACTOR = 3, 256
 SMALL = {"--nodes": NODES, "--gpus-per-node": 1, "--words": 100, "--rows-per-replica": ROWS_PER_ACTOR}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")  # its cache is found by the other process
 def test_a_lost_node_costs_the_job_no_row_and_the_endpoint_no_request() -> None:
     """The other process checks each row, each answer and each score; it ends with 0 where all are as they must be.

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 120
+TIMEOUT_S = 600
 
 
 def write(path: Path, rows: list[dict[str, Any]], *, row_group_size: int | None = None) -> Path:
@@ -27,15 +27,41 @@ def read_parts(output: Path) -> pa.Table:
     return pa.concat_tables(pq.read_table(part) for part in sorted(output.glob("part-*.parquet")))
 
 
-def kill_after(command: list[str], output: Path, num_parts: int) -> None:
-    """Start a job, and kill its driver as soon as so many parts are in the folder."""
-    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def candidates(num_prompts: int, *, scored: bool = False) -> pa.Table:
+    """Prompts with six responses each, in the columns of a corpus of candidates; every score is there several times."""
+    rows = [
+        {
+            "prompt_id": str(number // 6),
+            "prompt": f"Question {number // 6}: why is the sea salt" + " and wide" * (number // 6 % 40) + "?",
+            "response": f"Answer {number}: " + "it is, since " * (number % 13) + "so.",
+        }
+        for number in range(6 * num_prompts)
+    ]
+    table = pa.Table.from_pylist(rows)
+    if scored:
+        scores = [float(number * 37 % 101) for number in range(table.num_rows)]
+        table = table.append_column("score", pa.array(scores, pa.float32()))
+    return table
+
+
+def start_and_wait(command: list[str], output: Path, *, num_parts: int) -> subprocess.Popen[str]:
+    """A job's driver that runs, with so many parts or more in the folder. Its errors can be read from it."""
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + TIMEOUT_S
     try:
         while not (output / "_manifest.json").exists() or len(list(output.glob("part-*"))) < num_parts:
             assert driver.poll() is None, f"the job ended by itself with {driver.returncode}"
             assert time.monotonic() < deadline, "the job commits nothing"
             time.sleep(0.02)
-    finally:
-        driver.send_signal(signal.SIGKILL)
+    except BaseException:
+        driver.kill()
         driver.wait()
+        raise
+    return driver
+
+
+def kill_after(command: list[str], output: Path, num_parts: int) -> None:
+    """Start a job, and kill its driver as soon as so many parts are in the folder."""
+    driver = start_and_wait(command, output, num_parts=num_parts)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,7 +34,7 @@ from tests.jobs.conftest import read_parts, write
 from tests.serve_app.scripted_server import Reply, Request, refusal, serving
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 180
+TIMEOUT_S = 600
 OPTIONS = ["--keep-all", "--n", "4", "--max-new-tokens", "6", "--rows-per-unit", "3", "--dtype", "float32"]
 OPTIONS += ["--generator-dtype", "float32", "--cpus-per-actor", "1", "--generator-cpus-per-actor", "1"]
 SAMPLING = Sampling(num_candidates=4, temperature=0.8, top_k=50, top_p=0.95, max_new_tokens=6)
@@ -53,7 +53,9 @@ def prompts(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_job_killed_and_restarted_draws_and_ranks_what_the_engine_does(
+@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["cut", "killed"])
+def test_a_resumed_job_draws_and_ranks_what_the_engine_does(
+    is_killed: bool,
     prompts: list[dict[str, Any]],
     tmp_path: Path,
     tiny: RewardModel,
@@ -62,7 +64,13 @@ def test_a_job_killed_and_restarted_draws_and_ranks_what_the_engine_does(
 ) -> None:
     output = tmp_path / "out"
     arguments = ["--prompts", str(tmp_path / "prompts"), "--output", str(output), *OPTIONS]
-    kill_after([sys.executable, "-m", "jobs.best_of_n", *arguments], output, num_parts=2)
+    if is_killed:
+        kill_after([sys.executable, "-m", "jobs.best_of_n", *arguments], output, num_parts=2)
+    else:
+        assert command(monkeypatch, *arguments) == 3
+        for part in sorted(output.glob("part-*"))[2:]:
+            part.unlink()
+        capsys.readouterr()
     assert command(monkeypatch, *arguments) == 3
     told = capsys.readouterr().out
     assert f"13 prompts in {output} (" in told
@@ -124,8 +132,20 @@ def kill_after(command: list[str], output: Path, *, num_parts: int) -> None:
         driver.wait()
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)
+
+
 class Misbehaving:
-    """An endpoint whose conduct follows from the number in a prompt. `down_at` makes it fail from that number on."""
+    """An endpoint whose conduct follows from the number in a prompt. `down_at` makes it fail from that number on.
+
+    It fails once all earlier prompts have had their last request: an answer in between would be a sign of life.
+    """
+
+    NUM_REQUESTS: ClassVar = {1: 3, 2: 2, 4: 3, 5: 2, 6: 0}  # of those that are not answered at once; 6 is null
 
     def __init__(self, output: Path, *, down_at: int) -> None:
         self.asked: Counter[int] = Counter()
@@ -141,6 +161,8 @@ class Misbehaving:
         with self._lock:
             self.asked[number] += 1
         if number >= self.down_at:
+            earlier = range(self.down_at)
+            wait_until(lambda: all(self.asked[n] >= self.NUM_REQUESTS.get(n, 1) for n in earlier))
             return refusal(503, "down")
         conduct: dict[int, Callable[[Request, int], Reply]] = {
             1: self.fewer, 2: self.cut_once, 3: self.refused, 4: self.half, 5: self.stalls_once, 23: self.last
@@ -167,16 +189,14 @@ class Misbehaving:
         return self.choices(request, number, 2) if request.body["n"] == 3 else refusal(500, "broken")
 
     def stalls_once(self, request: Request, number: int) -> Reply:
-        if self.asked[number] == 1:
-            time.sleep(3)
+        """Wait at the first request until there is a second: the client has given up."""
+        wait_until(lambda: self.asked[number] > 1)
         return self.whole(request, number)
 
     def last(self, request: Request, number: int) -> Reply:
         """Wait for scores of earlier units: they stream behind generation, or this never sees one."""
-        deadline = time.monotonic() + 60
-        while not self.streamed and time.monotonic() < deadline:
-            self.streamed = bool(list(self._output.glob("part-*-000000000012-*")))
-            time.sleep(0.02)
+        wait_until(lambda: bool(list(self._output.glob("part-*-000000000012-*"))))
+        self.streamed = True
         return self.whole(request, number)
 
 
@@ -200,13 +220,13 @@ def test_every_prompt_of_a_bad_endpoint_ends_with_its_best_or_a_reason_and_a_res
             rows_per_unit=4,
             concurrency=4,
             max_retries=1,
-            request_timeout_s=60.0,
+            request_timeout_s=600.0,
             api_key_env="CHAT_KEY",
             dtype="float32",
             cpus_per_actor=2,
         )
         with pytest.raises(GeneratorError, match="seems to be down: .*the same command goes on"):
-            run(job.model_copy(update={"request_timeout_s": 2.0}))
+            run(job.model_copy(update={"request_timeout_s": 5.0}))
         assert json.loads((output / "_manifest.json").read_text())["status"] == "stopped"
         committed = {row["id"] for row in read_parts(output).to_pylist()} if list(output.glob("part-*")) else set()
         assert committed <= set(range(12))

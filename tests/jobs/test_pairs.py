@@ -1,4 +1,4 @@
-"""jobs.pairs on a local Ray: the pairs of real candidates, in a layout that TRL and datasets read."""
+"""jobs.pairs on a local Ray: the pairs of candidates, in a layout that TRL and datasets read."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.errors import CorpusError, OutputError
 from jobs.pairs import PairsConfig, run
+from serve_app.reward_model import RewardModel
 from tests.conftest import chat
-from tests.jobs.conftest import kill_after, read_parts, write
+from tests.jobs.conftest import candidates, kill_after, read_parts, write
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -23,11 +23,9 @@ def config(tmp_path: Path, **options: Any) -> PairsConfig:
     return PairsConfig(**{"input": str(tmp_path / "in"), "output": str(tmp_path / "out"), **options})
 
 
-def real(shared: Path, folder: Path, num_prompts: int) -> list[dict[str, Any]]:
-    """Real candidates with made-up scores, in three files that cut through prompts."""
-    table = pq.read_table(shared / "data" / "rm_bench_candidates.parquet").slice(0, 6 * num_prompts)
-    scores = [float(number * 37 % 101) for number in range(table.num_rows)]
-    table = table.append_column("score", pa.array(scores, pa.float32()))
+def written(folder: Path, num_prompts: int) -> list[dict[str, Any]]:
+    """Candidates with scores, in three files that cut through prompts."""
+    table = candidates(num_prompts, scored=True)
     folder.mkdir()
     for number in range(3):
         size = table.num_rows // 3 + 1
@@ -37,9 +35,9 @@ def real(shared: Path, folder: Path, num_prompts: int) -> list[dict[str, Any]]:
 
 
 def test_the_best_and_the_worst_of_every_prompt_are_joined_with_their_texts(
-    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = real(shared, tmp_path / "in", 50)
+    rows = written(tmp_path / "in", 50)
     total = run(config(tmp_path, rows_per_unit=20))
     groups = defaultdict(list)
     for row in rows:
@@ -101,8 +99,9 @@ def test_no_rows_make_no_pairs_and_missing_scores_are_told(tmp_path: Path) -> No
         run(config(tmp_path, score_column="reward"))
 
 
-def test_a_killed_job_ends_with_the_pairs_of_one_left_alone(tmp_path: Path, shared: Path) -> None:
-    real(shared, tmp_path / "in", 100)
+@pytest.mark.slow
+def test_a_killed_job_ends_with_the_pairs_of_one_left_alone(tmp_path: Path) -> None:
+    written(tmp_path / "in", 100)
     command = [sys.executable, "-m", "jobs.pairs", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
     kill_after(command, tmp_path / "out", 0)
     total = run(config(tmp_path))
@@ -111,8 +110,8 @@ def test_a_killed_job_ends_with_the_pairs_of_one_left_alone(tmp_path: Path, shar
     assert read_parts(tmp_path / "out").equals(read_parts(tmp_path / "alone"))
 
 
-def test_an_unscored_corpus_is_scored_first(tmp_path: Path, shared: Path) -> None:
-    rows = real(shared, tmp_path / "in", 5)
+def test_an_unscored_corpus_is_scored_first(tmp_path: Path) -> None:
+    rows = written(tmp_path / "in", 5)
     total = run(config(tmp_path, model="tiny", score_column="tiny_score", dtype="float32", cpus_per_actor=2))
     assert (total.prompts, total.pairs) == (5, 5)
     scored = {row["response"]: row["tiny_score"] for row in read_parts(tmp_path / "out" / "_scored").to_pylist()}
@@ -121,17 +120,18 @@ def test_an_unscored_corpus_is_scored_first(tmp_path: Path, shared: Path) -> Non
         assert pair["score_chosen"] == scored[pair["chosen"][0]["content"]] > pair["score_rejected"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of the training libraries
-def test_dpo_takes_a_step_on_the_pairs(tmp_path: Path, shared: Path, golden_folder: Path) -> None:
+def test_dpo_takes_a_step_on_the_pairs(tmp_path: Path, tiny: RewardModel) -> None:
     datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    real(shared, tmp_path / "in", 4)
+    written(tmp_path / "in", 4)
     run(config(tmp_path))
     pairs = datasets.load_dataset("parquet", data_files=str(tmp_path / "out" / "*.parquet"), cache_dir=str(tmp_path))
-    tokenizer = AutoTokenizer.from_pretrained(golden_folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(tiny.folder, trust_remote_code=False)
     shape = LlamaConfig(
-        vocab_size=92544, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, pad_token_id=2, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     arguments = trl.DPOConfig(

@@ -8,7 +8,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,7 +15,7 @@ from jobs.errors import CorpusError, OutputError
 from jobs.rank import RankConfig, main, run
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.scores import ranks
-from tests.jobs.conftest import kill_after, read_parts, write
+from tests.jobs.conftest import candidates, kill_after, read_parts, write
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -32,11 +31,6 @@ def scored(prompt: str, score: float | None, **more: Any) -> dict[str, Any]:
 def column(output: Path, name: str) -> list[Any]:
     values: list[Any] = read_parts(output)[name].to_pylist()
     return values
-
-
-def candidates(shared: Path, num_prompts: int) -> pa.Table:
-    """The first prompts of the real candidates, six responses each."""
-    return pq.read_table(shared / "data" / "rm_bench_candidates.parquet").slice(0, 6 * num_prompts)
 
 
 def test_groups_that_span_files_and_units_are_ranked_in_input_order(tmp_path: Path) -> None:
@@ -56,10 +50,8 @@ def test_groups_that_span_files_and_units_are_ranked_in_input_order(tmp_path: Pa
     assert run(config(tmp_path, rows_per_unit=2)) == total
 
 
-def test_an_unscored_corpus_is_scored_first_with_the_engines_bits(
-    tmp_path: Path, shared: Path, tiny: RewardModel
-) -> None:
-    table = candidates(shared, 12)
+def test_an_unscored_corpus_is_scored_first_with_the_engines_bits(tmp_path: Path, tiny: RewardModel) -> None:
+    table = candidates(12)
     (tmp_path / "in").mkdir()
     pq.write_table(table, tmp_path / "in" / "a.parquet")
     total = run(config(tmp_path, model="tiny", dtype="float32", cpus_per_actor=2, rows_per_unit=16))
@@ -76,20 +68,28 @@ def test_an_unscored_corpus_is_scored_first_with_the_engines_bits(
         assert [row["rank"] for row in own] == ranks([row["score"] for row in own])
 
 
-def test_a_job_killed_while_it_commits_goes_on_where_it_was(
-    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("num_prompts", "is_killed"), [(40, False), pytest.param(400, True, marks=pytest.mark.slow)], ids=["cut", "killed"]
+)
+def test_a_job_that_ended_while_it_committed_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_prompts: int, is_killed: bool
 ) -> None:
-    table = candidates(shared, 798)
-    scores = [float(number * 37 % 101) for number in range(table.num_rows)]
+    num_rows = 6 * num_prompts
     (tmp_path / "in").mkdir()
-    pq.write_table(table.append_column("score", pa.array(scores, pa.float32())), tmp_path / "in" / "a.parquet")
-    command = [sys.executable, "-m", "jobs.rank", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
-    kill_after([*command, "--rows-per-unit", "12"], tmp_path / "out", 20)
+    pq.write_table(candidates(num_prompts, scored=True), tmp_path / "in" / "a.parquet")
+    if is_killed:
+        paths = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+        kill_after([sys.executable, "-m", "jobs.rank", *paths, "--rows-per-unit", "12"], tmp_path / "out", 10)
+    else:
+        run(config(tmp_path, rows_per_unit=12))
+        for part in sorted((tmp_path / "out").glob("part-*"))[10:]:
+            part.unlink()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
-    assert 20 <= len(before) < 399
-    assert run(config(tmp_path, rows_per_unit=12)).rows == 4788
-    monkeypatch.setattr("jobs.grouping.ranks.ROWS_PER_PARTITION", 500)  # ten shares of the groups instead of one
-    assert run(config(tmp_path, rows_per_unit=12, output=str(tmp_path / "alone"))).rows == 4788
+    assert 10 <= len(before) < num_rows // 12
+    assert run(config(tmp_path, rows_per_unit=12)).rows == num_rows
+    # ten partitions of the groups instead of one
+    monkeypatch.setattr("jobs.grouping.ranks.ROWS_PER_PARTITION", num_rows // 10)
+    assert run(config(tmp_path, rows_per_unit=12, output=str(tmp_path / "alone"))).rows == num_rows
     assert read_parts(tmp_path / "out").equals(read_parts(tmp_path / "alone"))
     assert before.items() <= {path: path.stat().st_mtime_ns for path in before}.items()
 

@@ -1,4 +1,4 @@
-"""jobs.rewardbench end to end: real pairs through the command, killed and taken up, and clear ends to bad input."""
+"""jobs.rewardbench end to end: pairs through the command, killed and resumed, and clear ends to bad input."""
 
 from __future__ import annotations
 
@@ -22,14 +22,25 @@ from tests.conftest import chat
 from tests.jobs.conftest import write
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 300
+TIMEOUT_S = 600
 
 
-def llmbar(shared: Path, path: Path, count: int) -> list[dict[str, Any]]:
-    """The first pairs of every LLMBar subset, and three rows that no model can score, among them."""
-    rows = pq.read_table(shared / "data" / "reward_bench_llmbar.parquet").to_pylist()
-    subsets = sorted({row["subset"] for row in rows})
-    rows = [row for subset in subsets for row in [row for row in rows if row["subset"] == subset][:count]]
+SUBSETS = ("llmbar-adver-GPTInst", "llmbar-adver-GPTOut", "llmbar-adver-manual", "llmbar-adver-neighbor")
+
+
+def llmbar(path: Path, count: int) -> list[dict[str, Any]]:
+    """Pairs of every LLMBar subset, and three rows that no model can score, among them."""
+    rows: list[dict[str, Any]] = [
+        {
+            "id": 100 * place + number,
+            "prompt": f"Say {number} in words." + " Be brief." * (number % 5),
+            "chosen": f"It is {number}, as asked." * (1 + number % 3),
+            "rejected": "I would rather " * (number % 7) + f"not say {place}.",
+            "subset": subset,
+        }
+        for place, subset in enumerate([*SUBSETS, "llmbar-natural"])
+        for number in range(count)
+    ]
     rows[3:3] = [rows[0] | {"prompt": None}, rows[1] | {"rejected": None}, rows[2] | {"chosen": None}]
     write(path, rows, row_group_size=50)
     return rows
@@ -56,20 +67,28 @@ def kill_after(tmp_path: Path, num_parts: int) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_real_pairs_killed_and_taken_up_give_the_figures_of_the_engines_own_scores(
+@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["cut", "killed"])
+def test_a_resumed_job_gives_the_figures_of_the_engines_own_scores(
     tmp_path: Path,
-    shared: Path,
+    is_killed: bool,
     tiny: RewardModel,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    rows = llmbar(shared, tmp_path / "pairs.parquet", 12)
-    kill_after(tmp_path, 1)
+    rows = llmbar(tmp_path / "pairs.parquet", 12)
     scores, output = tmp_path / "out" / "scores", tmp_path / "out"
+    monkeypatch.setattr("sys.argv", ["jobs.rewardbench", *arguments(tmp_path)])
+    if is_killed:
+        kill_after(tmp_path, 1)
+    else:
+        assert main() == 3
+        (output / "rewardbench.json").unlink()
+        for part in sorted(scores.glob("part-*"))[1:]:
+            part.unlink()
+        capsys.readouterr()
     before = {part: part.stat().st_mtime_ns for part in scores.glob("part-*")}
     assert not (output / "rewardbench.json").exists()
 
-    monkeypatch.setattr("sys.argv", ["jobs.rewardbench", *arguments(tmp_path)])
     assert main() == 3
     printed = capsys.readouterr().out
     assert len(list(scores.glob("part-*"))) > len(before)

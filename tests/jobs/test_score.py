@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,22 @@ def corpus(folder: Path, count: int, *, poison: tuple[int, ...] = ()) -> list[di
     return rows
 
 
+@pytest.fixture(scope="module")
+def finished(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus of 20 rows in `in` and the output of its finished job in `out`."""
+    folder = tmp_path_factory.mktemp("finished")
+    corpus(folder / "in", 20)
+    run(config(folder))
+    return folder
+
+
+@pytest.fixture
+def again(finished: Path, tmp_path: Path) -> dict[str, str]:
+    """The options of that job run again, on a copy of its output."""
+    shutil.copytree(finished / "out", tmp_path / "out")
+    return {"input": str(finished / "in")}
+
+
 def test_every_row_is_scored_with_its_columns_and_in_order(tmp_path: Path, tiny: RewardModel) -> None:
     rows = corpus(tmp_path / "in", 60)
     total = run(config(tmp_path, rows_per_unit=16))
@@ -52,10 +69,8 @@ def test_every_row_is_scored_with_its_columns_and_in_order(tmp_path: Path, tiny:
     assert (total.rows, total.errors, total.tokens) == (60, 0, sum(score.num_tokens for score in scores))
 
 
-def test_the_manifest_records_the_run_and_working_folders_go(tmp_path: Path) -> None:
-    corpus(tmp_path / "in", 20)
-    run(config(tmp_path))
-    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
+def test_the_manifest_records_the_run_and_working_folders_go(finished: Path) -> None:
+    manifest = json.loads((finished / "out" / "_manifest.json").read_text())
     assert (manifest["status"], manifest["rows"], manifest["errors"]) == ("complete", 20, 0)
     assert manifest["identity"]["dtype"] == "float32"
     assert len(manifest["identity"]["model_fingerprint"]) == 16
@@ -64,7 +79,7 @@ def test_the_manifest_records_the_run_and_working_folders_go(tmp_path: Path) -> 
     assert {"rayward", "ray", "torch", "transformers"} == manifest["versions"].keys()
     assert manifest["tokens"] > 0
     assert manifest["seconds"] > 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name.startswith("_")) == ["_manifest.json"]
+    assert [path.name for path in (finished / "out").iterdir() if path.name.startswith("_")] == ["_manifest.json"]
 
 
 def test_a_bad_row_carries_its_error_and_the_job_goes_on(tmp_path: Path) -> None:
@@ -125,11 +140,14 @@ def test_files_without_rows_keep_their_schema(tmp_path: Path) -> None:
     ]
 
 
-def test_a_finished_job_run_again_does_nothing(tmp_path: Path) -> None:
-    corpus(tmp_path / "in", 20)
-    first = run(config(tmp_path))
+def test_a_finished_job_run_again_does_nothing(tmp_path: Path, again: dict[str, str]) -> None:
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
-    assert run(config(tmp_path)) == first
+    total = run(config(tmp_path, **again))
+    assert (total.rows, total.errors, total.tokens) == (
+        20,
+        0,
+        sum(read_parts(tmp_path / "out")["num_tokens"].to_pylist()),
+    )
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
 
 
@@ -144,18 +162,16 @@ def test_new_files_are_added_to_a_finished_output(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change", [{"dtype": "bfloat16"}, {"truncation": "left"}, {"max_tokens": 100}, {"rows_per_unit": 3}]
 )
-def test_a_restart_with_other_settings_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    corpus(tmp_path / "in", 4)
-    run(config(tmp_path))
+def test_a_restart_with_other_settings_is_refused(
+    tmp_path: Path, again: dict[str, str], change: dict[str, Any]
+) -> None:
     with pytest.raises(OutputError, match=next(iter(change))):
-        run(config(tmp_path, **change))
+        run(config(tmp_path, **again, **change))
 
 
-def test_a_restart_with_another_model_is_refused(tmp_path: Path, golden_folder: Path) -> None:
-    corpus(tmp_path / "in", 4)
-    run(config(tmp_path))
+def test_a_restart_with_another_model_is_refused(tmp_path: Path, again: dict[str, str], other_folder: Path) -> None:
     with pytest.raises(OutputError, match="model_fingerprint"):
-        run(config(tmp_path, model=str(golden_folder)))
+        run(config(tmp_path, **again, model=str(other_folder)))
 
 
 def test_score_columns_that_are_there_need_a_prefix(tmp_path: Path) -> None:
@@ -190,13 +206,11 @@ def test_actors_that_do_not_fit_are_refused_before_anything_is_written(tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_refused_restart_leaves_the_manifest_as_it_was(tmp_path: Path) -> None:
-    corpus(tmp_path / "in", 4)
-    run(config(tmp_path))
+def test_a_refused_restart_leaves_the_manifest_as_it_was(tmp_path: Path, again: dict[str, str]) -> None:
     before = (tmp_path / "out" / "_manifest.json").read_text()
     with pytest.raises(OutputError):
-        run(config(tmp_path, truncation="left"))
-    run(config(tmp_path))
+        run(config(tmp_path, **again, truncation="left"))
+    run(config(tmp_path, **again))
     assert (tmp_path / "out" / "_manifest.json").read_text() == before
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from serve_app.reward_model import RewardModel
-
-VARIANTS = ("bias", "gqa", "head-dim-32", "mha", "mqa", "rope-dynamic", "rope-linear", "theta-1e4")
+from tests.goldens import WEIGHTS, make_golden
 
 
 def test_float32_scores_equal_the_originals(golden_fp32: RewardModel, goldens: list[dict[str, Any]]) -> None:
@@ -27,9 +26,9 @@ def test_bfloat16_scores_are_near(golden_bf16: RewardModel, goldens: list[dict[s
     assert errors.mean() < 0.04
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_of_the_architecture_scores_as_the_original(shared: Path, variant: str) -> None:
-    folder = shared / "goldens" / "variants" / variant
+@pytest.mark.parametrize("variant", sorted(WEIGHTS))
+def test_every_variant_of_the_architecture_scores_as_the_original(tmp_path: Path, variant: str) -> None:
+    folder = make_golden(variant, tmp_path / variant)
     cases = json.loads((folder / "scores.json").read_text())
     model = RewardModel.from_pretrained(str(folder), device="cpu", dtype="float32")
     scores = model.score_token_ids([case["input_ids"] for case in cases])

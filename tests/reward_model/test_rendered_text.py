@@ -201,10 +201,10 @@ def test_a_template_without_markers_reads_chatml_alone(tiny: RewardModel) -> Non
     ids=["endings", "newlines", "BOS", "turns", "openings"],
 )
 def test_reading_takes_linear_time(tokenizer: Tokenizer, text: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     with contextlib.suppress(RenderedTextError):
         tokenizer.read_rendered(text)
-    assert time.perf_counter() - began < 5
+    assert time.thread_time() - began < 20  # quadratic time would be hours
 
 
 def test_a_rendered_prompt_is_told_from_a_plain_one() -> None:

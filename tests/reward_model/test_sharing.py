@@ -17,7 +17,7 @@ from tests.conftest import chat
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> RewardModel:
-    name = {"float32": "golden_fp32", "bfloat16": "golden_bf16"}[request.param]
+    name = {"float32": "tiny", "bfloat16": "tiny_bf16"}[request.param]
     reward_model: RewardModel = request.getfixturevalue(name)
     monkeypatch.setattr(reward_model.scorer, "token_budget", reward_model.scorer.token_budget)
     monkeypatch.setattr(reward_model.scorer, "share_prompts", True)
@@ -54,7 +54,7 @@ def both_ways(model: RewardModel, sequences: list[list[int]], monkeypatch: pytes
 def test_real_candidates(
     model: RewardModel, shared: Path, monkeypatch: pytest.MonkeyPatch, budget: int, share: float
 ) -> None:
-    table = pq.read_table(shared / "data" / "rm_bench_candidates.parquet").slice(0, 240)
+    table = pq.read_table(shared / "data" / "rm_bench_candidates.parquet").slice(0, 120)
     rows = table.select(["prompt", "response"]).to_pylist()
     random.Random(3).shuffle(rows)
     encoded = [model.tokenizer.encode(chat(row["prompt"], row["response"])) for row in rows]
@@ -64,18 +64,18 @@ def test_real_candidates(
 
 
 def test_real_pairs(model: RewardModel, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = pq.read_table(shared / "data" / "reward_bench_llmbar.parquet").slice(0, 120).to_pylist()
+    rows = pq.read_table(shared / "data" / "reward_bench_llmbar.parquet").slice(0, 40).to_pylist()
     pairs = [chat(row["prompt"], row[side]) for side in ("chosen", "rejected") for row in rows]
     num_shared, num_apart = both_ways(model, [model.tokenizer.encode(pair) for pair in pairs], monkeypatch)
     assert num_shared < 0.85 * num_apart
 
 
-@pytest.mark.parametrize("trunk", [16, 17, 63, 64, 65, 127, 128, 129, 200, 511, 512])
+@pytest.mark.parametrize("trunk", [16, 17, 63, 64, 65, 128, 129, 511])
 def test_trunks_and_leaves_of_every_alignment(model: RewardModel, trunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     chooser = random.Random(trunk)
-    prompt = [chooser.randrange(3, 92_000) for _ in range(trunk)]
+    prompt = [chooser.randrange(6, 500) for _ in range(trunk)]
     leaves = [1, 2, 3, 62, 63, 64, 65, 130, 64 - trunk % 64, 65 - trunk % 64]
-    sequences = [prompt + [chooser.randrange(3, 92_000) for _ in range(leaf)] for leaf in leaves]
+    sequences = [prompt + [chooser.randrange(6, 500) for _ in range(leaf)] for leaf in leaves]
     num_shared, _ = both_ways(model, sequences, monkeypatch)
     assert num_shared == trunk + sum(leaves)
 
@@ -90,7 +90,7 @@ def test_a_list_of_conversations_shares_prompts_that_stand_apart(
     model: RewardModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chosen ones first, then rejected ones, more than are tokenised at a time."""
-    questions = [f"Question {number}: why is the sea so wide and so deep, and why is it salt?" for number in range(300)]
+    questions = [f"Question {number}: why is the sea so wide and so deep, and why is it salt?" for number in range(140)]
     conversations = [chat(question, answer) for answer in ("No.", "It is.") for question in questions]
     rows = rows_read(model, monkeypatch)
     outcomes = model.score(conversations)
@@ -98,18 +98,16 @@ def test_a_list_of_conversations_shares_prompts_that_stand_apart(
     assert [outcome.value for outcome in outcomes[::97]] == [model.get_score(chat) for chat in conversations[::97]]
 
 
-def test_a_trunk_that_is_not_finite_fails_its_leaves_and_no_other(golden_fp32: RewardModel) -> None:
-    poison = 5000
+def test_a_trunk_that_is_not_finite_fails_its_leaves_and_no_other(tiny: RewardModel) -> None:
+    poison = 500
     prompt = [1, *range(100, 130)]
     clean = [[1, *range(300, 340), last] for last in (7, 8)]
-    expected = golden_fp32.score_token_ids(clean)
-    embedding = golden_fp32.scorer.decoder.embedding
+    expected = tiny.score_token_ids(clean)
+    embedding = tiny.scorer.decoder.embedding
     kept = embedding[poison].clone()
     embedding[poison] = float("inf")
     try:
-        values = golden_fp32.scorer.score(
-            [clean[0], [*prompt, poison, 9], [*prompt, poison, 10], clean[1], [*prompt, 11]]
-        )
+        values = tiny.scorer.score([clean[0], [*prompt, poison, 9], [*prompt, poison, 10], clean[1], [*prompt, 11]])
     finally:
         embedding[poison] = kept
     assert [isinstance(value, float) for value in values] == [True, False, False, True, True]

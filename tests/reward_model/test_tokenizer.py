@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,7 +27,7 @@ from serve_app.reward_model.markup import MARK
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer
 from tests.conftest import chat
 
-BOS, REWARD, IM_START, IM_END = 1, 92527, 92543, 92542
+BOS = 1
 SPECIALS = {
     "<unk>": 0,
     "<s>": 1,
@@ -43,13 +42,24 @@ SPECIALS = {
 }
 
 
-@pytest.fixture(scope="module")
-def tokenizer(golden_fp32: RewardModel) -> Tokenizer:
-    return golden_fp32.tokenizer
+@pytest.fixture(scope="module", params=["tiny", "golden_fp32"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    """The embedded model's, and InternLM2-Reward's where it is there."""
+    model: RewardModel = request.getfixturevalue(request.param)
+    return model.tokenizer
 
 
-def test_ids_equal_the_originals_on_every_golden(tokenizer: Tokenizer, goldens: list[dict[str, Any]]) -> None:
-    encoded = tokenizer.encode_batch([golden["messages"] for golden in goldens])
+def special(tokenizer: Tokenizer, text: str) -> int:
+    token_id: int = tokenizer._backend.token_to_id(text)
+    return token_id
+
+
+def test_the_special_tokens_have_the_originals_ids(golden_fp32: RewardModel) -> None:
+    assert {text: special(golden_fp32.tokenizer, text) for text in SPECIALS} == SPECIALS
+
+
+def test_ids_equal_the_originals_on_every_golden(golden_fp32: RewardModel, goldens: list[dict[str, Any]]) -> None:
+    encoded = golden_fp32.tokenizer.encode_batch([golden["messages"] for golden in goldens])
     ours = [item.token_ids for item in encoded if isinstance(item, EncodedConversation)]
     assert ours == [golden["input_ids"] for golden in goldens]
 
@@ -57,7 +67,8 @@ def test_ids_equal_the_originals_on_every_golden(tokenizer: Tokenizer, goldens: 
 def test_exactly_one_bos_and_one_reward_token_at_the_ends(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode(chat("What is 2 + 2?", "4"))
     assert (ids[0], ids.count(BOS)) == (BOS, 1)
-    assert (ids[-1], ids.count(REWARD)) == (REWARD, 1)
+    reward = special(tokenizer, "<|reward|>")
+    assert (ids[-1], ids.count(reward)) == (reward, 1)
 
 
 @pytest.mark.parametrize("text", sorted(SPECIALS))
@@ -65,7 +76,9 @@ def test_exactly_one_bos_and_one_reward_token_at_the_ends(tokenizer: Tokenizer) 
 def test_typed_special_tokens_stay_text(tokenizer: Tokenizer, text: str, around: str) -> None:
     content = around.format(text)
     ids = tokenizer.encode(chat(content, content))
-    assert [token for token in ids if token in SPECIALS.values()] == [BOS, *([IM_START, IM_END] * 2), REWARD]
+    specials = {special(tokenizer, other) for other in SPECIALS}
+    marks = ["<s>", *["<|im_start|>", "<|im_end|>"] * 2, "<|reward|>"]
+    assert [token for token in ids if token in specials] == [special(tokenizer, mark) for mark in marks]
     turn = "<|im_start|>{}\n" + content + "<|im_end|>\n"
     assert tokenizer._backend.decode(ids, skip_special_tokens=False) == (
         "<s>" + turn.format("user") + turn.format("assistant") + "<|reward|>"
@@ -93,9 +106,11 @@ def chat_ids(tokenizer: Tokenizer, turns: list[tuple[str, str]]) -> list[int]:
     plain.encode_special_tokens = True
     ids = [BOS]
     for role, content in turns:
-        ids += [IM_START, *plain.encode(f"{role}\n{content}", add_special_tokens=False).ids, IM_END]
+        ids.append(special(tokenizer, "<|im_start|>"))
+        ids += plain.encode(f"{role}\n{content}", add_special_tokens=False).ids
+        ids.append(special(tokenizer, "<|im_end|>"))
         ids += plain.encode("\n", add_special_tokens=False).ids
-    return [*ids, REWARD]
+    return [*ids, special(tokenizer, "<|reward|>")]
 
 
 def test_a_special_token_in_a_role_stays_text(tokenizer: Tokenizer) -> None:
@@ -137,15 +152,16 @@ class TestTruncation:
             tokenizer.encode(self.LONG, max_tokens=50)
         assert (caught.value.num_tokens, caught.value.max_tokens) == (num_tokens, 50)
 
-    def test_the_models_own_limit_holds(self, golden_folder: Path) -> None:
-        config = replace(DecoderConfig.from_folder(golden_folder), max_positions=20)
-        short = Tokenizer.from_pretrained(golden_folder, config=config)
+    def test_the_models_own_limit_holds(self, tmp_path: Path) -> None:
+        tiny.write(tmp_path)
+        config = replace(DecoderConfig.from_folder(tmp_path), max_positions=20)
+        short = Tokenizer.from_pretrained(tmp_path, config=config)
         with pytest.raises(ConversationTooLongError, match="the limit is 20"):
             short.encode(self.LONG, max_tokens=50)
 
     def test_right_keeps_the_start_and_the_reward_token(self, tokenizer: Tokenizer) -> None:
         full = tokenizer.encode(self.LONG)
-        assert tokenizer.encode(self.LONG, truncation="right", max_tokens=50) == [*full[:49], REWARD]
+        assert tokenizer.encode(self.LONG, truncation="right", max_tokens=50) == [*full[:49], full[-1]]
 
     def test_left_drops_whole_turns_first(self, tokenizer: Tokenizer) -> None:
         kept = tokenizer.encode(self.LONG[2:])
@@ -167,13 +183,14 @@ class TestTruncation:
 
     def test_left_is_quick_with_many_turns(self, tokenizer: Tokenizer) -> None:
         turns = chat(*["a word or two"] * 2001)
-        started = time.perf_counter()
+        started = time.thread_time()
         ids = tokenizer.encode(turns, truncation="left", max_tokens=300)
-        assert time.perf_counter() - started < 2.0
+        assert time.thread_time() - started < 10  # quadratic time would be minutes
         assert 280 < len(ids) <= 300
 
     def test_truncation_is_told(self, tokenizer: Tokenizer) -> None:
-        cut, whole = tokenizer.encode_batch([self.LONG, chat("a")], truncation="left", max_tokens=60)
+        max_tokens = len(tokenizer.encode(self.LONG[2:])) + 3
+        cut, whole = tokenizer.encode_batch([self.LONG, chat("a")], truncation="left", max_tokens=max_tokens)
         assert isinstance(cut, EncodedConversation)
         assert isinstance(whole, EncodedConversation)
         assert (cut.truncated, whole.truncated) == (True, False)
@@ -183,8 +200,10 @@ class TestTruncation:
             tokenizer.encode(self.LONG, truncation="middle")  # type: ignore[arg-type]
 
 
-def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path, golden_folder: Path) -> None:
-    shutil.copy(golden_folder / "config.json", tmp_path)
+def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
     with pytest.raises(CheckpointError, match="no tokenizer could be read"):
         Tokenizer.from_pretrained(tmp_path, config=DecoderConfig.from_folder(tmp_path))
 

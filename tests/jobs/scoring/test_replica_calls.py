@@ -47,11 +47,11 @@ def dying_of_poison(batch: TokenBatch) -> ScoreReply:
 
 
 class Replicas:
-    """A Serve handle's stand-in: answers in turn, the last one for ever."""
+    """A Serve handle's stand-in: answers in turn, the last one for ever, once `num_first` calls are under way."""
 
-    def __init__(self, *answers: Answer, delay_s: float = 0.0) -> None:
+    def __init__(self, *answers: Answer, num_first: int = 1) -> None:
         self.answers = list(answers)
-        self.delay_s = delay_s
+        self.num_first = num_first
         self.calls = 0
         self.under_way: list[bool] = []
         self.overlaps = 0
@@ -65,7 +65,10 @@ class Replicas:
         self.overlaps += len(self.under_way) if is_poisoned else any(self.under_way)
         self.under_way.append(is_poisoned)
         try:
-            await asyncio.sleep(self.delay_s)
+            while len(self.under_way) < self.num_first:
+                await asyncio.sleep(0.001)
+            self.num_first = 1
+            await asyncio.sleep(0.005)  # in which more would come
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
             return answer(batch)
         finally:
@@ -87,7 +90,7 @@ def sequences(*lengths: int) -> list[list[int]]:
 
 
 def outcomes(replicas: Replicas, asked: Sequence[list[int]]) -> list[Any]:
-    return calls(replicas).submit(asked).result(30)
+    return calls(replicas).submit(asked).result(120)
 
 
 @pytest.mark.parametrize("trouble", [refusing("overloaded"), refusing("unavailable"), failing, dying])
@@ -106,9 +109,9 @@ def test_one_bad_row_has_its_error_and_its_neighbours_their_scores() -> None:
 
 def test_another_model_stops_the_job() -> None:
     one = calls(Replicas(lengths_of, refusing("another_model")))
-    assert one.submit(sequences(1)).result(30) == [1.0]
+    assert one.submit(sequences(1)).result(120) == [1.0]
     with pytest.raises(ScorerError, match="serves another model than when the job began"):
-        one.submit(sequences(1)).result(30)
+        one.submit(sequences(1)).result(120)
 
 
 def test_a_model_that_fails_for_good_stops_the_job() -> None:
@@ -125,13 +128,13 @@ def test_replicas_that_take_on_nothing_stop_the_job(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_row_that_kills_replicas_is_found_and_asked_for_alone() -> None:
-    replicas = Replicas(dying_of_poison, delay_s=0.005)
+    replicas = Replicas(dying_of_poison, num_first=replica_calls.CALLS_PER_REPLICA)
     one = calls(replicas)
     guilty = 5
     parts = [sequences(*range(1, 9)) for _ in range(12)]
     parts[2][guilty] = [POISON]
     answers = [one.submit(part) for part in parts]
-    found = [answer.result(30) for answer in answers]
+    found = [answer.result(120) for answer in answers]
     assert isinstance(found[2][guilty], DeadRowError)
     found[2][guilty] = 6.0
     assert found == [[float(length) for length in range(1, 9)]] * 12
@@ -147,9 +150,9 @@ def test_no_more_calls_are_under_way_than_the_replicas_take(monkeypatch: pytest.
         return lengths_of(batch)
 
     monkeypatch.setattr(replica_calls, "num_replicas", lambda app, deployment: 2)
-    replicas = Replicas(watched, delay_s=0.01)
+    replicas = Replicas(watched, num_first=2 * replica_calls.CALLS_PER_REPLICA)
     one = calls(replicas)
-    assert [answer.result(30) for answer in [one.submit(sequences(1)) for _ in range(40)]] == [[1.0]] * 40
+    assert [answer.result(120) for answer in [one.submit(sequences(1)) for _ in range(40)]] == [[1.0]] * 40
     assert most == 2 * replica_calls.CALLS_PER_REPLICA
 
 

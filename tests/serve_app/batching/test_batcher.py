@@ -32,7 +32,7 @@ from serve_app.reward_model.errors import RaywardError, ScoringError, TokenIdsEr
 from serve_app.reward_model.prefixes import MIN_SHARED_TOKENS
 
 T = TypeVar("T")
-PATIENCE_S = 10.0
+PATIENCE_S = 120.0  # until a test that hangs fails; nothing waits as long where all is well
 
 
 def ids(seed: int, length: int) -> list[int]:
@@ -203,7 +203,7 @@ def test_the_next_batch_is_planned_on_the_event_loop_while_the_device_is_busy(mo
         batcher = batcher_of(device, token_budget=1)
         tasks = [await occupy(batcher, device), *await wait_in_queue(batcher, [[[n]] for n in range(3)])]
         for place in range(1, 4):
-            await asyncio.sleep(0.01)
+            await until(lambda planned=place + 1: len(threads) == planned)  # type: ignore[misc]
             assert threads == [False] + [True] * place
             device.steps.release()
             await until(lambda called=place + 1: len(device.calls) == called)  # type: ignore[misc]
@@ -355,7 +355,7 @@ def test_a_deadline_that_passes_while_waiting_fails_then() -> None:
         patient = await wait_in_queue(batcher, [[ids(1, 30)]], deadline=time.monotonic() + 60)
         with pytest.raises(DeadlineExceededError) as raised:
             await late[0]
-        assert 0.05 <= raised.value.waited_s < 1
+        assert raised.value.waited_s >= 0.05
         assert not first.done()
         assert batcher.queued_tokens == 30
         device.gate.set()
@@ -376,7 +376,10 @@ def test_a_late_request_does_not_start_though_the_event_loop_is_too_busy_to_fail
         await asyncio.sleep(0.005)  # both are in the plan
         time.sleep(0.1)
         device.gate.set()
-        time.sleep(0.1)
+        give_up = time.monotonic() + PATIENCE_S
+        while len(device.calls) < 2:
+            assert time.monotonic() < give_up
+            time.sleep(0.001)
         assert device.calls[1:] == [[[2]]]
         with pytest.raises(DeadlineExceededError):
             await late[0]
@@ -387,12 +390,16 @@ def test_a_late_request_does_not_start_though_the_event_loop_is_too_busy_to_fail
 
 
 def test_a_deadline_that_passes_while_running_is_no_concern() -> None:
+    now = 0.0
+
     async def main() -> None:
+        nonlocal now
         device = Device()
-        batcher = batcher_of(device)
-        task = asyncio.create_task(batcher.submit([[1]], deadline=time.monotonic() + 0.1))
+        batcher = batcher_of(device, clock=lambda: now)
+        task = asyncio.create_task(batcher.submit([[1]], deadline=0.1))
         await until(lambda: len(device.calls) == 1)
-        await asyncio.sleep(0.15)
+        now = 1.0
+        await asyncio.sleep(0.15)  # the timer goes off
         device.gate.set()
         assert await task == [score([1])]
         await batcher.close()
@@ -784,10 +791,10 @@ def test_an_event_loop_that_ends_leaves_no_work_behind() -> None:
 
 
 def drain_seconds(requests: list[list[list[int]]], token_budget: int) -> tuple[float, int]:
-    """Seconds to submit and score `requests`, all waiting at once, and the number of batches."""
-    began = time.perf_counter()
+    """Processor seconds to submit and score `requests`, all waiting at once, and the number of batches."""
+    began = time.process_time()
     results, batches = served(requests, token_budget=token_budget, max_queued_tokens=10**9)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     assert results == scores(requests)
     return seconds, len(batches)
 
@@ -803,7 +810,7 @@ def test_ten_thousand_waiting_requests_take_seconds(kind: str) -> None:
     }
     requests = [[make[kind](n)] for n in range(10_000)]
     seconds, num_batches = drain_seconds(requests, token_budget=1000)
-    assert seconds < 15
+    assert seconds < 60  # quadratic time would be many minutes
     assert num_batches >= 500
 
 

@@ -18,7 +18,7 @@ from tests.serve_app.web.playground.serving import serving
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Request
 
-TIMEOUT_MS = 20_000
+TIMEOUT_MS = 120_000
 
 
 class OneModel(FakeService):

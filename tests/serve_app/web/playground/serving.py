@@ -14,7 +14,7 @@ from serve_app.web.gate import http_app
 from serve_app.web.security import Guard
 from serve_app.web.service import ScoringService
 
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 120.0
 
 
 @contextmanager
