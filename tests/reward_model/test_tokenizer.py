@@ -50,7 +50,8 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 def special(tokenizer: Tokenizer, text: str) -> int:
-    token_id: int = tokenizer._backend.token_to_id(text)
+    token_id = tokenizer._backend.token_to_id(text)
+    assert token_id is not None
     return token_id
 
 

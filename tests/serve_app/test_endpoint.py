@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.core.result import Ok
 
 from serve_app.client import RewardClient
-from serve_app.model_handle import PART_TOKENS, PARTS_UNDER_WAY
+from serve_app.model_handle import PART_TOKENS, PARTS_AT_ONCE
 from serve_app.reward_model import RewardModel
 from serve_app.web.proxy import PROXY_ENVIRONMENT
 from tests.conftest import chat
@@ -159,7 +159,7 @@ def test_scores_have_the_bits_of_the_engine_under_mixed_load(url: str, tiny: Rew
 
 def test_a_request_of_more_parts_than_are_under_way_at_once(url: str, tiny: RewardModel) -> None:
     asked = conversations(350, seed=1)
-    assert sum(len(tiny.tokenizer.encode(each)) for each in asked) > PARTS_UNDER_WAY * PART_TOKENS
+    assert sum(len(tiny.tokenizer.encode(each)) for each in asked) > PARTS_AT_ONCE * PART_TOKENS
     response = httpx.post(f"{url}/v1/score", json={"conversations": asked}, timeout=PATIENCE_S).json()
     assert [result["index"] for result in response["results"]] == list(range(len(asked)))
     assert [result["score"] for result in response["results"]] == tiny.get_scores(asked)
