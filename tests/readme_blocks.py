@@ -45,7 +45,8 @@ class Example:
 def fences(page: Path) -> list[Fence]:
     """The code blocks of a page, in order."""
     text = page.read_text(encoding="utf-8")
-    found, end = [], 0
+    found: list[Fence] = []
+    end = 0
     for match in _FENCE.finditer(text):
         between = text[end : match.start()].strip()
         line = text.count("\n", 0, match.start()) + 1
@@ -102,7 +103,8 @@ def _value(text: str) -> float:
 
 def _pattern(lines: list[str]) -> tuple[str, list[str]]:
     """An expression with a group for each decimal number of the lines, and these numbers."""
-    parts, numbers = [], []
+    parts: list[str] = []
+    numbers: list[str] = []
     for line in lines:
         if line.strip() == ANY:
             parts.append(r"(?:[^\n]*\n)*?")
