@@ -66,9 +66,12 @@ def test_the_front_page_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def endpoint(local_ray: None) -> Iterator[str]:
-    """Host and port of an endpoint with the embedded model, as serve_app/README.md starts it."""
+    """Host and port of an endpoint with the embedded model, as serve_app/README.md starts it.
+
+    It ends with its page: the jobs of the next one want all CPUs of the tests' Ray.
+    """
     from ray import serve
 
     from serve_app.app import build_app
