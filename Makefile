@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: setup ## score and rank a small real sample with the embedded model
+demo: setup ## score and rank the shipped sample with the embedded model
 	@$(BIN)/python -m jobs.demo
 
 test: setup ## run the tests but the slow ones, some 6 minutes on two cores

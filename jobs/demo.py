@@ -1,6 +1,7 @@
 """Score and rank the shipped sample with the embedded model: `make demo`, or `python -m jobs.demo [--model M]`.
 
-The sample is real: 12 prompts of LLMBar (Zeng et al., 2023), each with two responses of which people prefer one.
+The sample was written for rayward: 16 prompts in English and Chinese with two to four responses each, of which one is
+preferred.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ if __name__ == "__main__":  # before what takes a second to import, so that sign
 
 import logging
 import shutil
-import textwrap
+import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
@@ -35,7 +37,7 @@ WIDTH = 62
 
 
 class DemoConfig(BaseModel):
-    """Score and rank 12 real prompts with two responses each, and print the result as a table."""
+    """Score and rank 16 prompts with two to four responses each, and print the result as a table."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,7 +56,9 @@ def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.demo"
 def demo(config: DemoConfig) -> int:
     """Score the sample and print it ranked; the exit status."""
     _clear(config.output)
-    options = ScoringOptions(model=config.model)
+    # float32 shows the same figures on every processor, and costs nothing for a model as small as tiny.
+    dtype: Literal["auto", "float32"] = "float32" if config.model == TINY else "auto"
+    options = ScoringOptions(model=config.model, dtype=dtype)
     scoring = ScoringRun(options, source=str(SAMPLE), output=str(config.output))
     with connect(options.address) as resources:
         scoring.run(resources)
@@ -81,11 +85,11 @@ def _clear(output: Path) -> None:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """The responses of each prompt, best first; `*` marks the one that people prefer."""
-    lines = [f"\n{'rank':>4}  {'score':>8}  {'tokens':>6}  response (* = preferred by people)"]
+    """The responses of each prompt, best first; `*` marks the preferred one."""
+    lines = [f"\n{'rank':>4}  {'score':>8}  {'tokens':>6}  response (* = preferred)"]
     for _, group in groupby(rows, key=lambda row: row["prompt_id"]):
         candidates = list(group)
-        lines.append("\n" + _short(candidates[0]["prompt"], WIDTH + 24))
+        lines.append("\n" + _short(candidates[0]["prompt"][-1]["content"], WIDTH + 24))
         scored = [row for row in candidates if row["error"] is None]
         for rank, index in enumerate(order([row["score"] for row in scored])):
             row = scored[index]
@@ -97,4 +101,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _short(text: str, width: int) -> str:
-    return textwrap.shorten(" ".join(text.split()), width, placeholder=" ...")
+    """The start of `text` in one line of so many columns, of which a Chinese character takes two."""
+    line = " ".join(text.split())
+    columns = list(accumulate(2 if unicodedata.east_asian_width(char) in "FW" else 1 for char in line))
+    if not columns or columns[-1] <= width:
+        return line
+    kept = line[: bisect_right(columns, width - len(" ..."))]
+    whole_words = kept.rpartition(" ")[0] if line[len(kept)].isascii() else kept
+    return f"{(whole_words or kept).rstrip()} ..."

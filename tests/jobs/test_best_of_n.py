@@ -42,9 +42,10 @@ SAMPLING = Sampling(num_candidates=4, temperature=0.8, top_k=50, top_p=0.95, max
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> list[dict[str, Any]]:
-    """The 12 real prompts of the shipped sample and a null, in two files of the folder `prompts`."""
-    sample = pq.read_table(ROOT / "jobs" / "sample.parquet").select(["prompt_id", "prompt"])
-    rows: list[dict[str, Any]] = sample.take(list(range(0, sample.num_rows, 2))).to_pylist()
+    """The questions of 12 prompts of the shipped sample and a null, in two files of the folder `prompts`."""
+    sample = pq.read_table(ROOT / "jobs" / "sample.parquet").to_pylist()
+    questions = {row["prompt_id"]: row["prompt"][-1]["content"] for row in sample}
+    rows: list[dict[str, Any]] = [{"prompt_id": key, "prompt": text} for key, text in list(questions.items())[:12]]
     rows.insert(7, {"prompt_id": 99, "prompt": None})
     assert len({row["prompt_id"] for row in rows}) == 13
     write(tmp_path / "prompts" / "a.parquet", rows[:5])

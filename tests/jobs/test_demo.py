@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import demo
@@ -19,11 +21,17 @@ def test_the_demo_prints_every_prompt_with_its_responses_ranked(
     for _ in range(2):  # the second run replaces the first
         assert demo.main() == 0
     printed = capsys.readouterr().out
-    table = printed[printed.rindex("rank     score") :].splitlines()
-    ranks = [int(line[:4]) for line in table[1:] if line[:4].strip().isdigit()]
-    assert ranks == [0, 1] * 12
-    scores = [float(line[4:14]) for line in table[1:] if line[:4].strip().isdigit()]
-    assert all(best >= worst for best, worst in zip(scores[::2], scores[1::2], strict=True))
+    first, *groups = printed[printed.rindex("rank     score") :].split("\n\n")[:17]
+    assert first == "rank     score  tokens  response (* = preferred)"
+    expected = Counter(pq.read_table(demo.SAMPLE)["prompt_id"].to_pylist())
+    assert len(groups) == len(expected)
+    for number, group in enumerate(groups):
+        _, *lines = group.splitlines()
+        assert [int(line[:4]) for line in lines] == list(range(expected[number]))
+        scores = [float(line[4:14]) for line in lines]
+        assert scores == sorted(scores, reverse=True)
+        assert [line[24] for line in lines].count("*") == 1
+        assert not any(line.endswith("  ...") for line in lines)
     assert "its scores mean nothing" in printed
 
 
@@ -35,3 +43,21 @@ def test_the_demo_takes_no_folder_away_that_is_not_its_own(tmp_path: Path) -> No
     with pytest.raises(OutputError, match="holds the work of another job"):
         demo._clear(tmp_path)
     assert (tmp_path / "precious").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("one two", "one two"),
+        ("one two three four five", "one two three ..."),
+        ("one  two\nthree four five", "one two three ..."),
+        ("abcdefghijklmnopqrstuvwxyz", "abcdefghijklmn ..."),
+        (
+            "\u4e00\u4e8c\u4e09\u56db\u4e94\u516d\u4e03\u516b\u4e5d\u5341",
+            "\u4e00\u4e8c\u4e09\u56db\u4e94\u516d\u4e03 ...",
+        ),
+        ("", ""),
+    ],
+)
+def test_a_long_text_is_cut_at_a_word_or_between_chinese_characters(text: str, shown: str) -> None:
+    assert demo._short(text, 18) == shown
