@@ -6,6 +6,5 @@ batch, dispatch  a batch cut and sent to actors; connection: a process's view of
 actor            the reward actor; model_holder: its weights, which sleep, wake and are exchanged
 supervisor       starts, replaces and changes actors; calls: calls of actors, bounded in time
 rewards          scores -> rewards: normalised, clipped, combined, one a token
-parts, token_batch   slices of a batch and their form on the way
 errors           the exception tree
 """

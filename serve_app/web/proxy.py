@@ -38,7 +38,7 @@ TIMEOUT_HEADER = b"x-request-timeout-s"
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve puts around each of its HTTP proxies."""
+    """Middleware that Serve puts around each of its HTTP proxies."""
     return [Middleware(RepeatLost)]
 
 
