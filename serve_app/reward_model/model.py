@@ -46,7 +46,11 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The model's raw scalar for one conversation, how many tokens it read, and whether it was shortened to fit."""
+    """The model's raw scalar for one conversation, its length in tokens, and whether it was shortened to fit.
+
+    `num_tokens` counts the conversation as it is rendered and encoded, which is what limits apply to: padding tokens
+    behind the place where the score is read are among them.
+    """
 
     value: float
     num_tokens: int
@@ -195,7 +199,10 @@ class RewardModel:
         return _with_index([outcomes[place] for place in range(len(parsed))])
 
     def score_token_ids(self, sequences: Sequence[Sequence[int] | NDArray[np.integer]]) -> NDArray[np.float32]:
-        """Score sequences of token ids as they are, each at its last token: float32 [len(sequences)].
+        """Score sequences of token ids as they are: float32 [len(sequences)].
+
+        Each is read at its last token; for a `*ForSequenceClassification` whose configuration names a padding token,
+        at its last token that is no padding: see `DecoderConfig.num_read`.
 
         Raises:
             TokenIdsError: one is empty, longer than the model's limit or holds an id outside the vocabulary.
