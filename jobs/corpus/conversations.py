@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class SystemPrompt:
             if not self.replaces:
                 raise ConversationError("there is a system message already; --replace-system-prompt replaces it")
             messages = messages[1:]
-        return Conversation.parse([Message("system", text), *messages])
+        return Conversation.parse(Conversation((Message("system", text), *messages), conversation.reference))
 
 
 NO_SYSTEM_PROMPT = SystemPrompt()
@@ -91,11 +91,18 @@ SCORE_COLUMNS = ("score", "num_tokens", "truncated", "error")
 
 @dataclass(frozen=True, slots=True)
 class ConversationColumns:
-    """Either `messages`, or `prompt` and `response`, by column name."""
+    """Either `messages`, or `prompt` and `response`, by column name; and `reference`, where one is named."""
 
     messages: str | None = None
     prompt: str | None = None
     response: str | None = None
+    reference: str | None = None
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """For a run's identity; without a reference it is that of the runs before there were any."""
+        fields = asdict(self)
+        return {name: column for name, column in fields.items() if name != "reference" or column is not None}
 
     @classmethod
     def detect(cls, schema: pa.Schema, chosen: ConversationColumns | None = None) -> ConversationColumns:
@@ -105,7 +112,9 @@ class ConversationColumns:
             CorpusError: there are none, or both kinds, or one has the wrong type; the text lists the columns and flags.
         """
         chosen = chosen or cls()
-        columns = cls._by_name(schema, chosen)
+        columns = replace(cls._by_name(schema, chosen), reference=chosen.reference)
+        if columns.reference is not None:
+            check_column(schema, columns.reference, "reference", text_or_messages=True)
         if columns.messages is not None:
             check_column(schema, columns.messages, "messages", text_or_messages=True)
         else:
@@ -149,7 +158,7 @@ def check_column(schema: pa.Schema, name: str, role: str, *, text_or_messages: b
     kind = schema.field(name).type
     if not (is_text(kind) or (text_or_messages and is_messages(kind))):
         wanted = "a list of {role, content} or a JSON string of one" if role == "messages" else "a string"
-        wanted = "a string or a list of {role, content}" if role == "prompt" else wanted
+        wanted = "a string or a list of {role, content}" if role in ("prompt", "reference") else wanted
         raise CorpusError(f"column {name!r} is {kind}; --{role}-column takes {wanted}.\n{describe(schema)}")
 
 
@@ -248,9 +257,9 @@ def conversations(
     else:
         pairs = zip(_cells(table, str(columns.prompt)), _cells(table, str(columns.response)), strict=True)
         sources = (_joined(prompt, response) for prompt, response in pairs)
-    column = system_prompt.column
-    prompts = [None] * table.num_rows if column is None else _cells(table, column)
-    return [_parse(source, system_prompt, cell) for source, cell in zip(sources, prompts, strict=True)]
+    prompts = _cells_or_none(table, system_prompt.column)
+    rows = zip(sources, prompts, _cells_or_none(table, columns.reference), strict=True)
+    return [_parse(source, system_prompt, cell, reference) for source, cell, reference in rows]
 
 
 def prompts(table: pa.Table, columns: ConversationColumns) -> list[Conversation | ConversationError]:
@@ -259,7 +268,9 @@ def prompts(table: pa.Table, columns: ConversationColumns) -> list[Conversation 
         sources = [_messages(cell) for cell in _cells(table, columns.messages)]
     else:
         sources = [_prompt(cell) for cell in _cells(table, str(columns.prompt))]
-    return [_answerable(_parse(source, NO_SYSTEM_PROMPT, None)) for source in sources]
+    references = _cells_or_none(table, columns.reference)
+    rows = zip(sources, references, strict=True)
+    return [_answerable(_parse(source, NO_SYSTEM_PROMPT, None, reference)) for source, reference in rows]
 
 
 def _answerable(prompt: Conversation | ConversationError) -> Conversation | ConversationError:
@@ -273,13 +284,20 @@ def _cells(table: pa.Table, name: str) -> list[Any]:
     return cells
 
 
+def _cells_or_none(table: pa.Table, name: str | None) -> list[Any]:
+    return [None] * table.num_rows if name is None else _cells(table, name)
+
+
 def _parse(
-    source: list[Any] | ConversationError, system_prompt: SystemPrompt, cell: Any
+    source: list[Any] | ConversationError, system_prompt: SystemPrompt, cell: Any, reference: Any
 ) -> Conversation | ConversationError:
     if isinstance(source, ConversationError):
         return source
     try:
-        return system_prompt.before(Conversation.parse([without_nulls(message) for message in source]), cell)
+        messages = [without_nulls(message) for message in source]
+        if isinstance(reference, list):
+            reference = [without_nulls(message) for message in reference]
+        return system_prompt.before(Conversation.parse({"messages": messages, "reference": reference}), cell)
     except ConversationError as error:
         return error
 
@@ -348,7 +366,9 @@ def prompt_columns_of(
 def _detect(schema: pa.Schema, chosen: ConversationColumns) -> ConversationColumns:
     if chosen.messages and chosen.prompt:
         raise CorpusError("--messages-column excludes --prompt-column")
-    columns = chosen if chosen.messages or chosen.prompt else _by_name(schema)
+    columns = chosen if chosen.messages or chosen.prompt else replace(_by_name(schema), reference=chosen.reference)
+    if columns.reference is not None:
+        check_column(schema, columns.reference, "reference", text_or_messages=True)
     role = "messages" if columns.messages else "prompt"
     check_column(schema, str(columns.messages or columns.prompt), role, text_or_messages=True)
     return columns

@@ -17,7 +17,7 @@ from jobs.generation.candidates import Candidate, Generation
 from jobs.generation.stage import without_generations
 from jobs.runs.attempts import GuardedModel
 from jobs.runs.ledger import Ledger, UnitStats
-from jobs.scoring.stage import DeadRowError, outcomes_of, reason_of
+from jobs.scoring.stage import DeadRowError, outcomes_of, reason_of, warning_counts
 from serve_app.reward_model import RewardModel, Score, ScoringError
 from serve_app.reward_model.conversation import Conversation, Message
 from serve_app.reward_model.errors import ConversationError
@@ -136,6 +136,7 @@ class CandidateScorer:
         max_tokens: int | None,
         prefix: str,
         keep_all: bool,
+        strict: bool = False,
     ) -> None:
         self._guarded = GuardedModel(load, ledger)
         self._columns = columns
@@ -144,6 +145,7 @@ class CandidateScorer:
         self._max_tokens = max_tokens
         self._prefix = prefix
         self._keep_all = keep_all
+        self._strict = strict
 
     def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
         """The unit's rows with what was selected, in input order, and their counts.
@@ -158,7 +160,11 @@ class CandidateScorer:
         started = time.perf_counter()
         outcomes = attempt.results(
             lambda model, first, stop: outcomes_of(
-                model, candidates[first:stop], truncation=self._truncation, max_tokens=self._max_tokens
+                model,
+                candidates[first:stop],
+                truncation=self._truncation,
+                max_tokens=self._max_tokens,
+                strict=self._strict,
             ),
             given_up=DeadRowError.after,
         )
@@ -183,7 +189,7 @@ class CandidateScorer:
                     yield self._conversation(row, candidate.text, cell)
 
     def _conversation(self, prompt: Conversation, response: str, cell: object) -> Conversation | ConversationError:
-        whole = Conversation((*prompt.messages, Message("assistant", response)))
+        whole = Conversation((*prompt.messages, Message("assistant", response)), prompt.reference)
         try:
             return self._system_prompt.before(whole, cell)
         except ConversationError as error:
@@ -212,6 +218,7 @@ def _stats(judged: Sequence[Judged], output_rows: int, seconds: float, *, keep_a
     counts = {
         "candidates": sum(len(one.outcomes) for one in judged),
         "answered_in_part": sum(one.failures is not None for one in answered),
+        **warning_counts(scores),
     }
     return UnitStats(
         rows=len(judged),

@@ -16,7 +16,7 @@ from jobs.runs.pipeline import Stage
 from jobs.runs.placement import ActorPool, plan_actors, shortage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
 from jobs.scoring.model_source import ModelSource
-from jobs.scoring.stage import ConversationScorer, UnitScorer
+from jobs.scoring.stage import ConversationScorer, UnitScorer, warnings_told
 from jobs.scoring.via_serve import UNITS_AT_ONCE, ServedModelSource
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.tiny import NAME as TINY
@@ -72,6 +72,7 @@ class ScoringRun:
             served = ServedModelSource.of(options)
             return self._score(served, served.load, served.pool, units_at_once=UNITS_AT_ONCE)
         model = ModelSource.of(options, resources)
+        model.check_reference(options.reference_column)
         pool = plan_actors(
             resources,
             device=model.device,
@@ -100,6 +101,7 @@ class ScoringRun:
             truncation=self._options.truncation,
             max_tokens=self._options.max_tokens,
             prefix=self._prefix,
+            strict=self._options.strict,
         )
         progress = run.run([Stage(make_scorer, pool, units_at_once)])
         self.summary = _summary(self._output, progress)
@@ -118,12 +120,14 @@ class ScoringRun:
             "dtype": model.dtype,
             "truncation": options.truncation,
             "max_tokens": options.max_tokens,
-            "columns": asdict(self._columns),
+            "columns": self._columns.identity,
             "output_prefix": self._prefix,
             "rows_per_unit": rows_per_unit,
         }
         if self._system_prompt != SystemPrompt():
             identity["system_prompt"] = asdict(self._system_prompt)
+        if options.strict:
+            identity["strict"] = True
         facts = {}
         if isinstance(model, ServedModelSource):
             facts = model.facts
@@ -168,6 +172,6 @@ def _summary(output: str, progress: Progress) -> str:
     before = f" ({total.rows - new.rows:,} of them before)" if total.rows > new.rows else ""
     return (
         f"{total.rows:,} rows in {output}{before}: {total.rows - total.errors:,} scored, {total.errors:,} with "
-        f"errors, {total.tokens:,} tokens; this run {new.rows:,} rows in {clock(progress.seconds)}, "
-        f"{progress.tokens_per_s:,.0f} tokens/s with start-up"
+        f"errors, {total.tokens:,} tokens{warnings_told(total.counts)}; this run {new.rows:,} rows in "
+        f"{clock(progress.seconds)}, {progress.tokens_per_s:,.0f} tokens/s with start-up"
     )

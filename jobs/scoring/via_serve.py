@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -38,20 +39,33 @@ class ServedModel:
     """
 
     def __init__(
-        self, model: str, revision: str | None, calls: ReplicaCalls, *, tokenizer_fingerprint: str, token_budget: int
+        self,
+        model: str,
+        revision: str | None,
+        calls: ReplicaCalls,
+        *,
+        tokenizer_fingerprint: str,
+        token_budget: int,
+        chat_template: str | None = None,
     ) -> None:
         folder = resolve(model, revision, weights=False)
-        if fingerprint(folder, weights=False) != tokenizer_fingerprint:
+        if fingerprint(folder, weights=False, chat_template=chat_template) != tokenizer_fingerprint:
             raise ServedModelError(
                 f"configuration or tokenizer of {model} on {os.uname().nodename} are not those of the replicas; "
                 "serve it with a revision, or from a shared folder"
             )
-        self._tokenizer = Tokenizer.from_pretrained(folder, config=DecoderConfig.from_folder(folder))
+        config = DecoderConfig.from_folder(folder)
+        self._tokenizer = Tokenizer.from_pretrained(folder, config=config, chat_template=chat_template)
         self._calls = calls
         self._part_tokens = min(token_budget, MAX_PART_TOKENS)
 
     def outcomes(
-        self, conversations: Sequence[Conversation], *, truncation: Truncation, max_tokens: int | None
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        truncation: Truncation,
+        max_tokens: int | None,
+        strict: bool = False,
     ) -> list[Score | ScoringError]:
         """The score of each conversation, in order, or the error that it alone has.
 
@@ -62,7 +76,8 @@ class ServedModel:
         outcomes: dict[int, Score | ScoringError] = {}
         pending: list[tuple[list[tuple[int, EncodedConversation]], Future[list[float | ScoringError]]]] = []
         try:
-            for part in self._parts(conversations, order, truncation, max_tokens, outcomes):
+            encode = partial(self._tokenizer.encode_batch, truncation=truncation, max_tokens=max_tokens, strict=strict)
+            for part in self._parts(conversations, order, encode, outcomes):
                 pending.append((part, self._calls.submit([encoded.token_ids for _, encoded in part])))
             for part, answer in pending:
                 for (place, encoded), value in zip(part, answer.result(), strict=True):
@@ -76,8 +91,7 @@ class ServedModel:
         self,
         conversations: Sequence[Conversation],
         order: Sequence[int],
-        truncation: Truncation,
-        max_tokens: int | None,
+        encode: Callable[[Sequence[Conversation]], list[EncodedConversation | ScoringError]],
         failed: dict[int, Score | ScoringError],
     ) -> Iterator[list[tuple[int, EncodedConversation]]]:
         """Encoded conversations and their places, in parts; what cannot be encoded goes to `failed`."""
@@ -85,8 +99,7 @@ class ServedModel:
         tokens = 0
         for first in range(0, len(order), ENCODED_AT_ONCE):
             places = order[first : first + ENCODED_AT_ONCE]
-            batch = [conversations[place] for place in places]
-            encoded = self._tokenizer.encode_batch(batch, truncation=truncation, max_tokens=max_tokens)
+            encoded = encode([conversations[place] for place in places])
             for place, item in zip(places, encoded, strict=True):
                 if not isinstance(item, EncodedConversation):
                     failed[place] = item
@@ -102,7 +115,9 @@ class ServedModel:
 
 
 def _outcome(value: float | ScoringError, encoded: EncodedConversation) -> Score | ScoringError:
-    return value if isinstance(value, ScoringError) else Score(value, len(encoded.token_ids), encoded.truncated)
+    if isinstance(value, ScoringError):
+        return value
+    return Score(value, len(encoded.token_ids), encoded.truncated, encoded.warnings)
 
 
 logger = logging.getLogger(__name__)
@@ -133,6 +148,7 @@ class ServedModelSource:
     quantization: str
     token_budget: int
     pool: ActorPool
+    chat_template: str | None = None
 
     @classmethod
     def of(cls, options: ScoringOptions) -> ServedModelSource:
@@ -164,6 +180,7 @@ class ServedModelSource:
             calls,
             tokenizer_fingerprint=self.tokenizer_fingerprint,
             token_budget=self.token_budget,
+            chat_template=self.chat_template,
         )
 
     @property
@@ -214,7 +231,7 @@ def _check(options: ScoringOptions, facts: Mapping[str, Any], app: str) -> None:
         f"{name} {facts[name]}, not {value}" for name, value in said.items() if value not in ("auto", facts[name])
     ]
     if options.model is not None:
-        ours = fingerprint(resolve(options.model, options.revision))
+        ours = fingerprint(resolve(options.model, options.revision), chat_template=facts.get("chat_template"))
         if ours != facts["fingerprint"]:
             differing.append(
                 f"{facts['model']} with fingerprint {facts['fingerprint']}, not {options.model} with {ours}"
