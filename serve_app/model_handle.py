@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from ray.exceptions import RayError
@@ -24,6 +25,7 @@ from serve_app.reward_model import (
     NonFiniteScoreError,
     RaywardError,
     Score,
+    ScoringError,
 )
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.checkpoint import resolve
@@ -57,7 +59,9 @@ class ModelHandle:
         self._pool = pool
         folder: Path = resolve(config.model, config.revision, weights=False)
         self._decoder_config = DecoderConfig.from_folder(folder)
-        self.tokenizer = Tokenizer.from_pretrained(folder, config=self._decoder_config)
+        self.tokenizer = Tokenizer.from_pretrained(
+            folder, config=self._decoder_config, chat_template=config.chat_template
+        )
 
     @property
     def max_tokens(self) -> int:
@@ -70,6 +74,7 @@ class ModelHandle:
         truncation: Truncation,
         max_tokens: int | None,
         params: Sequence[str] | None,
+        strict: bool = False,
     ) -> list[Score]:
         """The score of each conversation, in order."""
 
@@ -78,13 +83,15 @@ class ModelHandle:
 
         loop = asyncio.get_running_loop()
         parsed = [_parsed(conversation, param(place)) for place, conversation in enumerate(conversations)]
-        encoded = await loop.run_in_executor(self._pool, self._encode, parsed, truncation, max_tokens, param)
+        encode = partial(self.tokenizer.encode_batch, truncation=truncation, max_tokens=max_tokens, strict=strict)
+        encoded = _all_encoded(await loop.run_in_executor(self._pool, encode, parsed), param)
         parts = _parts(parsed, encoded)
         replies = await self._score_parts([[encoded[place] for place in part] for part in parts])
         scores: dict[int, Score] = {}
         for part, reply in zip(parts, replies, strict=True):
             for place, value in zip(part, reply.scores.tolist(), strict=True):
-                scores[place] = Score(value, len(encoded[place].token_ids), encoded[place].truncated)
+                item = encoded[place]
+                scores[place] = Score(value, len(item.token_ids), item.truncated, item.warnings)
             if reply.errors:
                 place = min(reply.errors)
                 raise _api_error(reply.errors[place], param(part[place]))
@@ -99,19 +106,6 @@ class ModelHandle:
                 return bool(await self._replicas.ready.remote())
         except (TimeoutError, RayError, DeploymentUnavailableError, BackPressureError):
             return False
-
-    def _encode(
-        self,
-        parsed: list[Conversation],
-        truncation: Truncation,
-        max_tokens: int | None,
-        param: Callable[[int], str],
-    ) -> list[EncodedConversation]:
-        encoded = self.tokenizer.encode_batch(parsed, truncation=truncation, max_tokens=max_tokens)
-        for place, item in enumerate(encoded):
-            if not isinstance(item, EncodedConversation):
-                raise _api_error(item, param(place))
-        return [item for item in encoded if isinstance(item, EncodedConversation)]
 
     async def _score_parts(self, parts: Sequence[Sequence[EncodedConversation]]) -> list[ScoreReply]:
         """The replies to a request's parts, a few of which are under way at once.
@@ -181,6 +175,15 @@ class ModelHandle:
             return ApiError(408, "the deadline of the request passed while it waited", "deadline_exceeded")
         text = f"{self.config.name} has more work than it can do soon"
         return ApiError(503, text, "overloaded", retry_after_s=refusal.retry_after_s)
+
+
+def _all_encoded(
+    outcomes: Sequence[EncodedConversation | ScoringError], param: Callable[[int], str]
+) -> list[EncodedConversation]:
+    for place, item in enumerate(outcomes):
+        if not isinstance(item, EncodedConversation):
+            raise _api_error(item, param(place))
+    return [item for item in outcomes if isinstance(item, EncodedConversation)]
 
 
 def _parsed(conversation: ConversationLike, param: str) -> Conversation:

@@ -241,7 +241,8 @@ def _facts(config: ModelConfig, model: RewardModel) -> dict[str, Any]:
         "key": "/".join(deciding.values()),
         "model": config.model,
         "revision": config.revision,
-        "tokenizer_fingerprint": fingerprint(model.folder, weights=False),
+        "tokenizer_fingerprint": fingerprint(model.folder, weights=False, chat_template=model.chat_template),
+        "chat_template": model.chat_template,
         "token_budget": model.scorer.token_budget,
     }
 
@@ -255,6 +256,7 @@ def load_model(config: ModelConfig, device: str) -> RewardModel:
         dtype=config.dtype,
         token_budget=config.token_budget,
         quantization=config.quantization,
+        chat_template=config.chat_template,
     )
 
 
