@@ -44,6 +44,7 @@ class ModelSpec:
     dtype: str = "auto"
     token_budget: int | Literal["auto"] = "auto"
     quantization: Quantization = "none"
+    chat_template: str | None = None
 
     def load(self) -> RewardModel:
         return RewardModel.from_pretrained(
@@ -53,6 +54,7 @@ class ModelSpec:
             dtype=self.dtype,
             token_budget=self.token_budget,
             quantization=self.quantization,
+            chat_template=self.chat_template,
         )
 
 
@@ -106,7 +108,12 @@ class ModelSlot:
     @cached_property
     def _probe_ids(self) -> list[int]:
         folder = resolve(self.named.model, self.named.revision, weights=False)
-        return Tokenizer.from_pretrained(folder, config=DecoderConfig.from_folder(folder)).encode(PROBE)
+        return self._encoded_probe(folder, DecoderConfig.from_folder(folder))
+
+    def _encoded_probe(self, folder: Path, config: DecoderConfig) -> list[int]:
+        template = self.named.chat_template
+        tokenizer = Tokenizer.from_pretrained(folder, config=config, chat_template=template)
+        return tokenizer.encode({"messages": PROBE, "reference": "408" if tokenizer.takes_reference else None})
 
     @property
     def is_asleep(self) -> bool:
@@ -196,11 +203,11 @@ class ModelSlot:
         config = DecoderConfig.from_folder(folder)
         _check_same(current.config, config, folder)
         has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
-        if has_tokenizer and Tokenizer.from_pretrained(folder, config=config).encode(PROBE) != self._probe_ids:
+        if has_tokenizer and self._encoded_probe(folder, config) != self._probe_ids:
             raise WeightsUpdateError(f"the tokenizer or chat template in {folder} makes other token ids")
         weights = load_weights(folder, config, device=torch.device("cpu"), dtype=current.dtype)
         self._staged = _Staged(folder, config, weights)
-        return fingerprint(folder)
+        return fingerprint(folder, chat_template=self.named.chat_template)
 
     def commit(self, version: WeightsVersion) -> None:
         """Score with the staged weights from now on; the ones before stay at hand until `finish` or `roll_back`.
@@ -230,7 +237,12 @@ class ModelSlot:
             decoder = Decoder(staged.config, weights, quantization=self._spec.quantization)
         except (MemoryError, RuntimeError) as error:
             return str(error)
-        self._model = RewardModel(decoder, staged.folder, token_budget=before.scorer.token_budget)
+        self._model = RewardModel(
+            decoder,
+            staged.folder,
+            token_budget=before.scorer.token_budget,
+            chat_template=self.named.chat_template,
+        )
         return None
 
     def roll_back(self) -> None:
@@ -256,7 +268,7 @@ class ModelSlot:
         self._spec = replace(self._spec, model=version.model, revision=version.revision)
 
     def _check_files(self, version: WeightsVersion) -> None:
-        found = fingerprint(resolve(version.model, version.revision))
+        found = fingerprint(resolve(version.model, version.revision), chat_template=self.named.chat_template)
         if found != version.fingerprint:
             raise SleepError(
                 f"the files of {version.model} changed since their weights were taken ({version.fingerprint} then, "

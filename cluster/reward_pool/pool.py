@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, cast
 
@@ -30,6 +31,7 @@ from cluster.reward_pool.errors import PoolClosedError, RewardInputError
 from cluster.reward_pool.model_holder import ModelSpec, WeightsVersion
 from cluster.reward_pool.supervisor import MemberHealth, PoolPlan, Roster
 from serve_app.reward_model import Conversation, ConversationLike, ScoringError
+from serve_app.reward_model.chat_template import template_text
 from serve_app.reward_model.linear import Quantization
 from serve_app.reward_model.tokenizer import Truncation
 
@@ -58,6 +60,8 @@ class RewardActorPool:
         keep_default_system: keep the system prompt that the policy's chat template writes unasked.
         truncation: `"error"`, `"right"` or `"left"`: what is done with conversations over the limit.
         max_tokens: a limit below the model's own.
+        strict: refuse what is scored with a warning in the log otherwise, as an unknown role: see `RewardModel.score`.
+        chat_template: a Jinja template in place of the model's own, or the file of one: for models that have none.
         timeout_s: the longest that one part of a batch may take, its wait at the actor included.
         start_timeout_s: the longest that actors may take to start, and weights to be loaded.
         max_restarts: actors replaced within an hour, before the pool gives up.
@@ -88,6 +92,8 @@ class RewardActorPool:
         keep_default_system: bool = False,
         truncation: Truncation = "error",
         max_tokens: int | None = None,
+        strict: bool = False,
+        chat_template: str | Path | None = None,
         timeout_s: float = 600.0,
         start_timeout_s: float = 900.0,
         max_restarts: int = 10,
@@ -96,7 +102,10 @@ class RewardActorPool:
             raise RewardInputError("num_actors, timeout_s and start_timeout_s are positive, max_restarts at least 0")
         if detached and name is None:
             raise RewardInputError("a detached pool needs a name, or nobody could find it again: name=...")
-        encoding = Encoding(policy_tokenizer, truncation, max_tokens, strip_thinking, keep_default_system)
+        template = None if chat_template is None else template_text(chat_template)
+        encoding = Encoding(
+            policy_tokenizer, truncation, max_tokens, strip_thinking, keep_default_system, strict, template
+        )
         self._encoder: RewardEncoder | None = RewardEncoder.of_model(model, revision, encoding)
         self._encoder.check_policy()
         self._owns = not detached
@@ -106,7 +115,7 @@ class RewardActorPool:
         try:
             device, num_gpus = device_and_gpus(device, num_gpus, resources)
             plan = PoolPlan(
-                spec=ModelSpec(absolute(model), revision, device, dtype, token_budget, quantization),
+                spec=ModelSpec(absolute(model), revision, device, dtype, token_budget, quantization, template),
                 encoding=encoding,
                 num_actors=num_actors,
                 num_gpus=num_gpus,
