@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import tyro
 from pydantic import Field, NonNegativeFloat
@@ -79,7 +79,7 @@ def run(config: PairsConfig, *, load: Callable[[ModelSource], RewardModel] = Mod
         RaywardError: the job cannot start, or stops; what is committed stays.
     """
     source = ScoredInput(config, load=load)
-    columns = conversation_columns(source.corpus, config.columns)
+    columns = replace(conversation_columns(source.corpus, config.columns), reference=None)  # pairs have none
     with connect(config.address) as resources:
         corpus = source.scored(resources)
         stage = PairStage(
@@ -97,7 +97,7 @@ def run(config: PairsConfig, *, load: Callable[[ModelSource], RewardModel] = Mod
             "job": "pairs",
             "input": identity_of(source.location),
             "input_fingerprint": corpus.fingerprint,
-            "columns": asdict(columns),
+            "columns": columns.identity,
             **config.model_dump(include={"score_column", "strategy", "min_margin", "seed"}),
             "max_pairs": config.pairs_per_prompt,
             "shares": num_shares,
