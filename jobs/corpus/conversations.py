@@ -159,7 +159,8 @@ def check_column(schema: pa.Schema, name: str, role: str, *, text_or_messages: b
     if not (is_text(kind) or (text_or_messages and is_messages(kind))):
         wanted = "a list of {role, content} or a JSON string of one" if role == "messages" else "a string"
         wanted = "a string or a list of {role, content}" if role in ("prompt", "reference") else wanted
-        raise CorpusError(f"column {name!r} is {kind}; --{role}-column takes {wanted}.\n{describe(schema)}")
+        hint = "; rename 'from' to 'role' and 'value' to 'content'" if _is_sharegpt(kind) else ""
+        raise CorpusError(f"column {name!r} is {kind}; --{role}-column takes {wanted}{hint}.\n{describe(schema)}")
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -174,6 +175,15 @@ def is_text(kind: pa.DataType) -> bool:
 
 def is_messages(kind: pa.DataType) -> bool:
     """Whether a column of this type holds lists of {role, content}."""
+    return {"role", "content"} <= _text_fields(kind)
+
+
+def _is_sharegpt(kind: pa.DataType) -> bool:
+    return {"from", "value"} <= _text_fields(kind)
+
+
+def _text_fields(kind: pa.DataType) -> set[str]:
+    """The names of the strings that a column of lists of structs holds; none for another column."""
     lists = (
         pa.types.is_list,
         pa.types.is_large_list,
@@ -182,9 +192,8 @@ def is_messages(kind: pa.DataType) -> bool:
         pa.types.is_large_list_view,
     )
     if not any(is_list(kind) for is_list in lists) or not pa.types.is_struct(kind.value_type):
-        return False
-    texts = {field.name for field in kind.value_type if is_text(field.type)}
-    return {"role", "content"} <= texts
+        return set()
+    return {field.name for field in kind.value_type if is_text(field.type)}
 
 
 def describe(schema: pa.Schema) -> str:

@@ -165,7 +165,8 @@ class Tokenizer:
             truncation: what to do with a conversation over the limit. `"error"`: a `ConversationTooLongError`.
                 `"right"`: keep the start. `"left"`: drop the oldest whole turns, a user's message and what
                 follows it up to the next user's message, then the oldest tokens before the last response; a system
-                message in front stays while turns are dropped. BOS, the last response and the reward token stay.
+                message in front stays while turns are dropped. BOS, the last response and the reward token stay, and
+                so does an EOS that the tokenizer adds.
             max_tokens: a limit below the model's own.
             strict: what `warnings_of` finds in a conversation is a `MalformedConversationError`, and no warning.
         """
@@ -264,8 +265,10 @@ class Tokenizer:
         return EncodedConversation(self._drop_oldest(conversation, ids, limit), truncated=True, warnings=found)
 
     def _keep_start(self, ids: list[int], limit: int) -> list[int]:
-        end = [] if self.reward_token_id is None else [self.reward_token_id]
-        kept = ids[: limit - len(end)]
+        end = self._end if self._end and ids[-len(self._end) :] == self._end else []
+        if self.reward_token_id is not None:
+            end = [self.reward_token_id]
+        kept = ids[: max(0, limit - len(end))]
         if self.takes_reference and self._backend.token_to_id(SEPARATOR) not in kept:
             detail = "prompt and reference alone do not fit, so nothing of the response would be read"
             raise ConversationTooLongError(len(ids), limit, detail)

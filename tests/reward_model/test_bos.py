@@ -52,6 +52,18 @@ def test_an_eos_that_the_tokenizer_adds_is_there_once(tmp_path: Path) -> None:
     assert ours == reference.apply_chat_template(CHAT, return_dict=False)
 
 
+def test_an_eos_that_the_tokenizer_adds_outlasts_truncation(tmp_path: Path) -> None:
+    """As Transformers truncates: the text's tokens go, special tokens stay."""
+    tokenizer_adds(write(tmp_path, bos=BOS), front=BOS, end="<|endoftext|>")
+    tokenizer = Tokenizer.from_pretrained(tmp_path, config=DecoderConfig.from_folder(tmp_path))
+    reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = reference.apply_chat_template(CHAT, tokenize=False)
+    expected = reference(text, truncation=True, max_length=12)["input_ids"]
+    assert tokenizer.encode(CHAT, truncation="right", max_tokens=12) == expected
+    left = tokenizer.encode(chat("hello world " * 50, "four"), truncation="left", max_tokens=20)
+    assert (len(left), left[0], left[-1]) == (20, expected[0], expected[-1])
+
+
 def test_a_turn_that_opens_with_the_bos_keeps_it(tmp_path: Path) -> None:
     """TRL's setup_chat_format names <|im_start|> the BOS."""
     ours, reference = ids_of(write(tmp_path, bos="<|im_start|>", pad="<|im_end|>"))

@@ -129,3 +129,9 @@ def test_a_reference_column_that_is_wrong_is_named() -> None:
 def test_without_a_reference_a_runs_identity_is_the_one_of_old() -> None:
     assert ConversationColumns(messages="m").identity == {"messages": "m", "prompt": None, "response": None}
     assert ConversationColumns(messages="m", reference="r").identity["reference"] == "r"
+
+
+def test_a_column_in_sharegpts_layout_is_told_what_to_rename() -> None:
+    data = table(conversations=[[{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]])
+    with pytest.raises(CorpusError, match="rename 'from' to 'role' and 'value' to 'content'"):
+        ConversationColumns.detect(data.schema, ConversationColumns(messages="conversations"))
