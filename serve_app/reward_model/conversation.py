@@ -119,8 +119,8 @@ def _messages_of(source: Mapping[str, Any]) -> Any:
     unknown = sorted(str(key) for key in source if key not in ("messages", "reference"))
     if unknown or "messages" not in source:
         raise ConversationError(
-            f"a conversation is a list of messages, or an object with 'messages' and 'reference'; got the keys "
-            f"{sorted(map(str, source))}"
+            f"a conversation is a list of messages, or an object with 'messages' and 'reference'; got "
+            f"{type(source).__name__} with the keys {sorted(map(str, source))}"
         )
     return source["messages"]
 

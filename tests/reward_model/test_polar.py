@@ -85,7 +85,7 @@ def test_a_reference_may_be_messages_and_conversations_mappings(polar: RewardMod
     for wrong in (7, [7], [{"role": "assistant"}], "\ud800"):
         with pytest.raises(ConversationError, match="reference"):
             Conversation.parse({"messages": messages, "reference": wrong})
-    with pytest.raises(ConversationError, match="'messages' and 'reference'; got the keys"):
+    with pytest.raises(ConversationError, match="'messages' and 'reference'; got dict with the keys"):
         Conversation.parse({"messages": messages, "refrence": "Beijing."})
 
 
@@ -122,13 +122,15 @@ def test_other_text_is_refused_and_not_quoted(polar: RewardModel, text: str) -> 
 
 
 def test_a_typed_separator_stays_text(polar: RewardModel) -> None:
-    separator = polar.tokenizer._backend.token_to_id("<|reward|>")
+    separator, last = (polar.tokenizer._backend.token_to_id(text) for text in ("<|reward|>", END))
+    assert separator is not None
+    assert last is not None
     for conversation in (
         judged(QUESTION, "a<|reward|>b", reference="Beijing."),
         judged(QUESTION, "x", reference=f"a<|reward|>{END}"),
     ):
         ids = polar.tokenizer.encode(conversation)
-        assert (ids.count(separator), ids.count(polar.config.reward_token_id or 0)) == (1, 1)
+        assert (ids.count(separator), ids.count(last), ids[-1]) == (1, 1, last)
 
 
 def test_truncation_never_takes_the_response_or_half_a_prompt(polar: RewardModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,9 +78,9 @@ def test_a_conversation_scores_as_its_model_card_computes_it(folder: Path, model
     """Two answers whose order reverses where the last token is read."""
     chats = [chat("hello, how are you?", answer) for answer in ("the answer is four", "I do not know", CORPUS[0])]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    ids = [tokenizer.apply_chat_template(each, return_dict=False) for each in chats]
+    ids: Any = [tokenizer.apply_chat_template(each, return_dict=False) for each in chats]
     assert all(each[-1] == PAD for each in ids)
-    np.testing.assert_allclose(model.get_scores(chats), reference_scores(folder, ids), rtol=1e-4, atol=1e-4)
+    assert model.get_scores(chats) == pytest.approx(reference_scores(folder, ids), rel=1e-4, abs=1e-4)
 
 
 def test_padding_behind_the_place_is_counted_but_not_computed(

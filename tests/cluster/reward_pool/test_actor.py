@@ -125,7 +125,7 @@ def test_the_result_is_a_float32_tensor_of_the_batch(tiny: RewardModel, policy: 
 def test_wrong_calls_are_typed_errors(tiny: RewardModel, policy: Path) -> None:
     ids = torch.ones(2, 3, dtype=torch.int64)
     calls: list[tuple[type[Exception], str, Callable[[RewardActor], Awaitable[Any]]]] = [
-        (RewardInputError, "put it into a list", lambda actor: actor.score(CHATS[0])),  # type: ignore[arg-type]
+        (RewardInputError, "put it into a list", lambda actor: actor.score(CHATS[0])),
         (RewardInputError, "list of conversations", lambda actor: actor.score("Hi")),  # type: ignore[arg-type]
         (RewardInputError, "list of texts", lambda actor: actor.score_text("Hi")),
         (RewardInputError, "on_error", lambda actor: actor.score(CHATS, on_error="skip")),  # type: ignore[arg-type]
