@@ -65,7 +65,7 @@ class ConversationWithReference(_Schema):
 
 
 def _kind(value: object) -> str:
-    is_object = isinstance(value, dict | ConversationWithReference)
+    is_object = isinstance(value, ConversationWithReference) or (isinstance(value, dict) and "messages" in value)
     return "ConversationWithReference" if is_object else "Messages"
 
 

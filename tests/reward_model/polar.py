@@ -17,6 +17,7 @@ END = "[UNUSED_TOKEN_130]"
 
 def write(folder: Path) -> Path:
     """The embedded model with POLAR's tokens: a turn's end becomes the reward token; the folder."""
+    folder.mkdir(exist_ok=True)
     tiny.write(folder)
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace("<|im_end|>", END))
