@@ -284,11 +284,11 @@ def routes(service: ScoringService) -> APIRouter:
             reward_model.Conversation.parse(prompt)
         except reward_model.ConversationError as error:  # it would be blamed on every response
             raise ApiError(422, str(error), "invalid_conversation", "prompt") from None
-        reference = None if request.reference is None else _plain(request.reference)
-        conversations: list[reward_model.ConversationLike] = [
-            {"messages": [*prompt, {"role": "assistant", "content": response}], "reference": reference}
-            for response in request.responses
-        ]
+        answered = [[*prompt, {"role": "assistant", "content": response}] for response in request.responses]
+        conversations: list[reward_model.ConversationLike] = [*answered]
+        if request.reference is not None:
+            reference = _plain(request.reference)
+            conversations = [{"messages": messages, "reference": reference} for messages in answered]
         params = tuple(f"responses[{place}]" for place in range(len(conversations)))
         scores = await service.score(
             model, conversations, truncation=request.truncation, params=params, strict=request.strict
