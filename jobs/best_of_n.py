@@ -42,7 +42,8 @@ from jobs.options import OPTIONS, ColumnName, EngineOptions
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
-from jobs.scoring.spec import identity_of_model, record_of_model, spec_of
+from jobs.scoring.spec import check_reference, identity_of_model, record_of_model, spec_of
+from jobs.scoring.stage import warnings_told
 from serve_app.reward_model import ModelSpec
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class PromptOptions(BaseModel):
     """Column of the prompt: a string or messages."""
     messages_column: ColumnName | None = None
     """Column of messages that end in a user's turn: a list of {role, content}, or a JSON string of one."""
+    reference_column: ColumnName | None = None
+    """Column of the answer that responses are compared with, a string or messages: POLAR's models need it."""
     output_prefix: str = ""
     """Put in front of the names of the new columns."""
 
@@ -139,7 +142,9 @@ class _Inputs:
         corpus = Corpus.open(config.prompts, output=config.output)
         columns = prompt_columns_of(
             corpus,
-            ConversationColumns(messages=config.messages_column, prompt=config.prompt_column),
+            ConversationColumns(
+                messages=config.messages_column, prompt=config.prompt_column, reference=config.reference_column
+            ),
             added=[*config.added_columns, GENERATION_COLUMN],
             system_prompt_column=config.system_prompt_column,
         )
@@ -159,6 +164,7 @@ class _Plan:
 def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -> _Plan:
     generator = source_of(config, config.sampling, resources)
     model = spec_of(config, resources)
+    check_reference(model, config.reference_column)
     pools = plan_pools(
         resources,
         config,
@@ -177,11 +183,13 @@ def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -
         "truncation": config.truncation,
         "max_tokens": config.max_tokens,
         "system_prompt": asdict(inputs.system_prompt),
-        "columns": asdict(inputs.columns),
+        "columns": inputs.columns.identity,
         "keep_all": config.keep_all,
         "output_prefix": config.output_prefix,
         "rows_per_unit": rows_per_unit,
     }
+    if config.strict:
+        identity["strict"] = True
     unit_run = UnitRun(
         ledger=inputs.ledger,
         corpus=inputs.corpus,
@@ -207,6 +215,7 @@ def _stages(
         max_tokens=config.max_tokens,
         prefix=config.output_prefix,
         keep_all=config.keep_all,
+        strict=config.strict,
     )
     make_scorer = partial(CandidateScorer, partial(load, plan.model), inputs.ledger, terms)
     return [
@@ -252,6 +261,7 @@ def _summary(config: BestOfNConfig, progress: Progress) -> str:
     return (
         f"{total.rows:,} prompts in {config.output}{before}: {total.rows - total.errors:,} answered, "
         f"{total.counts.get('answered_in_part', 0):,} of them with fewer candidates than asked for, {total.errors:,} "
-        f"without a response; {total.counts.get('candidates', 0):,} candidates, {total.tokens:,} tokens scored; "
+        f"without a response; {total.counts.get('candidates', 0):,} candidates, {total.tokens:,} tokens scored"
+        f"{warnings_told(total.counts)}; "
         f"this run {new.rows:,} prompts in {clock(progress.seconds)} with start-up"
     )

@@ -9,6 +9,7 @@ RaywardError
    |- ScorerError       the model cannot be loaded on the workers, or keeps dying
    |- ServedModelError  the application of --via-serve is not there, or serves another model
    |- GeneratorError    the generator cannot be reached, loaded or used, or keeps dying
+   |- UnpublishedModelError  no figures are published for the model that is to be verified
    |- MissingPackageError  a job needs a package that is not installed
    `- TooManyErrorsError    more rows failed than --max-errors allows
 """
@@ -32,6 +33,10 @@ class OutputError(JobError):
 
 class MissingPackageError(JobError):
     """A job needs a package that is not installed; the text names the extra that brings it."""
+
+
+class UnpublishedModelError(JobError):
+    """No figures are published for the model that is to be verified."""
 
 
 class ResourceError(JobError):

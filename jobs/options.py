@@ -52,12 +52,17 @@ class EngineOptions(BaseModel):
     quantization: Literal["none", "fp8"] | None = None
     """fp8 multiplies 8-bit floats: faster on Hopper GPUs and newer, and scores drift. By default none, and with
     --via-serve what the application's replicas do."""
+    chat_template: str | None = Field(default=None, min_length=1)
+    """A file with a Jinja chat template in place of the checkpoint's, such as for one that has none."""
     token_budget: PositiveInt | None = None
     """Tokens in one forward pass; by default chosen for the device."""
     truncation: Truncation = "error"
     """A conversation over the limit: error marks its row, right keeps its start, left drops its oldest turns."""
     max_tokens: int | None = Field(default=None, ge=2)
     """A limit below the model's own."""
+    strict: bool = False
+    """Make an error of what is a warning otherwise: an unknown role, a last message that is not the assistant's, an
+    empty response."""
     system_prompt: str | None = None
     """A system message put in front of every conversation: the text, or @FILE that holds it."""
     system_prompt_column: ColumnName | None = None
@@ -103,12 +108,16 @@ class ScoringOptions(EngineOptions):
     """Column of the prompt: a string or messages. Goes with --response-column."""
     response_column: ColumnName | None = None
     """Column of the response: a string."""
+    reference_column: ColumnName | None = None
+    """Column of the answer that the response is compared with, a string or messages: POLAR's models need it."""
     via_serve: str | None = Field(default=None, min_length=1)
     """Score with the replicas of this running Serve application: its name, or NAME/MODEL where it serves several."""
 
     @model_validator(mode="after")
     def _replicas_are_as_they_are(self) -> Self:
-        fixed = [name for name in ("gpus_per_actor", "token_budget") if getattr(self, name) is not None]
+        fixed = [
+            name for name in ("gpus_per_actor", "token_budget", "chat_template") if getattr(self, name) is not None
+        ]
         if self.via_serve is not None and fixed:
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in fixed)
             raise ValueError(f"{flags} cannot be set with --via-serve: the application's replicas decide it")
@@ -117,4 +126,6 @@ class ScoringOptions(EngineOptions):
     @property
     def columns(self) -> ConversationColumns:
         """The columns that were named."""
-        return ConversationColumns(self.messages_column, self.prompt_column, self.response_column)
+        return ConversationColumns(
+            self.messages_column, self.prompt_column, self.response_column, self.reference_column
+        )

@@ -17,7 +17,7 @@ if __name__ == "__main__":  # before what takes a second to import, so that sign
     launch("jobs.pairs")
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeFloat
@@ -82,7 +82,7 @@ def run(config: PairsConfig, *, load: Callable[[ModelSpec], RewardModel] = Model
         RaywardError: the job cannot start, or stops; what is committed stays.
     """
     source = ScoredInput(config, load=load)
-    columns = conversation_columns(source.corpus, config.columns)
+    columns = replace(conversation_columns(source.corpus, config.columns), reference=None)  # pairs have none
     with connect(config.address) as resources:
         corpus = source.scored(resources)
         stage = PairStage(
@@ -100,7 +100,7 @@ def run(config: PairsConfig, *, load: Callable[[ModelSpec], RewardModel] = Model
             "job": "pairs",
             "input": identity_of(source.location),
             "input_fingerprint": corpus.fingerprint,
-            "columns": asdict(columns),
+            "columns": columns.identity,
             **config.model_dump(include={"score_column", "strategy", "min_margin", "seed"}),
             "max_pairs": config.pairs_per_prompt,
             "shares": num_shares,

@@ -18,7 +18,7 @@ if __name__ == "__main__":  # before what takes a second to import, so that sign
     launch("jobs.rank")
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt, model_validator
@@ -103,7 +103,7 @@ def run(config: RankConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelS
             "job": "rank",
             "input": identity_of(source.location),
             "input_fingerprint": corpus.fingerprint,
-            "group_by": asdict(keys) if keys else None,
+            "group_by": _identity_of(keys),
             **config.model_dump(include={"score_column", "top_k", "global_top_k", "output_prefix"}),
             "rows_per_unit": config.rows_per_unit,
         }
@@ -152,13 +152,19 @@ def _group_keys(config: RankConfig, corpus: Corpus) -> GroupKeys | None:
     if config.global_top_k is not None:
         return None
     if config.group_by is None:
-        return GroupKeys(None, conversation_columns(corpus, config.columns))
+        return GroupKeys(None, replace(conversation_columns(corpus, config.columns), reference=None))
     for file, schema in zip(corpus.files, corpus.schemas, strict=True):
         if config.group_by not in schema.names:
             raise CorpusError(
                 f"{file.path} has no column {config.group_by!r} for --group-by; it has {', '.join(schema.names)}"
             )
     return GroupKeys(config.group_by, None)
+
+
+def _identity_of(keys: GroupKeys | None) -> dict[str, Any] | None:
+    if keys is None:
+        return None
+    return asdict(keys) | {"conversation": keys.conversation.identity if keys.conversation else None}
 
 
 def _check_names(config: RankConfig, corpus: Corpus) -> None:

@@ -1,10 +1,10 @@
-"""Check a downloaded reward model against the figures of its model card.
+"""Check a downloaded reward model against the figures that its authors publish.
 
     python -m jobs.verify --model internlm/internlm2-1_8b-reward
 
-The card of InternLM2-1.8B-Reward gives the scores of two chats in float16 on a GPU. In float16 on CUDA ours must agree
-within 0.02, in other dtypes within 0.15. Exit status: 0 all agree, 4 something does not, 1 the model cannot be
-loaded, 2 an option is wrong, 130 or 143 it was interrupted.
+The card of InternLM2-1.8B-Reward gives the scores of two chats in float16 on a GPU, the README of POLAR those of two
+chats for POLAR-7B. On CUDA in the dtype of the source ours must agree within 0.02, elsewhere within 0.15. Exit status:
+0 all agree, 4 something does not, 1 the model cannot be loaded, 2 an option is wrong, 130 or 143 it was interrupted.
 """
 
 from __future__ import annotations
@@ -21,34 +21,23 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from jobs.benchmarks.published import INTERNLM2_1_8B, POLAR_7B, Published, published_for
 from jobs.command import parse, run_command
+from jobs.errors import UnpublishedModelError
 
 if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
 
-__all__ = ["Check", "VerifyConfig", "checks", "main", "verify"]
-
-QUESTION = {"role": "user", "content": "Hello! What's your name?"}
-CHATS = [
-    [
-        QUESTION,
-        {"role": "assistant", "content": "My name is InternLM2! A helpful AI assistant. What can I do for you?"},
-    ],
-    [QUESTION, {"role": "assistant", "content": "I have no idea."}],
-]
-# "Demo Code, Basic Usage" of the model card of internlm/internlm2-1_8b-reward.
-CARD_SCORES = (0.767578125, -2.22265625)
-TOLERANCE_FP16_CUDA, TOLERANCE_OTHER = 0.02, 0.15
 EXIT_MISMATCH = 4
 
 
 class VerifyConfig(BaseModel):
-    """Check InternLM2-1.8B-Reward against the figures of its model card."""
+    """Check InternLM2-1.8B-Reward or POLAR-7B against the figures that their authors publish."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = "internlm/internlm2-1_8b-reward"
-    """A folder or Hugging Face id with the files of InternLM2-1.8B-Reward."""
+    """A folder or Hugging Face id with the files of InternLM2-1.8B-Reward or POLAR-7B."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -80,7 +69,13 @@ def verify(config: VerifyConfig) -> int:
     model = RewardModel.from_pretrained(
         config.model, revision=config.revision, device=config.device, dtype=config.dtype
     )
-    results = checks(model)
+    figures = published_for(model)
+    if figures is None:
+        raise UnpublishedModelError(
+            f"{config.model} is a POLAR model of a size for which no figures are published; {POLAR_7B.model} has some"
+        )
+    results = checks(model, figures)
+    print(f"{figures.model}: {figures.source}")
     print(f"{config.model} in {str(model.dtype).removeprefix('torch.')} on {model.device}")
     print(f"{'check':<12}{'card':>14}{'rayward':>14}")
     for check in results:
@@ -88,17 +83,15 @@ def verify(config: VerifyConfig) -> int:
     return 0 if all(check.agrees for check in results) else EXIT_MISMATCH
 
 
-def checks(model: RewardModel) -> list[Check]:
-    """Score the card's two chats, compare and rank them, and hold each result against the card's."""
-    import torch
-
-    fp16_on_cuda = model.device.type == "cuda" and model.dtype == torch.float16
-    tolerance = TOLERANCE_FP16_CUDA if fp16_on_cuda else TOLERANCE_OTHER
+def checks(model: RewardModel, figures: Published = INTERNLM2_1_8B) -> list[Check]:
+    """Score the published chats, compare and rank them, and hold each result against the published one."""
+    tolerance = figures.allowed(model)
+    pairs = zip(figures.scores, model.get_scores(figures.conversations), strict=True)
     results = [
         Check(f"score_{number}", f"{card:.6f}", f"{ours:.6f}", abs(ours - card) <= tolerance)
-        for number, (card, ours) in enumerate(zip(CARD_SCORES, model.get_scores(CHATS), strict=True), start=1)
+        for number, (card, ours) in enumerate(pairs, start=1)
     ]
-    better, ranks = model.compare(*CHATS), model.rank(CHATS)
+    better, ranks = model.compare(*figures.conversations), model.rank(figures.conversations)
     results.append(Check("compare", "True", str(better), better is True))
     results.append(Check("rank", "[0, 1]", str(ranks), ranks == [0, 1]))
     return results

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 __all__ = ["ModelConfig", "ServiceConfig"]
 
@@ -18,6 +27,9 @@ class ModelConfig(BaseModel):
     model: str = Field(description="`tiny`, a local folder, or a Hugging Face id", min_length=1)
     name: str = Field("", description="what requests call it; by default the last part of `model`")
     revision: str | None = Field(None, description="branch, tag or commit of a Hugging Face id")
+    chat_template: str | None = Field(
+        None, description="a file with a Jinja chat template in place of the checkpoint's, or the template itself"
+    )
     dtype: str = Field("auto", description="auto, float32, float16 or bfloat16")
     quantization: Literal["none", "fp8"] = Field("none", description="fp8: faster on Hopper GPUs, scores drift")
     token_budget: PositiveInt | Literal["auto"] = Field("auto", description="tokens in one forward pass")
@@ -39,6 +51,18 @@ class ModelConfig(BaseModel):
         30.0, description="a replica refuses work that would wait longer than this, as it measures itself at start"
     )
     max_queued_tokens: PositiveInt | None = Field(None, description="the same bound in tokens, instead of max_wait_s")
+
+    @field_validator("chat_template")
+    @classmethod
+    def _read_template(cls, template: str | None) -> str | None:
+        """The text of the file, which the nodes that score need not have."""
+        from serve_app.reward_model.chat_template import template_text
+        from serve_app.reward_model.errors import CheckpointError
+
+        try:
+            return None if template is None else template_text(template)
+        except CheckpointError as error:
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -59,11 +59,12 @@ class ModelService:
         truncation: Truncation = "error",
         max_tokens: int | None = None,
         params: Sequence[str] | None = None,
+        strict: bool = False,
     ) -> list[Score]:
         if not conversations:
             return []
         return await self._handles[model].score(
-            conversations, truncation=truncation, max_tokens=max_tokens, params=params
+            conversations, truncation=truncation, max_tokens=max_tokens, params=params, strict=strict
         )
 
     async def ready(self) -> dict[str, bool]:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from ray.exceptions import RayError
@@ -57,7 +58,9 @@ class ModelHandle:
         self._pool = pool
         folder: Path = resolve(config.model, config.revision, weights=False)
         self._decoder_config = DecoderConfig.from_folder(folder)
-        self.tokenizer = Tokenizer.from_pretrained(folder, config=self._decoder_config)
+        self.tokenizer = Tokenizer.from_pretrained(
+            folder, config=self._decoder_config, chat_template=config.chat_template
+        )
 
     @property
     def max_tokens(self) -> int:
@@ -70,6 +73,7 @@ class ModelHandle:
         truncation: Truncation,
         max_tokens: int | None,
         params: Sequence[str] | None,
+        strict: bool = False,
     ) -> list[Score]:
         """The score of each conversation, in order."""
 
@@ -78,7 +82,8 @@ class ModelHandle:
 
         loop = asyncio.get_running_loop()
         parsed = [_parsed(conversation, param(place)) for place, conversation in enumerate(conversations)]
-        encoded = await loop.run_in_executor(self._pool, self._encode, parsed, truncation, max_tokens, param)
+        encode = partial(self.tokenizer.encode_batch, truncation=truncation, max_tokens=max_tokens, strict=strict)
+        encoded = _all_encoded(await loop.run_in_executor(self._pool, encode, parsed), param)
         ids = [item.token_ids for item in encoded]
         parts = cut(ids, prompt_keys(parsed), max_tokens=PART_TOKENS)
         replies = await self._score_parts([TokenBatch.of([ids[place] for place in part]) for part in parts])
@@ -87,7 +92,7 @@ class ModelHandle:
             for place, outcome in zip(part, reply.outcomes(), strict=True):
                 if isinstance(outcome, ScoringError):
                     raise _api_error(outcome, param(place))
-                scores[place] = Score(outcome, len(ids[place]), encoded[place].truncated)
+                scores[place] = Score(outcome, len(ids[place]), encoded[place].truncated, encoded[place].warnings)
         return [scores[place] for place in range(len(conversations))]
 
     async def ready(self) -> bool:
@@ -99,19 +104,6 @@ class ModelHandle:
                 return bool(await self._replicas.ready.remote())
         except (TimeoutError, RayError, DeploymentUnavailableError, BackPressureError):
             return False
-
-    def _encode(
-        self,
-        parsed: list[Conversation],
-        truncation: Truncation,
-        max_tokens: int | None,
-        param: Callable[[int], str],
-    ) -> list[EncodedConversation]:
-        encoded = self.tokenizer.encode_batch(parsed, truncation=truncation, max_tokens=max_tokens)
-        for place, item in enumerate(encoded):
-            if not isinstance(item, EncodedConversation):
-                raise _api_error(item, param(place))
-        return [item for item in encoded if isinstance(item, EncodedConversation)]
 
     async def _score_parts(self, parts: Sequence[TokenBatch]) -> list[ScoreReply]:
         """The replies to a request's parts, a few of which are under way at once.
@@ -180,6 +172,15 @@ class ModelHandle:
             return ApiError(408, "the deadline of the request passed while it waited", "deadline_exceeded")
         text = f"{self.config.name} has more work than it can do soon"
         return ApiError(503, text, "overloaded", retry_after_s=refusal.retry_after_s)
+
+
+def _all_encoded(
+    outcomes: Sequence[EncodedConversation | ScoringError], param: Callable[[int], str]
+) -> list[EncodedConversation]:
+    for place, item in enumerate(outcomes):
+        if not isinstance(item, EncodedConversation):
+            raise _api_error(item, param(place))
+    return [item for item in outcomes if isinstance(item, EncodedConversation)]
 
 
 def _parsed(conversation: ConversationLike, param: str) -> Conversation:

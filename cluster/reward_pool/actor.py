@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import ray
@@ -244,7 +244,8 @@ class RewardActor:
         self._slot.version  # noqa: B018  # an error where there is no model yet
         async with self._encoder_lock:  # the first of many calls reads it
             if self._encoder is None:
-                named, encoding = self._slot.named, self._encoding
+                named = self._slot.named
+                encoding = replace(self._encoding, chat_template=named.chat_template)
                 self._encoder = await asyncio.to_thread(RewardEncoder.of_model, named.model, named.revision, encoding)
             return self._encoder
 

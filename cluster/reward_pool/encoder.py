@@ -5,6 +5,7 @@ It runs where the caller is, so that nothing but token ids travels to the actors
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,6 +24,8 @@ from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Tru
 
 __all__ = ["Encoding", "OnError", "RewardEncoder", "values_of"]
 
+logger = logging.getLogger(__name__)
+
 OnError = Literal["raise", "null"]
 
 
@@ -36,6 +39,8 @@ class Encoding:
         max_tokens: a limit below the model's own.
         strip_thinking: leave `<think>` blocks of assistants' messages out.
         keep_default_system: keep the system prompt that the policy's template writes unasked.
+        strict: refuse what is scored with a warning otherwise: see `conversation.warnings_of`.
+        chat_template: the text of a Jinja template in place of the reward model's own.
     """
 
     policy_tokenizer: Any = None
@@ -43,6 +48,8 @@ class Encoding:
     max_tokens: int | None = None
     strip_thinking: bool = False
     keep_default_system: bool = False
+    strict: bool = False
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         if self.truncation not in ("error", "right", "left"):
@@ -56,7 +63,9 @@ class RewardEncoder:
 
     def __init__(self, folder: Path, encoding: Encoding) -> None:
         self._encoding = encoding
-        self._tokenizer = Tokenizer.from_pretrained(folder, config=DecoderConfig.from_folder(folder))
+        self._warned: set[str] = set()
+        config = DecoderConfig.from_folder(folder)
+        self._tokenizer = Tokenizer.from_pretrained(folder, config=config, chat_template=encoding.chat_template)
 
     @classmethod
     def of_model(cls, model: str, revision: str | None, encoding: Encoding) -> RewardEncoder:
@@ -78,7 +87,8 @@ class RewardEncoder:
         """Each checked, or what is wrong with it. Raises `RewardInputError` where `sources` is no list of them."""
         if isinstance(sources, Conversation | str | Mapping) or not isinstance(sources, Sequence):
             raise RewardInputError(f"a list of conversations is wanted, not {type(sources).__name__}")
-        if sources and isinstance(sources[0], Mapping | Message):
+        first = sources[0] if sources else None
+        if isinstance(first, Message) or (isinstance(first, Mapping) and "messages" not in first):
             raise RewardInputError("a list of conversations is wanted, not one conversation: put it into a list")
         return [_outcome(Conversation.parse, source) for source in sources]
 
@@ -107,10 +117,23 @@ class RewardEncoder:
         """The token ids of each conversation, in order, or the error that keeps it from being scored."""
         ready = [self._thoughtless(item) for item in parsed if isinstance(item, Conversation)]
         encoding = self._encoding
-        encoded = iter(
-            self._tokenizer.encode_batch(ready, truncation=encoding.truncation, max_tokens=encoding.max_tokens)
+        encoded = list(
+            self._tokenizer.encode_batch(
+                ready, truncation=encoding.truncation, max_tokens=encoding.max_tokens, strict=encoding.strict
+            )
         )
-        return [next(encoded) if isinstance(item, Conversation) else item for item in parsed]
+        self._warn(encoded)
+        left = iter(encoded)
+        return [next(left) if isinstance(item, Conversation) else item for item in parsed]
+
+    def _warn(self, encoded: Sequence[EncodedConversation | ScoringError]) -> None:
+        """Log each kind of warning once: a trainer's batches would repeat it for ever."""
+        for place, item in enumerate(encoded):
+            for warning in item.warnings if isinstance(item, EncodedConversation) else ():
+                kind = warning.partition(":")[0]
+                if kind not in self._warned:
+                    self._warned.add(kind)
+                    logger.warning("conversation %d of a batch: %s (this kind is told once)", place, warning)
 
     def _read(self, text: str) -> Conversation:
         if not isinstance(text, str):
@@ -129,7 +152,7 @@ class RewardEncoder:
             replace(message, content=without_thinking(message.content)) if message.role == "assistant" else message
             for message in conversation.messages
         )
-        return Conversation(tuple(messages))
+        return Conversation(tuple(messages), conversation.reference)
 
 
 def values_of(outcomes: Sequence[float | ScoringError], on_error: OnError) -> list[float | None]:

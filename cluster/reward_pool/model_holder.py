@@ -79,7 +79,12 @@ class ModelSlot:
     @cached_property
     def _probe_ids(self) -> list[int]:
         folder = resolve(self.named.model, self.named.revision, weights=False)
-        return Tokenizer.from_pretrained(folder, config=DecoderConfig.from_folder(folder)).encode(PROBE_CHAT)
+        return self._encoded_probe(folder, DecoderConfig.from_folder(folder))
+
+    def _encoded_probe(self, folder: Path, config: DecoderConfig) -> list[int]:
+        template = self.named.chat_template
+        tokenizer = Tokenizer.from_pretrained(folder, config=config, chat_template=template)
+        return tokenizer.encode({"messages": PROBE_CHAT, "reference": "408" if tokenizer.takes_reference else None})
 
     @property
     def is_asleep(self) -> bool:
@@ -166,11 +171,11 @@ class ModelSlot:
         config = DecoderConfig.from_folder(folder)
         _check_same(current.config, config, folder)
         has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
-        if has_tokenizer and Tokenizer.from_pretrained(folder, config=config).encode(PROBE_CHAT) != self._probe_ids:
+        if has_tokenizer and self._encoded_probe(folder, config) != self._probe_ids:
             raise WeightsUpdateError(f"the tokenizer or chat template in {folder} makes other token ids")
         weights = load_weights(folder, config, device=torch.device("cpu"), dtype=current.dtype)
         self._staged = _Staged(folder, config, weights)
-        return fingerprint(folder)
+        return fingerprint(folder, chat_template=self.named.chat_template)
 
     def commit(self, version: WeightsVersion) -> None:
         """Score with the staged weights from now on; the ones before stay at hand until `finish` or `roll_back`.
@@ -200,7 +205,12 @@ class ModelSlot:
             decoder = Decoder(staged.config, weights, quantization=self._spec.quantization)
         except (MemoryError, RuntimeError) as error:
             return str(error)
-        self._model = RewardModel(decoder, staged.folder, token_budget=before.scorer.token_budget)
+        self._model = RewardModel(
+            decoder,
+            staged.folder,
+            token_budget=before.scorer.token_budget,
+            chat_template=self.named.chat_template,
+        )
         return None
 
     def roll_back(self) -> None:

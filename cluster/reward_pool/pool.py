@@ -15,6 +15,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, cast
 
@@ -32,6 +33,7 @@ from cluster.reward_pool.model_holder import WeightsVersion
 from cluster.reward_pool.supervisor import MemberHealth, PoolPlan, Roster
 from serve_app.reward_model import Conversation, ConversationLike, ModelSpec, ScoringError
 from serve_app.reward_model.architecture import Quantization
+from serve_app.reward_model.chat_template import template_text
 from serve_app.reward_model.spec import absolute
 from serve_app.reward_model.tokenizer import Truncation
 
@@ -60,6 +62,8 @@ class RewardActorPool:
         keep_default_system: keep the system prompt that the policy's chat template writes unasked.
         truncation: `"error"`, `"right"` or `"left"`: what is done with conversations over the limit.
         max_tokens: a limit below the model's own.
+        strict: refuse what is scored with a warning in the log otherwise, as an unknown role: see `RewardModel.score`.
+        chat_template: a Jinja template in place of the model's own, or the file of one: for models that have none.
         timeout_s: the longest that one part of a batch may take, its wait at the actor included.
         start_timeout_s: the longest that actors may take to start, and weights to be loaded.
         max_restarts: actors replaced within an hour, before the pool gives up.
@@ -90,6 +94,8 @@ class RewardActorPool:
         keep_default_system: bool = False,
         truncation: Truncation = "error",
         max_tokens: int | None = None,
+        strict: bool = False,
+        chat_template: str | Path | None = None,
         timeout_s: float = 600.0,
         start_timeout_s: float = 900.0,
         max_restarts: int = 10,
@@ -98,9 +104,12 @@ class RewardActorPool:
             raise RewardInputError("num_actors, timeout_s and start_timeout_s are positive, max_restarts at least 0")
         if detached and name is None:
             raise RewardInputError("a detached pool needs a name, or nobody could find it again: name=...")
-        spec = ModelSpec(absolute(model), revision, device, dtype, token_budget, quantization)
+        template = None if chat_template is None else template_text(chat_template)
+        spec = ModelSpec(absolute(model), revision, device, dtype, token_budget, quantization, chat_template=template)
         spec.check_device()
-        encoding = Encoding(policy_tokenizer, truncation, max_tokens, strip_thinking, keep_default_system)
+        encoding = Encoding(
+            policy_tokenizer, truncation, max_tokens, strip_thinking, keep_default_system, strict, template
+        )
         self._encoder: RewardEncoder | None = RewardEncoder.of_model(model, revision, encoding)
         self._encoder.check_policy()
         self._owns = not detached

@@ -120,9 +120,7 @@ class RunningNormalization:
 
     def __call__(self, rewards: Rewards) -> list[float | None]:
         """Take `rewards` in, and normalise them. Raises `RewardInputError` where one is not finite."""
-        for place, reward in enumerate(rewards):
-            if reward is not None and not math.isfinite(reward):
-                raise RewardInputError(f"reward {place} is {reward}; a running mean would never recover from it")
+        _check_finite(rewards, "a running mean would never recover from it")
         self.own = self.own.with_others(RewardMoments.of([reward for reward in rewards if reward is not None]))
         return self.normalized(rewards)
 
@@ -156,6 +154,12 @@ class RunningNormalization:
         return restored
 
 
+def _check_finite(rewards: Rewards, consequence: str) -> None:
+    for place, reward in enumerate(rewards):
+        if reward is not None and not math.isfinite(reward):
+            raise RewardInputError(f"reward {place} is {reward}; {consequence}: give None for what has no reward")
+
+
 def group_advantages(
     rewards: Rewards, groups: Sequence[Hashable] | int, *, scale: bool = True, epsilon: float = 1e-4
 ) -> list[float | None]:
@@ -171,8 +175,9 @@ def group_advantages(
         epsilon: keeps a group of equal rewards from a division by zero.
 
     Raises:
-        RewardInputError: the lengths do not fit.
+        RewardInputError: the lengths do not fit, or a reward is not finite.
     """
+    _check_finite(rewards, "the advantages of its whole group would be NaN")
     if isinstance(groups, int):
         if groups < 1 or len(rewards) % groups:
             raise RewardInputError(f"{len(rewards)} rewards are no groups of {groups}")

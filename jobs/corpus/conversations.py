@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class SystemPrompt:
             if not self.replaces:
                 raise ConversationError("there is a system message already; --replace-system-prompt replaces it")
             messages = messages[1:]
-        return Conversation.parse([Message("system", text), *messages])
+        return Conversation.parse(Conversation((Message("system", text), *messages), conversation.reference))
 
 
 NO_SYSTEM_PROMPT = SystemPrompt()
@@ -73,11 +73,18 @@ SCORE_COLUMNS = ("score", "num_tokens", "truncated", "error")
 
 @dataclass(frozen=True, slots=True)
 class ConversationColumns:
-    """Either `messages`, or `prompt` and `response`, by column name."""
+    """Either `messages`, or `prompt` and `response`, by column name; and `reference`, where one is named."""
 
     messages: str | None = None
     prompt: str | None = None
     response: str | None = None
+    reference: str | None = None
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """For a run's identity; without a reference it is that of the runs before there were any."""
+        fields = asdict(self)
+        return {name: column for name, column in fields.items() if name != "reference" or column is not None}
 
     @classmethod
     def detect(cls, schema: pa.Schema, chosen: ConversationColumns | None = None) -> ConversationColumns:
@@ -87,7 +94,9 @@ class ConversationColumns:
             CorpusError: there are none, or both kinds, or one has the wrong type; the text lists the columns and flags.
         """
         chosen = chosen or cls()
-        columns = cls._by_name(schema, chosen)
+        columns = replace(cls._by_name(schema, chosen), reference=chosen.reference)
+        if columns.reference is not None:
+            check_column(schema, columns.reference, "reference", text_or_messages=True)
         if columns.messages is not None:
             check_column(schema, columns.messages, "messages", text_or_messages=True)
         else:
@@ -131,8 +140,9 @@ def check_column(schema: pa.Schema, name: str, role: str, *, text_or_messages: b
     kind = schema.field(name).type
     if not (is_text(kind) or (text_or_messages and is_messages(kind))):
         wanted = "a list of {role, content} or a JSON string of one" if role == "messages" else "a string"
-        wanted = "a string or a list of {role, content}" if role == "prompt" else wanted
-        raise CorpusError(f"column {name!r} is {kind}; --{role}-column takes {wanted}.\n{describe(schema)}")
+        wanted = "a string or a list of {role, content}" if role in ("prompt", "reference") else wanted
+        hint = "; rename 'from' to 'role' and 'value' to 'content'" if _is_sharegpt(kind) else ""
+        raise CorpusError(f"column {name!r} is {kind}; --{role}-column takes {wanted}{hint}.\n{describe(schema)}")
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -147,6 +157,15 @@ def is_text(kind: pa.DataType) -> bool:
 
 def is_messages(kind: pa.DataType) -> bool:
     """Whether a column of this type holds lists of {role, content}."""
+    return {"role", "content"} <= _text_fields(kind)
+
+
+def _is_sharegpt(kind: pa.DataType) -> bool:
+    return {"from", "value"} <= _text_fields(kind)
+
+
+def _text_fields(kind: pa.DataType) -> set[str]:
+    """The names of the strings that a column of lists of structs holds; none for another column."""
     lists = (
         pa.types.is_list,
         pa.types.is_large_list,
@@ -155,9 +174,8 @@ def is_messages(kind: pa.DataType) -> bool:
         pa.types.is_large_list_view,
     )
     if not any(is_list(kind) for is_list in lists) or not pa.types.is_struct(kind.value_type):
-        return False
-    texts = {field.name for field in kind.value_type if is_text(field.type)}
-    return {"role", "content"} <= texts
+        return set()
+    return {field.name for field in kind.value_type if is_text(field.type)}
 
 
 def describe(schema: pa.Schema) -> str:
@@ -230,9 +248,9 @@ def conversations(
     else:
         pairs = zip(_cells(table, str(columns.prompt)), _cells(table, str(columns.response)), strict=True)
         sources = (_joined(prompt, response) for prompt, response in pairs)
-    column = system_prompt.column
-    prompts = [None] * table.num_rows if column is None else _cells(table, column)
-    return [_parse(source, system_prompt, cell) for source, cell in zip(sources, prompts, strict=True)]
+    prompts = _cells_or_none(table, system_prompt.column)
+    rows = zip(sources, prompts, _cells_or_none(table, columns.reference), strict=True)
+    return [_parse(source, system_prompt, cell, reference) for source, cell, reference in rows]
 
 
 def prompts(table: pa.Table, columns: ConversationColumns) -> list[Conversation | ConversationError]:
@@ -241,7 +259,9 @@ def prompts(table: pa.Table, columns: ConversationColumns) -> list[Conversation 
         sources = [_messages(cell) for cell in _cells(table, columns.messages)]
     else:
         sources = [_prompt(cell) for cell in _cells(table, str(columns.prompt))]
-    return [_answerable(_parse(source, NO_SYSTEM_PROMPT, None)) for source in sources]
+    references = _cells_or_none(table, columns.reference)
+    rows = zip(sources, references, strict=True)
+    return [_answerable(_parse(source, NO_SYSTEM_PROMPT, None, reference)) for source, reference in rows]
 
 
 def _answerable(prompt: Conversation | ConversationError) -> Conversation | ConversationError:
@@ -255,13 +275,20 @@ def _cells(table: pa.Table, name: str) -> list[Any]:
     return cells
 
 
+def _cells_or_none(table: pa.Table, name: str | None) -> list[Any]:
+    return [None] * table.num_rows if name is None else _cells(table, name)
+
+
 def _parse(
-    source: list[Any] | ConversationError, system_prompt: SystemPrompt, cell: Any
+    source: list[Any] | ConversationError, system_prompt: SystemPrompt, cell: Any, reference: Any
 ) -> Conversation | ConversationError:
     if isinstance(source, ConversationError):
         return source
     try:
-        return system_prompt.before(Conversation.parse([without_nulls(message) for message in source]), cell)
+        messages = [without_nulls(message) for message in source]
+        if isinstance(reference, list):
+            reference = [without_nulls(message) for message in reference]
+        return system_prompt.before(Conversation.parse({"messages": messages, "reference": reference}), cell)
     except ConversationError as error:
         return error
 
@@ -330,7 +357,9 @@ def prompt_columns_of(
 def _detect(schema: pa.Schema, chosen: ConversationColumns) -> ConversationColumns:
     if chosen.messages and chosen.prompt:
         raise CorpusError("--messages-column excludes --prompt-column")
-    columns = chosen if chosen.messages or chosen.prompt else _by_name(schema)
+    columns = chosen if chosen.messages or chosen.prompt else replace(_by_name(schema), reference=chosen.reference)
+    if columns.reference is not None:
+        check_column(schema, columns.reference, "reference", text_or_messages=True)
     role = "messages" if columns.messages else "prompt"
     check_column(schema, str(columns.messages or columns.prompt), role, text_or_messages=True)
     return columns

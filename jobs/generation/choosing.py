@@ -17,7 +17,7 @@ from jobs.generation.candidates import Candidate, Generation
 from jobs.generation.stage import without_generations
 from jobs.runs.attempts import GuardedModel
 from jobs.runs.ledger import Ledger, UnitStats
-from jobs.scoring.stage import DeadRowError, outcomes_of, reason_of
+from jobs.scoring.stage import DeadRowError, outcomes_of, reason_of, warning_counts
 from serve_app.reward_model import Score, ScoringError
 from serve_app.reward_model.conversation import Conversation, Message
 from serve_app.reward_model.errors import ConversationError
@@ -131,6 +131,7 @@ class ChoosingTerms:
     max_tokens: int | None
     prefix: str
     keep_all: bool
+    strict: bool = False
 
 
 class CandidateScorer:
@@ -156,7 +157,11 @@ class CandidateScorer:
         started = time.perf_counter()
         outcomes = attempt.results(
             lambda model, first, stop: outcomes_of(
-                model, candidates[first:stop], truncation=self._terms.truncation, max_tokens=self._terms.max_tokens
+                model,
+                candidates[first:stop],
+                truncation=self._terms.truncation,
+                max_tokens=self._terms.max_tokens,
+                strict=self._terms.strict,
             ),
             given_up=DeadRowError.after,
         )
@@ -181,7 +186,7 @@ class CandidateScorer:
                     yield self._conversation(row, candidate.text, cell)
 
     def _conversation(self, prompt: Conversation, response: str, cell: object) -> Conversation | ConversationError:
-        whole = Conversation((*prompt.messages, Message("assistant", response)))
+        whole = Conversation((*prompt.messages, Message("assistant", response)), prompt.reference)
         try:
             return self._terms.system_prompt.before(whole, cell)
         except ConversationError as error:
@@ -210,6 +215,7 @@ def _stats(judged: Sequence[Judged], output_rows: int, seconds: float, *, keep_a
     counts = {
         "candidates": sum(len(one.outcomes) for one in judged),
         "answered_in_part": sum(one.failures is not None for one in answered),
+        **warning_counts(scores),
     }
     return UnitStats(
         rows=len(judged),

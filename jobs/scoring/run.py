@@ -17,8 +17,8 @@ from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.placement import ActorPool, plan_actors, shortage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
-from jobs.scoring.spec import Model, identity_of_model, record_of_model, spec_of
-from jobs.scoring.stage import ConversationScorer, UnitScorer
+from jobs.scoring.spec import Model, check_reference, identity_of_model, record_of_model, spec_of
+from jobs.scoring.stage import ConversationScorer, UnitScorer, warnings_told
 from jobs.scoring.via_serve import UNITS_AT_ONCE, ServedModelSource
 from serve_app.reward_model import ModelSpec
 from serve_app.reward_model.tiny import NAME as TINY
@@ -77,8 +77,10 @@ class ScoringRun:
         options = self._options
         if options.via_serve is not None:
             served = ServedModelSource.of(options)
+            check_reference(served.facts, options.reference_column)
             return self._score(served.facts, served.load, served.pool, served=served)
         model = spec_of(options, resources)
+        check_reference(model, options.reference_column)
         pool = plan_actors(
             resources,
             device=model.device,
@@ -107,6 +109,7 @@ class ScoringRun:
             truncation=self._options.truncation,
             max_tokens=self._options.max_tokens,
             prefix=self._prefix,
+            strict=self._options.strict,
         )
         progress = run.run([Stage(make_scorer, pool, 1 if served is None else UNITS_AT_ONCE)])
         self.summary = _summary(self._output, progress)
@@ -123,12 +126,14 @@ class ScoringRun:
             **identity_of_model(model),
             "truncation": options.truncation,
             "max_tokens": options.max_tokens,
-            "columns": asdict(self._columns),
+            "columns": self._columns.identity,
             "output_prefix": self._prefix,
             "rows_per_unit": rows_per_unit,
         }
         if self._system_prompt != SystemPrompt():
             identity["system_prompt"] = asdict(self._system_prompt)
+        if options.strict:
+            identity["strict"] = True
         return UnitRun(
             ledger=self._ledger,
             corpus=self._corpus,
@@ -168,6 +173,6 @@ def _summary(output: str, progress: Progress) -> str:
     before = f" ({total.rows - new.rows:,} of them before)" if total.rows > new.rows else ""
     return (
         f"{total.rows:,} rows in {output}{before}: {total.rows - total.errors:,} scored, {total.errors:,} with "
-        f"errors, {total.tokens:,} tokens; this run {new.rows:,} rows in {clock(progress.seconds)}, "
-        f"{progress.tokens_per_s:,.0f} tokens/s with start-up"
+        f"errors, {total.tokens:,} tokens{warnings_told(total.counts)}; this run {new.rows:,} rows in "
+        f"{clock(progress.seconds)}, {progress.tokens_per_s:,.0f} tokens/s with start-up"
     )

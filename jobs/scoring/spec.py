@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from cluster.connect import ClusterResources
+from jobs.errors import CorpusError
 from jobs.options import EngineOptions
 from serve_app.reward_model import ModelSpec
+from serve_app.reward_model.chat_template import template_text
 from serve_app.reward_model.spec import ModelFacts
 from serve_app.reward_model.tiny import NAME as TINY
 
@@ -30,8 +32,26 @@ def spec_of(options: EngineOptions, resources: ClusterResources) -> ModelSpec:
         dtype=options.dtype,
         token_budget=options.token_budget or "auto",
         quantization=options.quantization or "none",
+        chat_template=None if options.chat_template is None else template_text(options.chat_template),
     )
     return spec.resolved()
+
+
+def check_reference(model: Model, column: str | None) -> None:
+    """Refuse a corpus without references for a model that needs them, and one with them for a model that takes none.
+
+    Raises:
+        CorpusError: it says which flag to give or to leave out.
+    """
+    if model.takes_reference and column is None:
+        raise CorpusError(
+            f"{model.model} is a POLAR model, which compares each response with a reference: name their column with "
+            "--reference-column"
+        )
+    if column is not None and not model.takes_reference:
+        raise CorpusError(
+            f"{model.model} takes no reference, POLAR's models alone do: leave --reference-column {column} out"
+        )
 
 
 def identity_of_model(model: Model) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import pyarrow as pa
@@ -13,11 +14,20 @@ from jobs.corpus.files import Unit
 from jobs.runs.attempts import GuardedModel
 from jobs.runs.ledger import Ledger, UnitStats
 from serve_app.reward_model import Score, ScoringError
-from serve_app.reward_model.conversation import Conversation
+from serve_app.reward_model.conversation import WARNING_KINDS, Conversation
 from serve_app.reward_model.errors import ConversationError
 from serve_app.reward_model.tokenizer import Truncation
 
-__all__ = ["ConversationScorer", "DeadRowError", "UnitScorer", "outcomes_of", "reason_of", "score_columns"]
+__all__ = [
+    "ConversationScorer",
+    "DeadRowError",
+    "UnitScorer",
+    "outcomes_of",
+    "reason_of",
+    "score_columns",
+    "warning_counts",
+    "warnings_told",
+]
 
 
 class DeadRowError(ScoringError):
@@ -33,7 +43,7 @@ class ConversationScorer(Protocol):
     """A scorer of conversations: a `RewardModel` in this process, or a `ServedModel` elsewhere."""
 
     def outcomes(
-        self, conversations: Sequence[Conversation], *, truncation: Truncation, max_tokens: int | None
+        self, conversations: Sequence[Conversation], *, truncation: Truncation, max_tokens: int | None, strict: bool
     ) -> Sequence[Score | ScoringError]:
         """The score of each conversation, in order, or the error that it alone has."""
         ...
@@ -52,6 +62,7 @@ class UnitScorer:
         truncation: Truncation,
         max_tokens: int | None,
         prefix: str,
+        strict: bool = False,
     ) -> None:
         self._guarded = GuardedModel(load, ledger)
         self._columns = columns
@@ -59,6 +70,7 @@ class UnitScorer:
         self._truncation = truncation
         self._max_tokens = max_tokens
         self._prefix = prefix
+        self._strict = strict
 
     def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
         """The unit's table with its scores, in input order, and its counts.
@@ -75,11 +87,12 @@ class UnitScorer:
         seconds = time.perf_counter() - started
         tokens = sum(outcome.num_tokens for outcome in outcomes if isinstance(outcome, Score))
         errors = sum(isinstance(outcome, ScoringError) for outcome in outcomes)
-        return score_columns(table, outcomes, prefix=self._prefix), UnitStats(len(outcomes), errors, tokens, seconds)
+        stats = UnitStats(len(outcomes), errors, tokens, seconds, counts=warning_counts(outcomes))
+        return score_columns(table, outcomes, prefix=self._prefix), stats
 
     def _score_rows(self, model: ConversationScorer, table: pa.Table) -> list[Score | ScoringError]:
         rows = conversations(table, self._columns, self._system_prompt)
-        return outcomes_of(model, rows, truncation=self._truncation, max_tokens=self._max_tokens)
+        return outcomes_of(model, rows, truncation=self._truncation, max_tokens=self._max_tokens, strict=self._strict)
 
 
 def outcomes_of(
@@ -88,11 +101,24 @@ def outcomes_of(
     *,
     truncation: Truncation,
     max_tokens: int | None,
+    strict: bool = False,
 ) -> list[Score | ScoringError]:
     """The outcome of each conversation, in order; what is no conversation keeps its error."""
     ready = [row for row in rows if isinstance(row, Conversation)]
-    scored = iter(model.outcomes(ready, truncation=truncation, max_tokens=max_tokens))
+    scored = iter(model.outcomes(ready, truncation=truncation, max_tokens=max_tokens, strict=strict))
     return [next(scored) if isinstance(row, Conversation) else row for row in rows]
+
+
+def warning_counts(outcomes: Sequence[Score | ScoringError]) -> dict[str, int]:
+    """How many scores carry a warning, by its kind; kinds that none carries are left out."""
+    scores = [outcome for outcome in outcomes if isinstance(outcome, Score)]
+    return dict(Counter(warning.partition(":")[0] for score in scores for warning in score.warnings))
+
+
+def warnings_told(counts: Mapping[str, int]) -> str:
+    """What a summary says of `warning_counts` among `counts`: nothing where there are none."""
+    found = [f"{counts[kind]:,} {kind}" for kind in WARNING_KINDS if counts.get(kind)]
+    return f"; warnings: {', '.join(found)} (--strict makes them errors)" if found else ""
 
 
 def score_columns(table: pa.Table, outcomes: Sequence[Score | ScoringError], *, prefix: str) -> pa.Table:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -47,17 +48,24 @@ class ServedModel:
 
     def __init__(self, facts: ModelFacts, calls: ReplicaCalls) -> None:
         folder = resolve(facts.model, facts.revision, weights=False)
-        if fingerprint(folder, weights=False) != facts.tokenizer_fingerprint:
+        template = facts.chat_template
+        if fingerprint(folder, weights=False, chat_template=template) != facts.tokenizer_fingerprint:
             raise ServedModelError(
                 f"configuration or tokenizer of {facts.model} on {os.uname().nodename} are not those of the replicas; "
                 "serve it with a revision, or from a shared folder"
             )
-        self._tokenizer = Tokenizer.from_pretrained(folder, config=DecoderConfig.from_folder(folder))
+        config = DecoderConfig.from_folder(folder)
+        self._tokenizer = Tokenizer.from_pretrained(folder, config=config, chat_template=template)
         self._calls = calls
         self._part_tokens = min(facts.token_budget, MAX_PART_TOKENS)
 
     def outcomes(
-        self, conversations: Sequence[Conversation], *, truncation: Truncation, max_tokens: int | None
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        truncation: Truncation,
+        max_tokens: int | None,
+        strict: bool = False,
     ) -> list[Score | ScoringError]:
         """The score of each conversation, in order, or the error that it alone has.
 
@@ -67,7 +75,8 @@ class ServedModel:
         outcomes: dict[int, Score | ScoringError] = {}
         pending: list[tuple[dict[int, EncodedConversation], Future[list[float | ScoringError]]]] = []
         try:
-            for part in self._parts(conversations, truncation, max_tokens, outcomes):
+            encode = partial(self._tokenizer.encode_batch, truncation=truncation, max_tokens=max_tokens, strict=strict)
+            for part in self._parts(conversations, encode, outcomes):
                 pending.append((part, self._calls.submit([encoded.token_ids for encoded in part.values()])))
             for part, answer in pending:
                 for (place, encoded), value in zip(part.items(), answer.result(), strict=True):
@@ -80,8 +89,7 @@ class ServedModel:
     def _parts(
         self,
         conversations: Sequence[Conversation],
-        truncation: Truncation,
-        max_tokens: int | None,
+        encode: Callable[[Sequence[Conversation]], list[EncodedConversation | ScoringError]],
         failed: dict[int, Score | ScoringError],
     ) -> Iterator[dict[int, EncodedConversation]]:
         """Encoded conversations by their places, in parts; what cannot be encoded goes to `failed`."""
@@ -89,8 +97,7 @@ class ServedModel:
         order = together(len(conversations), keys.__getitem__)
         for first in range(0, len(order), ENCODED_AT_ONCE):
             places = order[first : first + ENCODED_AT_ONCE]
-            batch = [conversations[place] for place in places]
-            found = self._tokenizer.encode_batch(batch, truncation=truncation, max_tokens=max_tokens)
+            found = encode([conversations[place] for place in places])
             encoded: dict[int, EncodedConversation] = {}
             for place, item in zip(places, found, strict=True):
                 if isinstance(item, EncodedConversation):
@@ -104,7 +111,9 @@ class ServedModel:
 
 
 def _outcome(value: float | ScoringError, encoded: EncodedConversation) -> Score | ScoringError:
-    return value if isinstance(value, ScoringError) else Score(value, len(encoded.token_ids), encoded.truncated)
+    if isinstance(value, ScoringError):
+        return value
+    return Score(value, len(encoded.token_ids), encoded.truncated, encoded.warnings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +206,7 @@ def _check(options: ScoringOptions, facts: ModelFacts, app: str) -> None:
         if value not in ("auto", found := getattr(facts, name))
     ]
     if options.model is not None:
-        ours = fingerprint(resolve(options.model, options.revision))
+        ours = fingerprint(resolve(options.model, options.revision), chat_template=facts.chat_template)
         if ours != facts.fingerprint:
             differing.append(f"{facts.model} with fingerprint {facts.fingerprint}, not {options.model} with {ours}")
     if differing:

@@ -36,8 +36,10 @@ __all__ = [
     "json_object",
 ]
 
-Messages: TypeAlias = Sequence[Mapping[str, Any]]
-"""Messages of one conversation, each `{"role": str, "content": str}`; the last one is the response that is scored."""
+Messages: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Any]
+"""Messages of one conversation, each `{"role": str, "content": str}`; the last one is the response that is scored. For
+a POLAR model it is a mapping with such `messages` and a `reference`.
+"""
 Truncation: TypeAlias = Literal["error", "right", "left"]
 
 
@@ -102,13 +104,17 @@ def _groups(conversations: Sequence[Messages], limits: BatchLimits) -> Iterator[
     for index, conversation in enumerate(conversations):
         encoded = encode_messages(conversation, f"conversations[{index}]")
         size += _size([encoded])
-        same_prompt = index > 0 and conversation[:-1] == conversations[index - 1][:-1]
+        same_prompt = index > 0 and _prompt_of(conversation) == _prompt_of(conversations[index - 1])
         if group and not (same_prompt and limits.hold(len(group) + 1, size)):
             yield group
             group, size = [], _size([encoded])
         group.append(encoded)
     if group:
         yield group
+
+
+def _prompt_of(conversation: Messages) -> object:
+    return conversation if isinstance(conversation, Mapping) else conversation[:-1]
 
 
 def _size(encoded: list[bytes]) -> int:
@@ -121,6 +127,8 @@ def encode_messages(messages: Messages, param: str) -> bytes:
     Raises:
         InvalidRequestError: it is no list of objects, or holds what JSON cannot say; `param` names it.
     """
+    if isinstance(messages, Mapping) and "messages" in messages:
+        return encode(dict(messages), param)
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
         raise InvalidRequestError(
             f"a list of messages, each with 'role' and 'content', is needed, not {type(messages).__name__}", param=param

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +40,10 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """The shape of a decoder with a scalar head. Sizes are in elements, positions in tokens."""
+    """The shape of a decoder with a scalar head. Sizes are in elements, positions in tokens.
+
+    A score is read at the last token of a sequence; where there is a `pad_token_id`, at the last that is not it.
+    """
 
     architecture: str
     vocab_size: int
@@ -54,6 +57,7 @@ class DecoderConfig:
     max_positions: int
     rope: RopeConfig
     reward_token_id: int | None = None
+    pad_token_id: int | None = None
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -77,6 +81,19 @@ class DecoderConfig:
     def longest_unstretched(self) -> int | None:
         """Above so many tokens a sequence has rotary angles of its own (dynamic RoPE); None where none ever has."""
         return self.max_positions if self.rope.kind == "dynamic" else None
+
+    def num_read(self, token_ids: Sequence[int]) -> int:
+        """How many of a sequence's tokens decide its score: those up to where it is read. At least one is.
+
+        Transformers' `*ForSequenceClassification` read the rightmost token that is not `config.pad_token_id`, padding
+        or not, and the first of a sequence of nothing else; without a `pad_token_id`, the last token. Attention is
+        causal, so what stands behind changes nothing.
+        """
+        stop = len(token_ids)
+        if self.pad_token_id is not None:
+            while stop > 1 and token_ids[stop - 1] == self.pad_token_id:
+                stop -= 1
+        return stop
 
     @property
     def num_parameters(self) -> int:
@@ -128,6 +145,7 @@ class DecoderConfig:
             max_positions=_max_positions(config, architecture),
             rope=_rope(config),
             reward_token_id=_reward_token_id(config, vocab_size) if internlm2 else None,
+            pad_token_id=None if internlm2 else _pad_token_id(config),
             qkv_bias=bias or qwen2,
             output_bias=bias and not qwen2,
             mlp_bias=architecture.startswith("Llama") and bool(config.get("mlp_bias", False)),
@@ -161,6 +179,14 @@ def _reward_token_id(config: Mapping[str, Any], vocab_size: int) -> int:
     token = config["reward_token_id"]
     if type(token) is not int or not 0 <= token < vocab_size:
         raise ValueError(f"reward_token_id is {token!r}, not a token of the vocabulary of {vocab_size}")
+    return token
+
+
+def _pad_token_id(config: Mapping[str, Any]) -> int | None:
+    """None where the field is missing or null, as Transformers has it; an id outside the vocabulary pads nothing."""
+    token = config.get("pad_token_id")
+    if token is not None and type(token) is not int:
+        raise ValueError(f"pad_token_id is {token!r}, not a token id")
     return token
 
 

@@ -3,10 +3,12 @@
     RaywardError
     |- ScoringError                  one item cannot be scored
     |  |- ConversationError          a conversation is malformed
-    |  |  `- ConversationTooLongError   it has more tokens than the limit
+    |  |  |- ConversationTooLongError   it has more tokens than the limit
+    |  |  `- MalformedConversationError  it could be scored, but `strict` refuses what looks wrong in it
     |  |- TokenIdsError              a token-id sequence is empty, too long or outside the vocabulary
     |  |- NonFiniteScoreError        the model returned NaN or infinity for one conversation
     |  `- DeviceMemoryError          one conversation alone does not fit the device's memory
+    |- DeviceError                   the device that was asked for is not there
     `- CheckpointError               a model cannot be loaded
        |- UnsupportedArchitectureError
        |- UnsupportedDeviceError     the device cannot do what is asked of it, such as fp8
@@ -23,7 +25,9 @@ __all__ = [
     "CheckpointError",
     "ConversationError",
     "ConversationTooLongError",
+    "DeviceError",
     "DeviceMemoryError",
+    "MalformedConversationError",
     "NonFiniteScoreError",
     "RaywardError",
     "ScoringError",
@@ -66,6 +70,10 @@ class ConversationTooLongError(ConversationError):
         return type(self), (self.num_tokens, self.max_tokens, self.detail), self.__dict__
 
 
+class MalformedConversationError(ConversationError):
+    """A conversation could be scored, but the caller asked to refuse what looks wrong in it (`strict`)."""
+
+
 class TokenIdsError(ScoringError):
     """A token-id sequence is empty, over the model's length or outside the vocabulary."""
 
@@ -76,6 +84,10 @@ class NonFiniteScoreError(ScoringError):
 
 class DeviceMemoryError(ScoringError):
     """A conversation does not fit the device's memory, not even alone."""
+
+
+class DeviceError(RaywardError):
+    """The device that was asked for does not exist, or this machine has none such."""
 
 
 class CheckpointError(RaywardError):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, TypeVar, overload
 
@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from serve_app.reward_model.architecture import DecoderConfig, Quantization
+from serve_app.reward_model.chat_template import template_text
 from serve_app.reward_model.checkpoint import fingerprint, load_weights, resolve
 from serve_app.reward_model.conversation import Conversation, ConversationLike, Message
 from serve_app.reward_model.decoder import Decoder
-from serve_app.reward_model.errors import ConversationError, ScoringError
+from serve_app.reward_model.errors import ConversationError, DeviceError, ScoringError
 from serve_app.reward_model.invariance import find_variance
 from serve_app.reward_model.prefixes import together
 from serve_app.reward_model.scorer import SequenceScorer
@@ -50,17 +51,25 @@ class RewardModel:
     sequences of a call begin with are computed once.
     """
 
-    def __init__(self, decoder: Decoder, folder: Path, *, token_budget: int | Literal["auto"] = "auto") -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        folder: Path,
+        *,
+        token_budget: int | Literal["auto"] = "auto",
+        chat_template: str | None = None,
+    ) -> None:
         self.config = decoder.config
         self.device = decoder.device
         self.dtype = decoder.dtype
         self.folder = folder
+        self.chat_template = chat_template
         self.scorer = SequenceScorer(decoder, token_budget=token_budget)
 
     @classmethod
     def from_pretrained(
         cls,
-        model: str,
+        model: str | Path,
         *,
         revision: str | None = None,
         device: str | torch.device = "auto",
@@ -68,6 +77,7 @@ class RewardModel:
         token_budget: int | Literal["auto"] = "auto",
         quantization: Quantization = "none",
         invariant: bool = True,
+        chat_template: str | Path | None = None,
     ) -> RewardModel:
         """Load a reward model. No code from a model's repository is ever run.
 
@@ -82,31 +92,35 @@ class RewardModel:
                 then drift: the README says how far.
             invariant: False lets CUDA choose kernels by batch size: scores may then change in their last bits with
                 the batch. CPUs lose nothing by the contract and ignore it.
+            chat_template: a Jinja template in place of the checkpoint's, or the file of one: for checkpoints that have
+                none. It is part of the fingerprint.
 
         Raises:
+            DeviceError: the device is not there.
             CheckpointError: files are missing or broken.
             UnsupportedArchitectureError: the model's architecture or an option of it is not supported.
             WeightError: a weight is missing, surplus or misshapen.
         """
+        template = None if chat_template is None else template_text(chat_template)
         folder = resolve(model, revision)
         config = DecoderConfig.from_folder(folder)
-        target = resolve_device(device)
+        target = _usable(resolve_device(device))
         weights = load_weights(folder, config, device=target, dtype=resolve_dtype(dtype, config, target))
         decoder = Decoder(config, weights, quantization=quantization, invariant=invariant)
         variance = _variance(decoder) if invariant else None
         if variance is not None:
             logger.warning("on this machine %s changes its last bits with the batch or the threads", variance)
-        return cls(decoder, folder, token_budget=token_budget)
+        return cls(decoder, folder, token_budget=token_budget, chat_template=template)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's chat template and vocabulary, read on first use: token ids can be scored without it."""
-        return Tokenizer.from_pretrained(self.folder, config=self.config)
+        return Tokenizer.from_pretrained(self.folder, config=self.config, chat_template=self.chat_template)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the checkpoint's files: see `checkpoint.fingerprint`."""
-        return fingerprint(self.folder)
+        """A hash of the checkpoint's files and of a chat template in place of its own: see `checkpoint.fingerprint`."""
+        return fingerprint(self.folder, chat_template=self.chat_template)
 
     def get_score(self, conversation: ConversationLike) -> float:
         """The score of one conversation. Raises a `ScoringError` where it has none."""
@@ -150,19 +164,22 @@ class RewardModel:
         *,
         truncation: Truncation = "error",
         max_tokens: int | None = None,
+        strict: bool = False,
     ) -> list[Score]:
         """Score conversations, in input order.
 
         Args:
-            conversations: each a list of messages with a role and a content.
+            conversations: each a list of messages with a role and a content; for POLAR's models a `Conversation` with
+                a `reference`, or a mapping with `messages` and `reference`.
             truncation: what to do with one over the limit: see `Tokenizer.encode_batch`.
             max_tokens: a limit below the model's own.
+            strict: raise a `MalformedConversationError` for one whose score would carry warnings.
 
         Raises:
             ScoringError: the first conversation that cannot be scored, its place in `error.index`. To score the
                 others all the same, use `outcomes`.
         """
-        return _all_or_raise(self.outcomes(conversations, truncation=truncation, max_tokens=max_tokens))
+        return _all_or_raise(self.outcomes(conversations, truncation=truncation, max_tokens=max_tokens, strict=strict))
 
     def outcomes(
         self,
@@ -170,6 +187,7 @@ class RewardModel:
         *,
         truncation: Truncation = "error",
         max_tokens: int | None = None,
+        strict: bool = False,
     ) -> list[Score | ScoringError]:
         """Like `score`, but a conversation that cannot be scored yields its error and the others their scores."""
         if isinstance(conversations, Conversation | str):
@@ -179,12 +197,16 @@ class RewardModel:
         order = together(len(parsed), lambda place: _prompt_of(parsed[place]) or place)
         outcomes: dict[int, Score | ScoringError] = {}
         places = iter(order)
-        for encoded in self._encoded_ahead([parsed[place] for place in order], truncation, max_tokens):
+        encode = partial(self.tokenizer.encode_batch, truncation=truncation, max_tokens=max_tokens, strict=strict)
+        for encoded in _encoded_ahead(encode, [parsed[place] for place in order]):
             outcomes |= {next(places): outcome for outcome in self._score_encoded(encoded)}
         return _with_index([outcomes[place] for place in range(len(parsed))])
 
     def score_token_ids(self, sequences: Sequence[Sequence[int] | NDArray[np.integer]]) -> NDArray[np.float32]:
-        """Score sequences of token ids as they are, each at its last token: float32 [len(sequences)].
+        """Score sequences of token ids as they are: float32 [len(sequences)].
+
+        Each is read at its last token; for a `*ForSequenceClassification` whose configuration names a padding token,
+        at its last token that is no padding: see `DecoderConfig.num_read`.
 
         Raises:
             TokenIdsError: one is empty, longer than the model's limit or holds an id outside the vocabulary.
@@ -192,27 +214,28 @@ class RewardModel:
         lists = [sequence.tolist() if isinstance(sequence, np.ndarray) else list(sequence) for sequence in sequences]
         return np.array(_all_or_raise(_with_index(self.scorer.score(lists))), dtype=np.float32)
 
-    def _encoded_ahead(
-        self, conversations: Sequence[Conversation | ConversationError], truncation: Truncation, max_tokens: int | None
-    ) -> Iterator[list[EncodedConversation | ScoringError]]:
-        """Encoded conversations in slices; each slice is encoded on a thread while the one before it is scored."""
-        slices = [conversations[at : at + ENCODED_AHEAD] for at in range(0, len(conversations), ENCODED_AHEAD)]
-        if len(slices) < 2:
-            yield from (self.tokenizer.encode_batch(s, truncation=truncation, max_tokens=max_tokens) for s in slices)
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
-            encode = self.tokenizer.encode_batch
-            pending = pool.submit(encode, slices[0], truncation=truncation, max_tokens=max_tokens)
-            for following in slices[1:]:
-                encoded = pending.result()
-                pending = pool.submit(encode, following, truncation=truncation, max_tokens=max_tokens)
-                yield encoded
-            yield pending.result()
-
     def _score_encoded(self, encoded: list[EncodedConversation | ScoringError]) -> list[Score | ScoringError]:
         """The score of each encoded conversation, in order; what could not be encoded keeps its error."""
         values = iter(self.scorer.score([item.token_ids for item in encoded if isinstance(item, EncodedConversation)]))
         return [item if isinstance(item, ScoringError) else _score_of(next(values), item) for item in encoded]
+
+
+def _encoded_ahead(
+    encode: Callable[[Sequence[Conversation | ConversationError]], list[EncodedConversation | ScoringError]],
+    conversations: Sequence[Conversation | ConversationError],
+) -> Iterator[list[EncodedConversation | ScoringError]]:
+    """Encoded conversations in slices; each slice is encoded on a thread while the one before it is scored."""
+    slices = [conversations[at : at + ENCODED_AHEAD] for at in range(0, len(conversations), ENCODED_AHEAD)]
+    if len(slices) < 2:
+        yield from map(encode, slices)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
+        pending = pool.submit(encode, slices[0])
+        for following in slices[1:]:
+            encoded = pending.result()
+            pending = pool.submit(encode, following)
+            yield encoded
+        yield pending.result()
 
 
 def _variance(decoder: Decoder) -> str | None:
@@ -239,7 +262,9 @@ def _prompt_of(parsed: Conversation | ConversationError) -> tuple[Message, ...]:
 
 
 def _score_of(value: float | ScoringError, encoded: EncodedConversation) -> Score | ScoringError:
-    return value if isinstance(value, ScoringError) else Score(value, len(encoded.token_ids), encoded.truncated)
+    if isinstance(value, ScoringError):
+        return value
+    return Score(value, len(encoded.token_ids), encoded.truncated, encoded.warnings)
 
 
 def _with_index(results: list[T | ScoringError]) -> list[T | ScoringError]:
@@ -258,10 +283,29 @@ def _all_or_raise(results: list[T | ScoringError]) -> list[T]:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """`device` itself, or for `"auto"` CUDA where there is one, else the CPU."""
+    """`device` itself, or for `"auto"` CUDA where there is one, else the CPU.
+
+    Raises:
+        DeviceError: it names no device of these kinds.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device is 'auto', 'cpu', 'cuda' or one of several as 'cuda:1', not {str(device)!r}")
+    return found
+
+
+def _usable(device: torch.device) -> torch.device:
+    """The device, if this machine has it. Raises `DeviceError`."""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        has = f"this machine has {num_gpus} GPUs" if num_gpus else "PyTorch finds no GPU on this machine"
+        raise DeviceError(f"device is {str(device)!r}, but {has}; use device='cpu' or 'auto', or check the driver")
+    return device
 
 
 def resolve_dtype(dtype: str | torch.dtype, config: DecoderConfig, device: torch.device) -> torch.dtype:

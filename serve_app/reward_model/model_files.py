@@ -11,14 +11,15 @@ from serve_app.reward_model.errors import CheckpointError
 
 __all__ = ["DOWNLOADED_FILES", "fingerprint", "resolve"]
 
-SMALL_FILES = ("*.json", "tokenizer.model")
+# Configuration, vocabulary and chat templates: Transformers 5 writes a template into a file of its own alone.
+SMALL_FILES = ("*.json", "*.model", "*.jinja", "additional_chat_templates/*.jinja", "merges.txt", "vocab.txt")
 DOWNLOADED_FILES = (*SMALL_FILES, "*.safetensors", "*.bin")
-HASHED_FILES = (*DOWNLOADED_FILES, "*.jinja", "*.txt")
+HASHED_FILES = (*DOWNLOADED_FILES, "*.txt")
 SAMPLE_BYTES = 1 << 16
 NUM_SAMPLES = 64
 
 
-def resolve(model: str, revision: str | None, *, weights: bool = True, also: Sequence[str] = ()) -> Path:
+def resolve(model: str | Path, revision: str | None, *, weights: bool = True, also: Sequence[str] = ()) -> Path:
     """The folder of a model: the embedded one for `tiny`, `model` itself if it is a folder, else the downloaded
     snapshot of that Hugging Face id, with its configuration and tokenizer alone unless `weights` are wanted. `also`
     holds patterns of further files to download.
@@ -31,8 +32,10 @@ def resolve(model: str, revision: str | None, *, weights: bool = True, also: Seq
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
-    if folder.is_absolute() or model.startswith((".", "~")):
-        raise CheckpointError(f"model folder {model} does not exist")
+    if isinstance(model, Path) or folder.is_absolute() or model.startswith((".", "~")):
+        raise CheckpointError(
+            f"model folder {model} does not exist; name a folder with a config.json, or a Hugging Face id as text"
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -44,13 +47,15 @@ def resolve(model: str, revision: str | None, *, weights: bool = True, also: Seq
         ) from error
 
 
-def fingerprint(folder: Path, *, weights: bool = True) -> str:
+def fingerprint(folder: Path, *, weights: bool = True, chat_template: str | None = None) -> str:
     """A hash of what decides a score: configuration and tokenizer whole, and of each weight file its size and 64
     samples of 64 kB. It tells one model or fine-tune from another; a change of a few weights may escape it. Without
-    `weights` it is that of the files which decide the token ids.
+    `weights` it is that of the files which decide the token ids. A `chat_template` in place of the checkpoint's counts.
     """
     digest = hashlib.sha256()
-    files = [path for pattern in (HASHED_FILES if weights else SMALL_FILES) for path in folder.glob(pattern)]
+    if chat_template is not None:
+        digest.update(f"chat template:{len(chat_template)}:{chat_template}".encode())
+    files = {path for pattern in (HASHED_FILES if weights else SMALL_FILES) for path in folder.glob(pattern)}
     for path in sorted(files):
         digest.update(f"{path.name}:{path.stat().st_size}:".encode())
         with path.open("rb") as file:

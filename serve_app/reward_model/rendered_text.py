@@ -7,7 +7,8 @@ stands around the turns is left out, since the conversation is rendered afresh a
 - before the first turn, in any number and order: whitespace, `LEADING` and the model's BOS, EOS and padding token;
 - after the last turn, in any number and order: whitespace, `ENDINGS` and the model's EOS, padding and reward token.
 
-The last turn may lack its end, as trainers strip it; then all of it is content but such endings.
+The last turn may lack its end, as trainers strip it; then all of it is content but such endings. A last turn of the
+assistant's that is open and empty, behind another of the assistant's, is no response but a generation prompt: refused.
 """
 
 from __future__ import annotations
@@ -84,6 +85,11 @@ class RenderedTextReader:
         body = text[_start(self._leading, text) :]
         if body.startswith(IM_START):
             messages = self._read_chatml(body) or self._read_template(body)
+            if messages is not None and _ends_in_generation_prompt(messages, body):
+                raise RenderedTextError(
+                    "the text ends in an assistant's turn that is open and empty, behind another of the assistant's: "
+                    "render the conversation without add_generation_prompt=True"
+                )
             if messages is None:
                 raise RenderedTextError(
                     f"the text begins with {IM_START} but is not ChatML: each turn is {IM_START}, a role, a newline, "
@@ -238,6 +244,13 @@ def _chatml_message(turn: str) -> Message | None:
     if not newline or not role.strip() or "<|" in role or IM_END in content:
         return None
     return Message(role, content)
+
+
+def _ends_in_generation_prompt(messages: Sequence[Message], body: str) -> bool:
+    if len(messages) < 2 or messages[-1].content.strip():
+        return False
+    is_open = IM_END not in body[body.rfind(IM_START) :]
+    return is_open and messages[-1].role == messages[-2].role == "assistant"
 
 
 def _any_of(texts: Collection[str]) -> re.Pattern[str]:

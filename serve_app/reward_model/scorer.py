@@ -41,12 +41,16 @@ class SequenceScorer:
         self._lock = threading.Lock()
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float | ScoringError]:
-        """The score of each sequence, in order, or the error that it alone has."""
+        """The score of each sequence, in order, or the error that it alone has.
+
+        Each is read where `DecoderConfig.num_read` says; the tokens behind that place are not computed.
+        """
         checked = [self._check(sequence) for sequence in sequences]
         values: dict[int, float | ScoringError] = {
             index: error for index, error in enumerate(checked) if error is not None
         }
         able = [index for index, error in enumerate(checked) if error is None]
+        sequences = [self._read_part(sequence) for sequence in sequences]
         lengths = [len(sequence) for sequence in sequences]
         groups = self._groups(sequences, able)
         with self._lock:
@@ -71,6 +75,11 @@ class SequenceScorer:
         if not 0 <= wrong < config.vocab_size:
             return TokenIdsError(f"token id {wrong} is outside the vocabulary of {config.vocab_size}")
         return None
+
+    def _read_part(self, sequence: Sequence[int]) -> Sequence[int]:
+        """The sequence up to where its score is read."""
+        num_read = self.decoder.config.num_read(sequence)
+        return sequence if num_read == len(sequence) else sequence[:num_read]
 
     def _groups(self, sequences: Sequence[Sequence[int]], able: list[int]) -> list[Group]:
         """The sequences numbered in `able`, grouped by prefix."""

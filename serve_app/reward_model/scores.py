@@ -10,11 +10,17 @@ __all__ = ["Score", "order", "ranks"]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The model's raw scalar for one conversation, how many tokens it read, and whether it was shortened to fit."""
+    """The model's raw scalar for one conversation, its length in tokens, and whether it was shortened to fit.
+
+    `num_tokens` counts the conversation as it is rendered and encoded, which is what limits apply to: padding tokens
+    behind the place where the score is read are among them. `warnings` say what looks wrong in the conversation, each
+    with its kind in front: see `conversation.warnings_of`.
+    """
 
     value: float
     num_tokens: int
     truncated: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def order(scores: Sequence[float]) -> list[int]:

@@ -39,6 +39,8 @@ class ModelSpec:
         token_budget: tokens in one forward pass.
         quantization: `"none"` or `"fp8"`.
         fingerprint: the one that the model's files must have; None takes them as they are.
+        chat_template: the text of a Jinja template in place of the checkpoint's.
+        takes_reference: whether conversations need a reference, as POLAR's do; `resolved` finds it out.
     """
 
     model: str = tiny.NAME
@@ -48,6 +50,8 @@ class ModelSpec:
     token_budget: int | Literal["auto"] = "auto"
     quantization: Quantization = "none"
     fingerprint: str | None = None
+    chat_template: str | None = None
+    takes_reference: bool = False
 
     def check_device(self) -> None:
         """Raise what can be known without the model: the quantization needs another device than the one named.
@@ -77,7 +81,7 @@ class ModelSpec:
         self.check_device()
         folder = resolve(self.model, self.revision)
         config = DecoderConfig.from_folder(folder)
-        Tokenizer.from_pretrained(folder, config=config)
+        tokenizer = Tokenizer.from_pretrained(folder, config=config, chat_template=self.chat_template)
         device = resolve_device(self.device)
         found = replace(
             self,
@@ -86,6 +90,7 @@ class ModelSpec:
             device=self.device if self.device != "auto" else device.type,
             dtype=dtype_name(resolve_dtype(self.dtype, config, device)),
             fingerprint=self._checked(folder),
+            takes_reference=tokenizer.takes_reference,
         )
         found.check_device()
         return found
@@ -113,6 +118,7 @@ class ModelSpec:
             dtype=self.dtype,
             token_budget=self.token_budget,
             quantization=self.quantization,
+            chat_template=self.chat_template,
         )
 
     def check_files(self) -> None:
@@ -125,7 +131,7 @@ class ModelSpec:
         self._checked(resolve(self.model, self.revision))
 
     def _checked(self, folder: Path) -> str:
-        found = fingerprint(folder)
+        found = fingerprint(folder, chat_template=self.chat_template)
         if self.fingerprint not in (None, found):
             raise ChangedFilesError(
                 f"the files of {self.model} on {os.uname().nodename} have the fingerprint {found}, not "
@@ -147,6 +153,8 @@ class ModelFacts:
     dtype: str
     quantization: Quantization
     token_budget: int
+    chat_template: str | None = None
+    takes_reference: bool = False
 
     @classmethod
     def of(cls, spec: ModelSpec, model: RewardModel) -> ModelFacts:
@@ -155,11 +163,13 @@ class ModelFacts:
             model=spec.model,
             revision=_commit(model.folder) or spec.revision,
             fingerprint=model.fingerprint,
-            tokenizer_fingerprint=fingerprint(model.folder, weights=False),
+            tokenizer_fingerprint=fingerprint(model.folder, weights=False, chat_template=model.chat_template),
             device=model.device.type,
             dtype=dtype_name(model.dtype),
             quantization=spec.quantization,
             token_budget=model.scorer.token_budget,
+            chat_template=model.chat_template,
+            takes_reference=model.tokenizer.takes_reference,
         )
 
     @property

@@ -1,7 +1,15 @@
 """Conversation -> token ids, through the checkpoint's own chat template. Next stop: `packing.py`.
 
-The ids hold exactly one BOS and end in the reward token, where the model has one. Text inside messages never
-becomes a special token (`markup.py`).
+The ids are those of the reference pipelines (RewardBench, POLAR's client): the rendered text, encoded with the special
+tokens that the tokenizer itself puts around a text, and none of them doubled. So of the four cases
+
+- the tokenizer adds a BOS and the template writes one: there is one;
+- the tokenizer adds one, the template writes none: there is one;
+- the tokenizer adds none, the template writes one: there is one;
+- the tokenizer adds none, the template writes none: there is none, even if the tokenizer names a `bos_token`.
+
+An EOS that the tokenizer adds at the end follows the same rule. Where the model has a reward token, the ids end in it,
+once, and in nothing else. Text inside messages never becomes a special token (`markup.py`).
 """
 
 from __future__ import annotations
@@ -19,14 +27,17 @@ from typing import Any, Literal, TypeAlias
 from tokenizers import Tokenizer as BackendTokenizer
 
 from serve_app.reward_model.architecture import DecoderConfig
-from serve_app.reward_model.conversation import Conversation, ConversationLike, Message
+from serve_app.reward_model.chat_template import checked_template
+from serve_app.reward_model.conversation import Conversation, ConversationLike, Message, warnings_of
 from serve_app.reward_model.errors import (
     CheckpointError,
     ConversationError,
     ConversationTooLongError,
+    MalformedConversationError,
     ScoringError,
 )
 from serve_app.reward_model.markup import MARK, MarkedTextEncoder, Markup, escape
+from serve_app.reward_model.polar import SEPARATOR, read_polar, render_polar
 from serve_app.reward_model.rendered_text import RenderedTextReader
 
 __all__ = ["EncodedConversation", "Tokenizer", "Truncation", "fast_tokenizer", "quiet_transformers"]
@@ -39,10 +50,14 @@ Truncation: TypeAlias = Literal["error", "right", "left"]
 
 @dataclass(frozen=True, slots=True)
 class EncodedConversation:
-    """Token ids of one conversation, ready to be scored, and whether they were shortened to fit."""
+    """Token ids of one conversation, ready to be scored, and whether they were shortened to fit.
+
+    `warnings` say what looks wrong in it: see `conversation.warnings_of`.
+    """
 
     token_ids: list[int]
     truncated: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 class Tokenizer:
@@ -61,28 +76,34 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._markup = Markup.of(self._backend)
+        self._front, self._end = _added_tokens(self._backend)
         self.bos_token_id: int | None = tokenizer.bos_token_id
         self.reward_token_id = reward_token_id
         self.max_tokens = max_tokens
+        self.takes_reference = _is_polar(self._backend, reward_token_id)
+        """Whether conversations need a `reference`, which the response is compared with: POLAR's models do."""
 
     @classmethod
-    def from_pretrained(cls, folder: Path, *, config: DecoderConfig) -> Tokenizer:
+    def from_pretrained(cls, folder: Path, *, config: DecoderConfig, chat_template: str | None = None) -> Tokenizer:
         """Read the tokenizer of the checkpoint in `folder`; code in the folder is never run.
 
+        Args:
+            folder: the checkpoint's.
+            config: its shape.
+            chat_template: the text of a Jinja template in place of the checkpoint's; it is rendered in a sandbox.
+
         Raises:
-            CheckpointError: there is no tokenizer, it has no fast form, or it has no chat template.
+            CheckpointError: there is no tokenizer, it has no fast form, or it has no chat template that renders.
         """
         tokenizer = fast_tokenizer(folder)
-        if not tokenizer.chat_template:
-            raise CheckpointError(
-                f"the tokenizer in {folder} has no chat template, so conversations have no text form; a "
-                "chat_template.jinja is not downloaded: if the model has one, put it into a local copy of the model"
-            )
-        if "strftime_now" in tokenizer.chat_template and "date_string" not in tokenizer.chat_template:
-            raise CheckpointError(
-                f"the chat template in {folder} writes today's date, so scores would change by the day"
-            )
-        return cls(tokenizer, reward_token_id=config.reward_token_id, max_tokens=config.max_tokens)
+        if chat_template is not None:
+            tokenizer.chat_template = chat_template
+        made = cls(tokenizer, reward_token_id=config.reward_token_id, max_tokens=config.max_tokens)
+        if not made.takes_reference:
+            tokenizer.chat_template = checked_template(tokenizer, folder, is_given=chat_template is not None, date=DATE)
+        elif chat_template is not None:
+            raise CheckpointError(f"{folder} is a POLAR model, which reads no chat template: leave chat_template out")
+        return made
 
     @cached_property
     def _marked(self) -> MarkedTextEncoder:
@@ -95,7 +116,7 @@ class Tokenizer:
         if self.reward_token_id is not None:
             named.append(self._backend.id_to_token(self.reward_token_id))
         return RenderedTextReader(
-            lambda messages: self._apply_template([(message.role, message.content) for message in messages]),
+            lambda messages: self._apply_template([(message.role, message.content) for message in messages], None),
             special_tokens=special,
             framing=[text for text in named if text],
         )
@@ -103,9 +124,13 @@ class Tokenizer:
     def read_rendered(self, text: str) -> Conversation:
         """The conversation that a text, ChatML or of this model's chat template, was rendered from.
 
+        For POLAR's models the text is the one that its client renders: see `polar.py`.
+
         Raises:
             RenderedTextError: it is neither: see `rendered_text.py`.
         """
+        if self.takes_reference:
+            return read_polar(text)
         return self._reader.read(text)
 
     def encode(
@@ -123,6 +148,7 @@ class Tokenizer:
         *,
         truncation: Truncation = "error",
         max_tokens: int | None = None,
+        strict: bool = False,
     ) -> list[EncodedConversation | ScoringError]:
         """Token ids of each conversation, in order, or the error that keeps it from being scored.
 
@@ -131,8 +157,10 @@ class Tokenizer:
             truncation: what to do with a conversation over the limit. `"error"`: a `ConversationTooLongError`.
                 `"right"`: keep the start. `"left"`: drop the oldest whole turns, a user's message and what
                 follows it up to the next user's message, then the oldest tokens before the last response; a system
-                message in front stays while turns are dropped. BOS, the last response and the reward token stay.
+                message in front stays while turns are dropped. BOS, the last response and the reward token stay, and
+                so does an EOS that the tokenizer adds.
             max_tokens: a limit below the model's own.
+            strict: what `warnings_of` finds in a conversation is a `MalformedConversationError`, and no warning.
         """
         limit = self._limit(max_tokens)
         if truncation not in ("error", "right", "left"):
@@ -144,8 +172,11 @@ class Tokenizer:
             try:
                 if isinstance(source, ConversationError):
                     raise source
-                parsed[index] = Conversation.parse(source)
-                rendered[index] = self._render(parsed[index].messages)
+                conversation = Conversation.parse(source)
+                if strict and (found := warnings_of(conversation)):
+                    raise MalformedConversationError("; ".join(found))
+                rendered[index] = self._render(conversation.messages, conversation.reference)
+                parsed[index] = conversation
             except ScoringError as error:
                 results[index] = error
         for index, ids in zip(rendered, self._encode_texts(list(rendered.values())), strict=True):
@@ -162,19 +193,25 @@ class Tokenizer:
             raise ValueError(f"max_tokens is at least 2 (BOS and the reward token), not {max_tokens}")
         return min(max_tokens, self.max_tokens)
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    def _render(self, messages: Sequence[Message], reference: str | None = None) -> str:
         """The template's text; MARK is in it only where a message spells a special token."""
         texts = [(message.role, message.content) for message in messages]
-        spelled = any(self._markup.is_spelled(text) for pair in texts for text in pair)
+        typed = [text for pair in texts for text in pair] + ([] if reference is None else [reference])
+        spelled = any(map(self._markup.is_spelled, typed))
         if spelled:
             # Only what spells one: templates compare roles, and look into contents.
             texts = [
                 (self._markup.mark_if_spelled(role), self._markup.mark_if_spelled(content)) for role, content in texts
             ]
-        text = self._apply_template(texts)
+            reference = None if reference is None else self._markup.mark_if_spelled(reference)
+        text = self._apply_template(texts, reference)
         return text if spelled or MARK not in text else escape(text)
 
-    def _apply_template(self, texts: Sequence[tuple[str, str]]) -> str:
+    def _apply_template(self, texts: Sequence[tuple[str, str]], reference: str | None) -> str:
+        if self.takes_reference:
+            return render_polar([content for _, content in texts], reference)
+        if reference is not None:
+            raise ConversationError("this model takes no reference; POLAR's models alone compare a response with one")
         chat = [{"role": role, "content": content} for role, content in texts]
         try:
             text: str = self._tokenizer.apply_chat_template(chat, tokenize=False, date_string=DATE)
@@ -183,7 +220,7 @@ class Tokenizer:
         return text
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
-        """Ids of rendered texts, each with exactly one BOS and the reward token at its end."""
+        """Ids of rendered texts, each with the special tokens around it that the module names."""
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [
             self._frame(self._marked.encode(text) if MARK in text else encoding.ids)
@@ -191,30 +228,43 @@ class Tokenizer:
         ]
 
     def _frame(self, ids: list[int]) -> list[int]:
-        bos, reward = self.bos_token_id, self.reward_token_id
-        if bos is not None:
-            start = next((place for place, token in enumerate(ids) if token != bos), len(ids))
-            ids = [bos, *ids[start:]] if start != 1 else ids
+        front, end, bos, reward = self._front, self._end, self.bos_token_id, self.reward_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            ids = ids[next((place for place, token in enumerate(ids) if token != bos), len(ids)) - 1 :]
+        if front and ids[: len(front)] != front:
+            ids = [*front, *(ids[1:] if bos in front and ids[:1] == [bos] else ids)]
         if reward is not None:
-            end = len(ids)
-            while end and ids[end - 1] == reward:
-                end -= 1
-            ids = [*ids[:end], reward]
+            stop = len(ids)
+            while stop and ids[stop - 1] == reward:
+                stop -= 1
+            ids = [*ids[:stop], reward]
+        elif end and ids[-len(end) :] != end:
+            ids = [*ids, *end]
         return ids
 
     def _fit(
         self, conversation: Conversation, ids: list[int], *, limit: int, truncation: Truncation
     ) -> EncodedConversation:
+        found = warnings_of(conversation)
         if not ids:
             raise ConversationError("the chat template renders the conversation as empty text")
         if len(ids) <= limit:
-            return EncodedConversation(ids)
+            return EncodedConversation(ids, warnings=found)
         if truncation == "error":
             raise ConversationTooLongError(len(ids), limit)
         if truncation == "right":
-            end = [] if self.reward_token_id is None else [self.reward_token_id]
-            return EncodedConversation(ids[: limit - len(end)] + end, truncated=True)
-        return EncodedConversation(self._drop_oldest(conversation, ids, limit), truncated=True)
+            return EncodedConversation(self._keep_start(ids, limit), truncated=True, warnings=found)
+        return EncodedConversation(self._drop_oldest(conversation, ids, limit), truncated=True, warnings=found)
+
+    def _keep_start(self, ids: list[int], limit: int) -> list[int]:
+        end = self._end if self._end and ids[-len(self._end) :] == self._end else []
+        if self.reward_token_id is not None:
+            end = [self.reward_token_id]
+        kept = ids[: max(0, limit - len(end))]
+        if self.takes_reference and self._backend.token_to_id(SEPARATOR) not in kept:
+            detail = "prompt and reference alone do not fit, so nothing of the response would be read"
+            raise ConversationTooLongError(len(ids), limit, detail)
+        return kept + end
 
     def _drop_oldest(self, conversation: Conversation, ids: list[int], limit: int) -> list[int]:
         num_tokens = len(ids)
@@ -224,18 +274,21 @@ class Tokenizer:
         fitting = None
         while low < high:
             middle = (low + high) // 2
-            candidate = self._encode_texts([self._render(shorter[middle])])[0]
+            candidate = self._encode_texts([self._render(shorter[middle], conversation.reference)])[0]
             if len(candidate) <= limit:
                 high, fitting = middle, candidate
             else:
                 low = middle + 1
         if fitting is not None:
             return fitting
+        if self.takes_reference:
+            detail = "truncation='left' drops whole turns of a prompt that POLAR reads twice, and no part of one"
+            raise ConversationTooLongError(num_tokens, limit, detail)
         if shorter:
             messages = shorter[-1]
             ids = self._encode_texts([self._render(messages)])[0]
+        head = self._head_of(ids)
         response_ids = ids[self._prompt_length(messages, ids) :]
-        head = [] if self.bos_token_id is None else [self.bos_token_id]
         room = limit - len(head) - len(response_ids)
         if room < 0:
             detail = f"the last response alone has {len(response_ids)} and truncation='left' does not cut it"
@@ -243,13 +296,62 @@ class Tokenizer:
         prompt_ids = ids[len(head) : len(ids) - len(response_ids)]
         return head + prompt_ids[len(prompt_ids) - room :] + response_ids
 
+    def _head_of(self, ids: list[int]) -> list[int]:
+        """The special tokens in front of the text: what the tokenizer adds, or the BOS that the template wrote."""
+        if self._front:
+            return self._front
+        return ids[:1] if self.bos_token_id is not None and ids[:1] == [self.bos_token_id] else []
+
     def _prompt_length(self, messages: Sequence[Message], ids: list[int]) -> int:
-        """How many of `ids` stand before the last message: those its prompt alone is encoded to."""
+        """How many of `ids` stand before the last message: those its prompt alone is encoded to.
+
+        A template may refuse the prompt alone, as one that wants an assistant's message last; then it ends where the
+        content of the message before the last one does.
+        """
         if len(messages) == 1:
-            return 0 if self.bos_token_id is None else 1
-        prompt_ids = self._encode_texts([self._render(messages[:-1])])[0]
+            return len(self._head_of(ids))
+        try:
+            prompt = self._render(messages[:-1])
+        except ConversationError:
+            prompt = self._text_before_last(messages)
+        prompt_ids = self._encode_texts([prompt])[0]
         pairs = zip(prompt_ids, ids, strict=False)
         return next((place for place, (ours, full) in enumerate(pairs) if ours != full), len(prompt_ids))
+
+    def _text_before_last(self, messages: Sequence[Message]) -> str:
+        """The rendered text up to the end of the last but one message's content.
+
+        Where the last content begins shows by rendering another one in its place.
+        """
+        *before, last = messages
+        text = self._render(messages)
+        other = self._render([*before, Message(last.role, "b" if last.content.strip()[:1] == "a" else "a")])
+        start = next((at for at, (one, two) in enumerate(zip(text, other, strict=False)) if one != two), len(text))
+        content = before[-1].content
+        content = (self._markup.mark_if_spelled(content) if MARK in text else content).strip()
+        at = text.rfind(content, 0, start) if content else -1
+        return text[: start if at < 0 else at + len(content)]
+
+
+def _added_tokens(backend: BackendTokenizer) -> tuple[list[int], list[int]]:
+    """The ids of the special tokens that a tokenizer puts before and after a text that it encodes."""
+    encoding = backend.encode("a", add_special_tokens=True)
+    ids, is_added = encoding.ids, encoding.special_tokens_mask
+    first = next((place for place, added in enumerate(is_added) if not added), len(ids))
+    last = next((place for place in range(len(ids), first, -1) if not is_added[place - 1]), first)
+    return ids[:first], ids[last:]
+
+
+def _is_polar(backend: BackendTokenizer, reward_token_id: int | None) -> bool:
+    """Whether a checkpoint is one of POLAR's.
+
+    They have the architecture of InternLM2-Reward and its reward token, 92527. But that is `[UNUSED_TOKEN_130]` there,
+    and `<|reward|>` another token, which stands between the reference and the response.
+    """
+    if reward_token_id is None:
+        return False
+    separators = [id_ for id_, token in backend.get_added_tokens_decoder().items() if token.content == SEPARATOR]
+    return bool(separators) and reward_token_id not in separators
 
 
 def _without_oldest_turns(messages: Sequence[Message]) -> list[Sequence[Message]]:

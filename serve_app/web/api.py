@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, PositiveInt, Tag
 
 from serve_app import reward_model
 from serve_app.reward_model import Score
@@ -48,8 +48,31 @@ class MessageBody(_Schema):
     content: str
 
 
-Conversation = Annotated[
+Messages = Annotated[
     list[MessageBody], Field(min_length=1, description="Messages; the last one is the response that is scored")
+]
+Reference = Annotated[
+    str | list[MessageBody],
+    Field(description="The answer that the response is compared with: POLAR's models need it, others take none"),
+]
+
+
+class ConversationWithReference(_Schema):
+    """A conversation for a model that compares its response with a reference."""
+
+    messages: Messages
+    reference: Reference
+
+
+def _kind(value: object) -> str:
+    is_object = isinstance(value, ConversationWithReference) or (isinstance(value, dict) and "messages" in value)
+    return "ConversationWithReference" if is_object else "Messages"
+
+
+# The tags are spelled as types are: `gate.py` leaves those out where it names the field that is wrong.
+Conversation = Annotated[
+    Annotated[Messages, Tag("Messages")] | Annotated[ConversationWithReference, Tag("ConversationWithReference")],
+    Discriminator(_kind),
 ]
 ModelName = Annotated[str | None, Field(description="A model of GET /v1/models; the first one by default")]
 TruncationOption = Annotated[
@@ -64,6 +87,11 @@ TruncationOption = Annotated[
 class _Request(_Schema):
     model: ModelName = None
     truncation: TruncationOption = "error"
+    strict: bool = Field(
+        False,
+        description="Refuse what is a warning otherwise: an unknown role, a last message that is not the assistant's, "
+        "an empty response",
+    )
 
 
 class ScoreRequest(_Request):
@@ -99,8 +127,9 @@ class BestOfNRequest(_Request):
         json_schema_extra={"examples": [{"prompt": [QUESTION], "responses": ["Paris.", "I do not know."], "top_n": 1}]},
     )
 
-    prompt: Conversation
+    prompt: Messages
     responses: list[str]
+    reference: Reference | None = Field(None, description="For POLAR's models: what the responses are compared with")
     top_n: PositiveInt | None = Field(None, description="How many to return; all by default")
 
 
@@ -111,6 +140,9 @@ class Usage(_Schema):
 class _Response(_Schema):
     model: str
     usage: Usage
+    warnings: list[str] = Field(
+        description="What looks wrong in conversations that were scored all the same: the field, the kind, the text"
+    )
 
 
 class ScoredConversation(_Schema):
@@ -202,18 +234,21 @@ def routes(service: ScoringService) -> APIRouter:
     @router.post("/v1/score", summary="Score conversations")
     async def score(request: ScoreRequest) -> ScoreResponse:
         model = service.model_name(request.model)
-        scores = await service.score(model, _messages(request.conversations), truncation=request.truncation)
+        scores = await service.score(
+            model, _messages(request.conversations), truncation=request.truncation, strict=request.strict
+        )
         results = [
             ScoredConversation(index=index, score=score.value, num_tokens=score.num_tokens, truncated=score.truncated)
             for index, score in enumerate(scores)
         ]
-        return ScoreResponse(model=model, results=results, usage=_usage(scores))
+        return ScoreResponse(model=model, results=results, usage=_usage(scores), warnings=_warnings(scores))
 
     @router.post("/v1/compare", summary="Compare two conversations")
     async def compare(request: CompareRequest) -> CompareResponse:
         model = service.model_name(request.model)
         pair = _messages([request.first, request.second])
-        scores = await service.score(model, pair, truncation=request.truncation, params=("first", "second"))
+        params = ("first", "second")
+        scores = await service.score(model, pair, truncation=request.truncation, params=params, strict=request.strict)
         first, second = (score.value for score in scores)
         return CompareResponse(
             model=model,
@@ -222,37 +257,48 @@ def routes(service: ScoringService) -> APIRouter:
             margin=first - second,
             probability=_logistic(first - second),
             usage=_usage(scores),
+            warnings=_warnings(scores, params),
         )
 
     @router.post("/v1/rank", summary="Rank conversations among each other")
     async def rank(request: RankRequest) -> RankResponse:
         model = service.model_name(request.model)
-        scores = await service.score(model, _messages(request.conversations), truncation=request.truncation)
+        scores = await service.score(
+            model, _messages(request.conversations), truncation=request.truncation, strict=request.strict
+        )
         values = [score.value for score in scores]
         places = ranks(values)
         results = [
             RankedItem(index=index, score=value, rank=rank)
             for index, (value, rank) in enumerate(zip(values, places, strict=True))
         ]
-        return RankResponse(model=model, results=results, order=order(values), usage=_usage(scores))
+        return RankResponse(
+            model=model, results=results, order=order(values), usage=_usage(scores), warnings=_warnings(scores)
+        )
 
     @router.post("/v1/best_of_n", summary="Sort the responses to one prompt, the best first")
     async def best_of_n(request: BestOfNRequest) -> BestOfNResponse:
         model = service.model_name(request.model)
-        (prompt,) = _messages([request.prompt])
+        prompt = [message.model_dump() for message in request.prompt]
         try:
             reward_model.Conversation.parse(prompt)
         except reward_model.ConversationError as error:  # it would be blamed on every response
             raise ApiError(422, str(error), "invalid_conversation", "prompt") from None
-        conversations = [[*prompt, {"role": "assistant", "content": response}] for response in request.responses]
+        answered = [[*prompt, {"role": "assistant", "content": response}] for response in request.responses]
+        conversations: list[reward_model.ConversationLike] = [*answered]
+        if request.reference is not None:
+            reference = _plain(request.reference)
+            conversations = [{"messages": messages, "reference": reference} for messages in answered]
         params = tuple(f"responses[{place}]" for place in range(len(conversations)))
-        scores = await service.score(model, conversations, truncation=request.truncation, params=params)
+        scores = await service.score(
+            model, conversations, truncation=request.truncation, params=params, strict=request.strict
+        )
         best_first = order([score.value for score in scores])[: request.top_n]
         results = [
             RankedAnswer(index=place, response=request.responses[place], score=scores[place].value)
             for place in best_first
         ]
-        return BestOfNResponse(model=model, results=results, usage=_usage(scores))
+        return BestOfNResponse(model=model, results=results, usage=_usage(scores), warnings=_warnings(scores, params))
 
     @router.get("/v1/models", summary="The models served, the default first")
     async def models() -> ModelList:
@@ -268,8 +314,26 @@ def routes(service: ScoringService) -> APIRouter:
     return router
 
 
-def _messages(conversations: Sequence[Conversation]) -> list[list[dict[str, str]]]:
-    return [[{"role": m.role, "content": m.content} for m in conversation] for conversation in conversations]
+def _messages(conversations: Sequence[Conversation]) -> list[reward_model.ConversationLike]:
+    return [
+        {"messages": _plain(each.messages), "reference": _plain(each.reference)}
+        if isinstance(each, ConversationWithReference)
+        else [message.model_dump() for message in each]
+        for each in conversations
+    ]
+
+
+def _plain(value: str | list[MessageBody]) -> str | list[dict[str, str]]:
+    return value if isinstance(value, str) else [message.model_dump() for message in value]
+
+
+def _warnings(scores: Sequence[Score], params: Sequence[str] | None = None) -> list[str]:
+    """The warnings of all scores, each with the field that it is about in front."""
+    return [
+        f"{params[place] if params else f'conversations[{place}]'}: {warning}"
+        for place, score in enumerate(scores)
+        for warning in score.warnings
+    ]
 
 
 def _usage(scores: Sequence[Score]) -> Usage:

@@ -104,10 +104,12 @@ class ScoringService(Protocol):
         truncation: Truncation = "error",
         max_tokens: int | None = None,
         params: Sequence[str] | None = None,
+        strict: bool = False,
     ) -> list[Score]:
         """The score of each conversation, in order, or `ApiError` for the first that has none.
 
-        `params` names each conversation in such an error; by default `conversations[0]` and so on.
+        `params` names each conversation in such an error; by default `conversations[0]` and so on. With `strict` what
+        would be a warning of a score is an error.
         """
         ...
 

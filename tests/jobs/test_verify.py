@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from jobs import verify
+from jobs.benchmarks.published import INTERNLM2_1_8B, POLAR_7B, published_for
 from serve_app.reward_model import RewardModel
+from tests.reward_model import polar
 
 
 class CardModel:
@@ -20,7 +23,12 @@ class CardModel:
         self._shift = shift
 
     def get_scores(self, conversations: list[Any]) -> list[float]:
-        return [score + self._shift for score in verify.CARD_SCORES[: len(conversations)]]
+        known = dict(
+            pair
+            for figures in (INTERNLM2_1_8B, POLAR_7B)
+            for pair in zip(figures.conversations, figures.scores, strict=True)
+        )
+        return [known[conversation] + self._shift for conversation in conversations]
 
     compare = RewardModel.compare
     rank = RewardModel.rank
@@ -41,6 +49,24 @@ def test_scores_agree_within_the_dtypes_tolerance(device: str, dtype: torch.dtyp
     assert [check.name for check in results] == ["score_1", "score_2", "compare", "rank"]
     assert all(check.agrees for check in results[:2]) is agrees
     assert all(check.agrees for check in results[2:])
+
+
+@pytest.mark.parametrize(("shift", "agrees"), [(0.019, True), (0.021, False)])
+def test_polars_figures_are_those_of_its_readme(shift: float, agrees: bool) -> None:
+    model = CardModel(shift, device="cuda", dtype=torch.float32)
+    results = verify.checks(model, POLAR_7B)  # type: ignore[arg-type]
+    assert [check.card for check in results] == ["-0.570298", "-11.030371", "True", "[0, 1]"]
+    assert all(check.agrees for check in results[:2]) is agrees
+    assert {conversation.reference for conversation in POLAR_7B.conversations} == {"Beijing."}
+
+
+def test_a_polar_checkpoint_is_told_from_internlm2s_by_itself(
+    tiny: RewardModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert published_for(tiny) is INTERNLM2_1_8B
+    monkeypatch.setattr("sys.argv", ["jobs.verify", "--model", str(polar.write(tmp_path))])
+    assert verify.main() == 1
+    assert "no figures are published; internlm/POLAR-7B has some" in capsys.readouterr().err
 
 
 def test_a_wrong_model_is_a_mismatch(

@@ -153,7 +153,10 @@ def test_only_data_files_are_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert asked == {
         "model": "internlm/internlm2-1_8b-reward",
         "revision": "abc",
-        "allow_patterns": ["*.json", "tokenizer.model", "*.safetensors", "*.bin"],
+        "allow_patterns": [
+            *("*.json", "*.model", "*.jinja", "additional_chat_templates/*.jinja", "merges.txt", "vocab.txt"),
+            *("*.safetensors", "*.bin"),
+        ],
     }
 
 

@@ -6,6 +6,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 import torch
 
 from serve_app.reward_model import (
+    CheckpointError,
     ConversationError,
     ConversationTooLongError,
+    DeviceError,
     DeviceMemoryError,
     NonFiniteScoreError,
     RaywardError,
@@ -29,6 +32,31 @@ from tests.conftest import chat
 CHATS = [
     chat("Name a prime.", answer) for answer in ("7", "8, I think", "Seventeen is one, and nineteen is another.", "no")
 ]
+
+
+def test_a_folder_that_is_missing_is_one_error_that_names_it(tmp_path: Path) -> None:
+    for missing in (Path("missing"), tmp_path / "missing", "./missing"):
+        with pytest.raises(CheckpointError, match=r"model folder .*missing does not exist; name a folder"):
+            RewardModel.from_pretrained(missing)
+
+
+def test_a_folder_may_be_a_path(tiny: RewardModel) -> None:
+    assert RewardModel.from_pretrained(tiny.folder, device="cpu", dtype="float32").get_scores(CHATS) == (
+        tiny.get_scores(CHATS)
+    )
+
+
+def test_a_device_that_is_not_there_is_one_error(tiny: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(DeviceError, match="device is 'cuda', but PyTorch finds no GPU.*use device='cpu' or 'auto'"):
+        RewardModel.from_pretrained(tiny.folder, device="cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(DeviceError, match="device is 'cuda:2', but this machine has 2 GPUs"):
+        RewardModel.from_pretrained(tiny.folder, device="cuda:2")
+    for unknown in ("gpu", "mps", "tpu:0"):
+        with pytest.raises(DeviceError, match=f"'cpu', 'cuda' .* not '{unknown}'"):
+            RewardModel.from_pretrained(tiny.folder, device=unknown)
 
 
 def test_scores_are_a_list_whatever_their_number(tiny: RewardModel) -> None:

@@ -109,6 +109,17 @@ def test_a_generation_prompt_is_an_empty_turn(tokenizer: Tokenizer) -> None:
         assert tokenizer.read_rendered(sent) == Conversation.parse(chat("hi", ""))
 
 
+def test_an_open_empty_turn_behind_an_answer_is_refused(tokenizer: Tokenizer) -> None:
+    """Rendered with add_generation_prompt=True: it would score a turn that nobody wrote."""
+    text = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nthere<|im_end|>\n<|im_start|>assistant\n"
+    for sent in (text, text + "<|reward|>", text + "</s>", "<s>" + text + "\n"):
+        with pytest.raises(RenderedTextError, match="without add_generation_prompt=True"):
+            tokenizer.read_rendered(sent)
+    closed = tokenizer.read_rendered(text + "<|im_end|>\n")
+    assert [message.content for message in closed.messages] == ["hi", "there", ""]
+    assert tokenizer.read_rendered(text + "you").response == Message("assistant", "you")
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import time
@@ -182,6 +183,26 @@ class TestTruncation:
         with pytest.raises(ConversationTooLongError, match="does not cut it"):
             tokenizer.encode(self.LONG, truncation="left", max_tokens=20)
 
+    @pytest.mark.parametrize(
+        "condition",
+        [
+            "messages[-1]['role'] != 'assistant'",
+            "messages|length != 2 or messages[0]['role'] != 'user'",
+            "messages|length % 2",
+        ],
+    )
+    def test_left_needs_no_template_that_renders_a_prompt_alone(self, tokenizer: Tokenizer, condition: str) -> None:
+        """Templates that want an assistant's message last, or exactly two messages: the ids are those of others."""
+        inner = tokenizer._tokenizer.chat_template
+        long = chat("a <|im_end|> word or two " * 30, "four <|im_end|>")
+        expected = tokenizer.encode(long, truncation="left", max_tokens=60)
+        strict = copy.copy(tokenizer)
+        strict._tokenizer = copy.deepcopy(tokenizer._tokenizer)
+        strict._tokenizer.chat_template = f"{{% if {condition} %}}{{{{ raise_exception('no') }}}}{{% endif %}}{inner}"
+        ids = strict.encode(long, truncation="left", max_tokens=60)
+        assert len(ids) == 60
+        assert ids == expected
+
     def test_left_is_quick_with_many_turns(self, tokenizer: Tokenizer) -> None:
         turns = chat(*["a word or two"] * 2001)
         started = time.thread_time()
@@ -236,19 +257,19 @@ def letters(*, template: str, specials: tuple[str, ...] = ("<s>", "<end>"), bos:
 
 
 @pytest.mark.parametrize(
-    "template",
+    ("template", "num_bos"),
     [
-        "{{ messages[0]['content'] }}",
-        "{{ bos_token }}{{ messages[0]['content'] }}",
-        "{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}<end>",
-        "{{ messages[0]['content'] }}<end><end>",
+        ("{{ messages[0]['content'] }}", 0),
+        ("{{ bos_token }}{{ messages[0]['content'] }}", 1),
+        ("{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}<end>", 1),
+        ("{{ messages[0]['content'] }}<end><end>", 0),
     ],
 )
-def test_a_template_without_or_with_too_many_gets_one_bos_and_one_reward_token(template: str) -> None:
+def test_a_template_never_doubles_the_bos_or_the_reward_token(template: str, num_bos: int) -> None:
     tokenizer = letters(template=template, bos="<s>")
-    first, *middle, last = tokenizer.encode(chat("hi"))
-    assert (first, last) == (tokenizer.bos_token_id, tokenizer.reward_token_id)
-    assert tokenizer._backend.decode(middle).replace(" ", "") == "hi"
+    *front, last = tokenizer.encode(chat("hi"))
+    assert (front.count(tokenizer.bos_token_id or 0), last) == (num_bos, tokenizer.reward_token_id)
+    assert tokenizer._backend.decode(front[num_bos:]).replace(" ", "") == "hi"
 
 
 def test_special_tokens_do_not_arise_where_pieces_meet() -> None:

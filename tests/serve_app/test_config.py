@@ -65,6 +65,17 @@ def test_fp8_without_gpus_is_refused_before_anything_is_deployed(monkeypatch: py
         build_app(parsed(model="tiny", quantization="fp8"))
 
 
+def test_a_chat_template_is_read_where_the_endpoint_is_started(tmp_path: Path) -> None:
+    """Its text travels to the nodes that score, which need no such file."""
+    file = tmp_path / "chat.jinja"
+    file.write_text("{{ messages[0]['content'] }}")
+    config = parsed(model="tiny", chat_template=str(file))
+    assert config.models[0].chat_template == "{{ messages[0]['content'] }}"
+    assert ServiceConfig.model_validate(config.model_dump()) == config
+    with pytest.raises(ValidationError, match="no chat template file .*nowhere.jinja"):
+        parsed(model="tiny", chat_template=str(tmp_path / "nowhere.jinja"))
+
+
 def test_the_shipped_configuration_is_valid() -> None:
     path = Path(__file__).parents[2] / "cluster" / "deploy" / "serve-config.yaml"
     application = yaml.safe_load(path.read_text(encoding="utf-8"))["applications"][0]

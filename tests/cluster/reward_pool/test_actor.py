@@ -19,9 +19,17 @@ from cluster.reward_pool.errors import (
     RewardInputError,
     RewardPoolError,
 )
-from serve_app.reward_model import ConversationError, ConversationTooLongError, RewardModel, ScoringError
+from serve_app.reward_model import (
+    ConversationError,
+    ConversationTooLongError,
+    MalformedConversationError,
+    RewardModel,
+    ScoringError,
+)
+from serve_app.reward_model.tokenizer import EncodedConversation
 from tests.cluster.reward_pool import policies
 from tests.conftest import chat
+from tests.reward_model import polar
 
 T = TypeVar("T")
 CHATML = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
@@ -117,7 +125,7 @@ def test_the_result_is_a_float32_tensor_of_the_batch(tiny: RewardModel, policy: 
 def test_wrong_calls_are_typed_errors(tiny: RewardModel, policy: Path) -> None:
     ids = torch.ones(2, 3, dtype=torch.int64)
     calls: list[tuple[type[Exception], str, Callable[[RewardActor], Awaitable[Any]]]] = [
-        (RewardInputError, "put it into a list", lambda actor: actor.score(CHATS[0])),  # type: ignore[arg-type]
+        (RewardInputError, "put it into a list", lambda actor: actor.score(CHATS[0])),
         (RewardInputError, "list of conversations", lambda actor: actor.score("Hi")),  # type: ignore[arg-type]
         (RewardInputError, "list of texts", lambda actor: actor.score_text("Hi")),
         (RewardInputError, "on_error", lambda actor: actor.score(CHATS, on_error="skip")),  # type: ignore[arg-type]
@@ -196,6 +204,35 @@ def test_thoughts_are_left_out_where_asked_for(tiny: RewardModel) -> None:
     assert kept.encode(kept.conversations([thoughtful])) != bare
     users = chat("<think>a</think>Hi", "Hello")
     assert stripped.encode(stripped.conversations([users])) == kept.encode(kept.conversations([users]))
+
+
+def test_a_reference_and_a_template_reach_the_token_ids(tiny: RewardModel, tmp_path: Path) -> None:
+    judged = {"messages": chat("Capital?", "<think>a</think>Beijing."), "reference": "Beijing."}
+    folder = polar.write(tmp_path)
+    model = RewardModel.from_pretrained(folder, device="cpu", dtype="float32")
+    stripped = RewardEncoder(folder, Encoding(strip_thinking=True))
+    (item,) = stripped.encode(stripped.conversations([judged]))
+    assert isinstance(item, EncodedConversation)
+    assert item.token_ids == model.tokenizer.encode(judged | {"messages": chat("Capital?", "Beijing.")})
+    reader = RewardEncoder(tiny.folder, Encoding(chat_template="{{ messages[0]['content'] }}"))
+    (item,) = reader.encode(reader.conversations([chat("Hi", "Hello")]))
+    assert (
+        item
+        == RewardModel(
+            tiny.scorer.decoder, tiny.folder, chat_template="{{ messages[0]['content'] }}"
+        ).tokenizer.encode_batch([chat("Hi", "Hello")])[0]
+    )
+
+
+def test_what_looks_wrong_is_logged_once_or_refused(tiny: RewardModel, caplog: pytest.LogCaptureFixture) -> None:
+    odd = [chat("Hi", "Hello"), chat("Hi"), chat("Hi")]
+    lenient, strict = RewardEncoder(tiny.folder, Encoding()), RewardEncoder(tiny.folder, Encoding(strict=True))
+    for _ in range(2):
+        assert all(isinstance(item, EncodedConversation) for item in lenient.encode(lenient.conversations(odd)))
+    assert [record.message.count("conversation 1 of a batch: last_not_assistant") for record in caplog.records] == [1]
+    first, *others = strict.encode(strict.conversations(odd))
+    assert isinstance(first, EncodedConversation)
+    assert all(isinstance(item, MalformedConversationError) for item in others)
 
 
 def test_values_name_the_first_item_without_a_score() -> None:

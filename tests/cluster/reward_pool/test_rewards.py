@@ -52,6 +52,12 @@ def test_equal_rewards_are_centred_alone() -> None:
     assert RunningNormalization()([7.0]) == [0]
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_no_advantage_comes_of_a_reward_that_is_not_finite(wrong: float) -> None:
+    with pytest.raises(RewardInputError, match=f"reward 2 is {wrong}.*give None"):
+        group_advantages([1.0, None, wrong, 3.0], 2)
+
+
 def test_a_reward_that_is_not_finite_is_refused_and_not_taken_in() -> None:
     running = RunningNormalization()
     with pytest.raises(RewardInputError, match="reward 1 is nan"):

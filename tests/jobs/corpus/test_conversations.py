@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.corpus.conversations import ConversationColumns, conversations
+from jobs.corpus.conversations import ConversationColumns, SystemPrompt, conversations, prompts
 from jobs.errors import CorpusError
 from serve_app.reward_model import Conversation, ConversationError
 
@@ -90,3 +90,48 @@ def test_a_bad_row_has_its_reason_and_leaves_the_others(data: pa.Table, reason: 
     assert isinstance(first, ConversationError)
     assert reason in str(first)
     assert all(other == CONVERSATION for other in others)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [["Beijing.\nIt is."], [[{"role": "assistant", "content": text} for text in ("Beijing.", "It is.")]]],
+    ids=["text", "messages"],
+)
+def test_a_reference_column_is_read_where_it_is_named(cells: list[Any]) -> None:
+    data = table(messages=[TURNS], prompt=["hi"], response=["yes"], answer=cells)
+    for chosen in (
+        ConversationColumns(messages="messages", reference="answer"),
+        ConversationColumns(prompt="prompt", reference="answer"),
+    ):
+        columns = ConversationColumns.detect(data.schema, chosen)
+        assert conversations(data, columns) == [Conversation(CONVERSATION.messages, "Beijing.\nIt is.")]
+        system = SystemPrompt(text="Be brief.")
+        (with_system,) = conversations(data, columns, system)
+        assert isinstance(with_system, Conversation)
+        assert with_system.reference == "Beijing.\nIt is."
+        asked = prompts(data, ConversationColumns(prompt="prompt", reference="answer"))
+        assert asked == [Conversation(CONVERSATION.messages[:1], "Beijing.\nIt is.")]
+
+
+def test_a_row_without_a_reference_has_none() -> None:
+    data = table(messages=[TURNS, TURNS], answer=["x", None])
+    columns = ConversationColumns.detect(data.schema, ConversationColumns(reference="answer"))
+    assert conversations(data, columns) == [Conversation(CONVERSATION.messages, "x"), CONVERSATION]
+
+
+def test_a_reference_column_that_is_wrong_is_named() -> None:
+    with pytest.raises(CorpusError, match="no column 'answer' for --reference-column"):
+        ConversationColumns.detect(table(messages=[TURNS]).schema, ConversationColumns(reference="answer"))
+    with pytest.raises(CorpusError, match="--reference-column takes a string or a list of"):
+        ConversationColumns.detect(table(messages=[TURNS], n=[1]).schema, ConversationColumns(reference="n"))
+
+
+def test_without_a_reference_a_runs_identity_is_the_one_of_old() -> None:
+    assert ConversationColumns(messages="m").identity == {"messages": "m", "prompt": None, "response": None}
+    assert ConversationColumns(messages="m", reference="r").identity["reference"] == "r"
+
+
+def test_a_column_in_sharegpts_layout_is_told_what_to_rename() -> None:
+    data = table(conversations=[[{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]])
+    with pytest.raises(CorpusError, match="rename 'from' to 'role' and 'value' to 'content'"):
+        ConversationColumns.detect(data.schema, ConversationColumns(messages="conversations"))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from serve_app.reward_model import Conversation, ConversationError, ConversationLike, Score
+from serve_app.reward_model.conversation import warnings_of
 from serve_app.reward_model.tokenizer import Truncation
 from serve_app.web.service import ApiError
 
@@ -46,8 +47,9 @@ class FakeService:
         truncation: Truncation = "error",
         max_tokens: int | None = None,
         params: Sequence[str] | None = None,
+        strict: bool = False,
     ) -> list[Score]:
-        self.asked.append({"model": model, "conversations": conversations, "truncation": truncation})
+        self.asked.append({"model": model, "conversations": conversations, "truncation": truncation, "strict": strict})
         try:
             await asyncio.sleep(self.delay_s)
         except asyncio.CancelledError:
@@ -58,11 +60,12 @@ class FakeService:
         scores = []
         for place, conversation in enumerate(conversations):
             try:
-                content = Conversation.parse(conversation).response.content
+                parsed = Conversation.parse(conversation)
             except ConversationError as error:
                 where = params[place] if params else f"conversations[{place}]"
                 raise ApiError(422, str(error), "invalid_conversation", where) from None
-            scores.append(Score(float(len(content)), len(content) + 1))
+            length = len(parsed.response.content)
+            scores.append(Score(float(length), length + 1, warnings=warnings_of(parsed)))
         return scores
 
     async def ready(self) -> dict[str, bool]:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from serve_app.reward_model import Conversation
 from serve_app.web.gate import MAX_BODY_BYTES, http_app
 from serve_app.web.security import Guard
 from tests.conftest import chat
@@ -53,8 +54,72 @@ def test_score() -> None:
             {"index": 1, "score": 3.0, "num_tokens": 4, "truncated": False},
         ],
         "usage": {"prompt_tokens": 15},
+        "warnings": [],
     }
     assert service.asked[0]["truncation"] == "left"
+
+
+def test_what_looks_wrong_is_told_with_its_place() -> None:
+    odd = [{"role": "human", "content": "What?"}, {"role": "assistant", "content": ""}]
+    for path, body, names in (
+        ("score", {"conversations": [SHORT, odd]}, ["conversations[1]"] * 2),
+        ("rank", {"conversations": [odd, SHORT]}, ["conversations[0]"] * 2),
+        ("compare", {"first": SHORT, "second": odd}, ["second"] * 2),
+        ("best_of_n", {"prompt": odd[:1], "responses": ["No.", ""]}, ["responses[0]", "responses[1]", "responses[1]"]),
+    ):
+        warnings = request("POST", f"/v1/{path}", json=body).json()["warnings"]
+        assert [warning.partition(":")[0] for warning in warnings] == names
+        assert "unknown_role: message 0 has the role 'human' (did you mean 'user'?)" in warnings[0]
+        assert "empty_response" in warnings[-1]
+
+
+@pytest.mark.parametrize("path", ["score", "rank", "compare", "best_of_n"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_strictness_reaches_the_scorer(path: str, strict: bool) -> None:
+    bodies: dict[str, dict[str, Any]] = {
+        "compare": {"first": SHORT, "second": LONG},
+        "best_of_n": {"prompt": SHORT[:1], "responses": ["No."]},
+    }
+    service = FakeService()
+    body = bodies.get(path, {"conversations": [SHORT]}) | {"strict": strict}
+    assert request("POST", f"/v1/{path}", json=body, service=service).status_code == 200
+    assert service.asked[0]["strict"] is strict
+
+
+@pytest.mark.parametrize(
+    "reference", ["Yes.\nOr no.", [{"role": "assistant", "content": part} for part in ("Yes.", "Or no.")]]
+)
+def test_a_reference_may_stand_beside_the_messages(reference: Any) -> None:
+    one = {"messages": SHORT, "reference": reference}
+    for path, body in (
+        ("score", {"conversations": [one, SHORT]}),
+        ("rank", {"conversations": [one, SHORT]}),
+        ("compare", {"first": one, "second": SHORT}),
+        ("best_of_n", {"prompt": SHORT[:1], "responses": ["No."], "reference": reference}),
+    ):
+        service = FakeService()
+        assert request("POST", f"/v1/{path}", json=body, service=service).status_code == 200
+        first, *others = [Conversation.parse(asked) for asked in service.asked[0]["conversations"]]
+        assert first.reference == "Yes.\nOr no."
+        assert [message.content for message in first.messages] == ["What?", "No."]
+        assert all(other.reference is None for other in others)
+
+
+@pytest.mark.parametrize(
+    ("conversation", "param"),
+    [
+        ({"messages": [{"role": "user"}], "reference": "x"}, "conversations[0].messages[0].content"),
+        ({"messages": SHORT, "reference": [{"role": "user"}]}, "conversations[0].reference[0].content"),
+        ({"messages": SHORT}, "conversations[0].reference"),
+        ({"messages": SHORT, "reference": "x", "more": 1}, "conversations[0].more"),
+        ([{"role": "user"}], "conversations[0][0].content"),
+        ([], "conversations[0]"),
+        ("text", "conversations[0]"),
+    ],
+)
+def test_the_field_that_is_wrong_is_named_in_both_forms(conversation: Any, param: str) -> None:
+    response = request("POST", "/v1/score", json={"conversations": [conversation]})
+    assert (response.status_code, error_of(response)["param"]) == (422, param)
 
 
 def test_an_empty_list_has_no_scores() -> None:

@@ -60,6 +60,7 @@ class FakeService:
         truncation: Truncation = "error",
         max_tokens: int | None = None,
         params: Sequence[str] | None = None,
+        strict: bool = False,
     ) -> list[Score]:
         parsed = [Conversation.parse(conversation) for conversation in conversations]
         ids = [self.tokenizer.encode(item, truncation=truncation, max_tokens=max_tokens) for item in parsed]

@@ -40,8 +40,9 @@ class EngineService:
         truncation: Truncation = "error",
         max_tokens: int | None = None,
         params: Sequence[str] | None = None,
+        strict: bool = False,
     ) -> list[Score]:
-        outcomes = self._models[model].outcomes(conversations, truncation=truncation)
+        outcomes = self._models[model].outcomes(conversations, truncation=truncation, strict=strict)
         for place, outcome in enumerate(outcomes):
             if isinstance(outcome, ScoringError):
                 where = params[place] if params else f"conversations[{place}]"
