@@ -3,7 +3,8 @@
 A conversation's path:
 
     conversation     messages, checked at the boundary
-    tokenizer        conversation -> token ids, truncation; markup: typed special tokens kept as text
+    tokenizer        conversation -> token ids, truncation; markup: typed special tokens kept as text;
+                     chat_template: a template checked; polar: the form of POLAR's models
     rendered_text    the way back: rendered text -> conversation
     prefixes         sequences that begin alike, so that the model reads that once
     packing          sequences end to end under a token budget
