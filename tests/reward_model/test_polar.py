@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import transformers
 
 from serve_app.reward_model import Conversation, ConversationError, ConversationTooLongError, Message, RewardModel
 from serve_app.reward_model.architecture import DecoderConfig
@@ -46,7 +45,7 @@ def test_ids_are_those_of_its_clients_text(
 ) -> None:
     """The reference pipeline: the client's text through Transformers' tokenizer, special tokens added."""
     text = rendered_by_its_client(prompt, reference, output)
-    expected = transformers.AutoTokenizer.from_pretrained(polar.folder)(text)["input_ids"]
+    expected = polar.tokenizer._tokenizer(text)["input_ids"]
     assert (expected[0], expected[-1]) == (1, polar.config.reward_token_id)
     conversation = judged(*prompt, *output, reference=reference[0])
     assert polar.tokenizer.encode(conversation) == expected
