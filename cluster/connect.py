@@ -20,8 +20,6 @@ from serve_app.reward_model.errors import RaywardError
 if TYPE_CHECKING:
     import grpc  # type: ignore[import-untyped]  # comes with ray[serve]
 
-__all__ = ["ClusterError", "ClusterResources", "connect", "explained", "local_cores", "unreachable"]
-
 ASK_TIMEOUT_S = 5.0
 # Answered by the head's GCS and by its Ray Client server, in this order; each knows only its own.
 GCS_CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["COMPARED", "NodeCode", "code_here", "code_on_nodes", "missing_modules", "runtime_env_with_code", "why_ship"]
-
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("serve_app", "jobs", "cluster")

@@ -37,8 +37,6 @@ from serve_app.reward_model.errors import RaywardError
 from serve_app.reward_model.model_files import resolve
 from serve_app.reward_model.token_budget import USED_SHARE
 
-__all__ = ["PlanConfig", "main", "report", "run"]
-
 SHOWN_REPLICAS = (1, 2, 4, 8, 16, 32, 64)
 EXIT_DOES_NOT_FIT = 1
 # Text of a token in a Parquet file, uncompressed, and the four columns that jobs.score adds to a row.

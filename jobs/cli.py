@@ -17,8 +17,6 @@ from typing import Any
 
 from jobs.command import EXIT_USAGE, answer_signals, parse, suggestion
 
-__all__ = ["COMMANDS", "Command", "main"]
-
 PROG = "rayward"
 SHELLS = ("bash", "zsh", "tcsh")
 COMPLETION_FLAG = "--tyro-print-completion"

@@ -23,18 +23,6 @@ from serve_app.reward_model.errors import RaywardError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-__all__ = [
-    "EXIT_ROW_ERRORS",
-    "EXIT_STOPPED",
-    "EXIT_USAGE",
-    "OptionGroup",
-    "answer_signals",
-    "launch",
-    "parse",
-    "run_command",
-    "suggestion",
-]
-
 EXIT_STOPPED = 1
 EXIT_USAGE = 2
 EXIT_ROW_ERRORS = 3

@@ -19,8 +19,6 @@ from serve_app.reward_model import ModelSpec
 from serve_app.web.proxy import PROXY_ENVIRONMENT
 from serve_app.web.security import digests_from_environment
 
-__all__ = ["application", "build_app"]
-
 # Requests wait in the replicas' own queues, bounded in tokens; Serve's bounds in requests stay out of the way.
 MAX_ONGOING_REQUESTS = 10_000
 # Those that wait for a model without a replica: it sleeps, or its only one is being replaced.

@@ -7,8 +7,6 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-__all__ = ["QUEUED_SECONDS", "replicas_for_queue"]
-
 QUEUED_SECONDS = "queued_seconds"
 """What a replica reports: the seconds of work that it has taken on and not finished."""
 TARGET_SECONDS = 1.0

@@ -16,8 +16,6 @@ from pydantic import (
     model_validator,
 )
 
-__all__ = ["ModelConfig", "ServiceConfig"]
-
 
 class ModelConfig(BaseModel):
     """One model: a deployment with replicas of its own."""

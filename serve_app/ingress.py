@@ -20,8 +20,6 @@ from serve_app.web.gate import http_app
 from serve_app.web.security import Guard
 from serve_app.web.service import ApiError
 
-__all__ = ["Ingress", "ModelService"]
-
 
 class ModelService:
     """`ScoringService` over the replicas of several models."""

@@ -32,8 +32,6 @@ from serve_app.reward_model.checkpoint import resolve
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
 from serve_app.web.service import ApiError, seconds_left
 
-__all__ = ["ModelHandle"]
-
 logger = logging.getLogger("ray.serve")  # the one whose lines Serve keeps
 
 PART_TOKENS = 8192

@@ -29,8 +29,6 @@ from serve_app.config import ModelConfig
 from serve_app.reward_model import ModelSpec, RewardModel, ScoringError
 from serve_app.reward_model.spec import ModelFacts
 
-__all__ = ["Load", "ReplicaMetrics", "RewardReplica"]
-
 TOKEN_BOUNDS = [float(2**power) for power in range(6, 18)]
 SECOND_BOUNDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
 SHARE_BOUNDS = [0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.5]

@@ -1,6 +1,7 @@
 """RewardActor: a reward model in a Ray actor, scoring what concurrent callers send in batches of its own.
 
-    from cluster.reward_pool.actor import ModelSpec, launch
+    from cluster.reward_pool.actor import launch
+    from serve_app.reward_model import ModelSpec
     actor = launch(num_gpus=0.25, name="reward")
     ray.get(actor.open.remote(ModelSpec("internlm/internlm2-1_8b-reward")))
     ray.get(actor.score.remote(conversations))
@@ -31,8 +32,6 @@ from serve_app.batching.wire import ScoreReply, TokenBatch
 from serve_app.reward_model import Conversation, ConversationLike, ModelSpec, ScoringError
 from serve_app.reward_model.spec import dtype_name
 from serve_app.reward_model.tokenizer import EncodedConversation
-
-__all__ = ["ActorStatus", "Encoding", "ModelSpec", "RewardActor", "launch", "tensor_of"]
 
 T = TypeVar("T")
 

@@ -17,8 +17,6 @@ from serve_app.reward_model import Conversation, ScoringError
 from serve_app.reward_model.prefixes import together
 from serve_app.reward_model.tokenizer import EncodedConversation
 
-__all__ = ["score_batch"]
-
 logger = logging.getLogger(__name__)
 
 WAVE = 1024

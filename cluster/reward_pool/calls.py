@@ -15,8 +15,6 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.reward_pool.errors import RewardPoolError, RewardTimeoutError
 from serve_app.reward_model import RaywardError
 
-__all__ = ["SharedLock", "answer", "blocking"]
-
 T = TypeVar("T")
 
 

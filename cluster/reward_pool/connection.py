@@ -19,8 +19,6 @@ from cluster.reward_pool.errors import PoolClosedError, PoolStartError, RewardIn
 from cluster.reward_pool.supervisor import STATUS_TIMEOUT_S, Member, PoolPlan, PoolSupervisor, Roster
 from serve_app.batching.wire import ScoreReply, TokenBatch
 
-__all__ = ["PoolConnection", "attached", "cpus_of_actor", "device_and_gpus", "started"]
-
 logger = logging.getLogger(__name__)
 
 SUPERVISOR_TIMEOUT_S = 60.0

@@ -20,8 +20,6 @@ from serve_app.batching.errors import BatcherStalledError, ForwardError, QueueFu
 from serve_app.batching.wire import ScoreReply
 from serve_app.reward_model import RaywardError
 
-__all__ = ["Actors", "Part", "dispatch"]
-
 logger = logging.getLogger(__name__)
 
 PARTS_PER_ACTOR = 2

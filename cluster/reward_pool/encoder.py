@@ -22,8 +22,6 @@ from serve_app.reward_model.checkpoint import resolve
 from serve_app.reward_model.rendered_text import RenderedTextError
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
 
-__all__ = ["Encoding", "OnError", "RewardEncoder", "values_of"]
-
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "null"]

@@ -12,8 +12,6 @@ from cluster.reward_pool.errors import RewardInputError
 from cluster.reward_pool.rewards import Combination, Rewards, combine
 from serve_app.reward_model import ConversationLike
 
-__all__ = ["RewardEnsemble"]
-
 Shape = Callable[[Rewards], list[float | None]]
 
 

@@ -19,19 +19,6 @@ from __future__ import annotations
 
 from serve_app.reward_model.errors import RaywardError
 
-__all__ = [
-    "ActorLostError",
-    "AsleepError",
-    "PolicyTokenizerError",
-    "PoolClosedError",
-    "PoolStartError",
-    "RewardInputError",
-    "RewardPoolError",
-    "RewardTimeoutError",
-    "SleepError",
-    "WeightsUpdateError",
-]
-
 
 class RewardInputError(RaywardError):
     """The arguments of a call do not fit together; the message names the argument and, where there is one, the row."""

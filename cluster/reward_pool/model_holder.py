@@ -18,8 +18,6 @@ from serve_app.reward_model.parked_weights import ParkedWeights
 from serve_app.reward_model.tokenizer import Tokenizer
 from serve_app.reward_model.weights import DecoderWeights
 
-__all__ = ["ModelSlot", "WeightsVersion"]
-
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 # A checkpoint that a trainer saved may carry a tokenizer of its own: it must make the same ids of these.
 PROBE_CHAT = (

@@ -22,8 +22,6 @@ from serve_app.reward_model.markup import MARK, escape
 from serve_app.reward_model.rendered_text import RenderedTextReader
 from serve_app.reward_model.tokenizer import quiet_transformers
 
-__all__ = ["PolicyText", "template_of_day", "unpadded", "without_thinking"]
-
 
 def unpadded(
     sequences: Tensor,

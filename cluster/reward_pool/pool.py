@@ -37,8 +37,6 @@ from serve_app.reward_model.chat_template import template_text
 from serve_app.reward_model.spec import absolute
 from serve_app.reward_model.tokenizer import Truncation
 
-__all__ = ["RewardActorPool"]
-
 
 class RewardActorPool:
     """Reward actors as one object. Calls from several threads, event loops and processes are safe, and take turns.

@@ -14,17 +14,6 @@ from torch import Tensor
 
 from cluster.reward_pool.errors import RewardInputError
 
-__all__ = [
-    "Combination",
-    "RewardMoments",
-    "Rewards",
-    "RunningNormalization",
-    "clip",
-    "combine",
-    "group_advantages",
-    "place_at_last_token",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class RewardMoments:

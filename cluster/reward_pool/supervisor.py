@@ -31,8 +31,6 @@ from cluster.reward_pool.errors import (
 from cluster.reward_pool.model_holder import WeightsVersion
 from serve_app.reward_model import ModelSpec, RaywardError
 
-__all__ = ["Member", "MemberHealth", "PoolPlan", "PoolSupervisor", "Roster"]
-
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 

@@ -13,8 +13,6 @@ from typing import Any
 
 from serve_app.reward_model.errors import RaywardError
 
-__all__ = ["FrameworkError", "RewardSourceError", "TrainingError", "framework_module"]
-
 
 class RewardSourceError(RaywardError):
     """There is no source of rewards, it gives no answer, or one that does not fit the question."""

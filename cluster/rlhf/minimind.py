@@ -18,8 +18,6 @@ from typing import Any, TypeVar
 
 from cluster.rlhf.rollouts import RolloutScorer
 
-__all__ = ["CLAMP", "LMForRewardModel", "RewardModelFacade", "with_rayward"]
-
 CLAMP = 3.0
 M = TypeVar("M", bound=type)
 

@@ -21,8 +21,6 @@ from cluster.rlhf.errors import FrameworkError, framework_module
 from cluster.rlhf.rollouts import Read, Rewards, RolloutScorer
 from cluster.rlhf.sources import OnError
 
-__all__ = ["register"]
-
 if __name__.startswith("_swift_external_"):
     raise FrameworkError(
         "name a plugin file of your own by --external_plugins, outside rayward's folder, that calls "

@@ -25,8 +25,6 @@ from cluster.rlhf.rollouts import RolloutScorer
 from serve_app.reward_model.errors import RaywardError
 from serve_app.reward_model.rendered_text import opens_turn
 
-__all__ = ["RewardFunction", "reward_func"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import ray
 
-from cluster.reward_pool.actor import Encoding, ModelSpec, RewardActor
+from cluster.reward_pool.actor import RewardActor
+from cluster.reward_pool.encoder import Encoding
 from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.errors import FrameworkError, framework_module
-
-__all__ = ["MAX_CONCURRENCY", "OpenRlhfRewardActor", "RewardModelActor", "main"]
+from serve_app.reward_model import ModelSpec
 
 MAX_CONCURRENCY = 64
 """Calls that wait in an actor at once; OpenRLHF makes one a batch, which scores its micro-batches together."""

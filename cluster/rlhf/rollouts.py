@@ -16,8 +16,6 @@ from cluster.rlhf.sources import OnError, RewardSource, as_reward_source, pool_n
 from serve_app.reward_model import Conversation, ConversationError, Message, ScoringError
 from serve_app.reward_model.rendered_text import RenderedTextReader, opens_turn, without_ending
 
-__all__ = ["Read", "Rewards", "RolloutReader", "RolloutScorer", "SourceSettings", "Turns"]
-
 Turns: TypeAlias = "str | Sequence[Mapping[str, Any]]"
 """Text, or messages with `role` and `content`."""
 REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")

@@ -14,17 +14,6 @@ from serve_app.client import RewardClient
 from serve_app.client.errors import InvalidRequestError, RewardClientError
 from serve_app.reward_model import ConversationError, RewardModel, ScoringError
 
-__all__ = [
-    "HttpRewardSource",
-    "LocalRewardSource",
-    "Messages",
-    "OnError",
-    "RewardSource",
-    "as_reward_source",
-    "pool_named",
-    "reward_source_from_environment",
-]
-
 URL_VARIABLE = "RAYWARD_URL"
 POOL_VARIABLE = "RAYWARD_POOL"
 

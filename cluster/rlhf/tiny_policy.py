@@ -11,8 +11,6 @@ from torch import Tensor
 
 from serve_app.reward_model.tiny import cached_folder
 
-__all__ = ["PROMPTS", "Rollout", "generate", "policy_tokenizer", "random_policy", "random_values"]
-
 PROMPTS = (
     "What is a good answer?",
     "How are you?",

@@ -19,8 +19,6 @@ from typing import Any
 from cluster.rlhf.rollouts import Rewards, RolloutScorer, Turns
 from cluster.rlhf.sources import OnError
 
-__all__ = ["AsyncRewardFunction", "RewardFunction"]
-
 
 class RewardFunction:
     """Rewards of TRL's completions: raw logits in order. Pickles where its source does.

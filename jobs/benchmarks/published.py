@@ -10,8 +10,6 @@ from serve_app.reward_model import Conversation, Message
 if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
 
-__all__ = ["INTERNLM2_1_8B", "POLAR_7B", "Published", "published_for"]
-
 
 @dataclass(frozen=True, slots=True)
 class Published:

@@ -23,8 +23,6 @@ from jobs.scoring.stage import DeadRowError
 from serve_app.batching.wire import ScoreReply, TokenBatch
 from serve_app.reward_model import ScoringError
 
-__all__ = ["CallGate", "ReplicaCalls", "num_replicas"]
-
 logger = logging.getLogger(__name__)
 
 Outcomes = list[float | ScoringError]

@@ -26,8 +26,6 @@ from serve_app.reward_model.tiny import NAME as TINY
 if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
 
-__all__ = ["ScoringRun"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -21,8 +21,6 @@ from serve_app.reward_model import ModelSpec
 if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
 
-__all__ = ["ScoredInput", "ScoredOptions"]
-
 logger = logging.getLogger(__name__)
 SCORED = "_scored"
 # Engine options that such a job needs for its own work too.

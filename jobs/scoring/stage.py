@@ -18,17 +18,6 @@ from serve_app.reward_model.conversation import WARNING_KINDS, Conversation
 from serve_app.reward_model.errors import ConversationError
 from serve_app.reward_model.tokenizer import Truncation
 
-__all__ = [
-    "ConversationScorer",
-    "DeadRowError",
-    "UnitScorer",
-    "outcomes_of",
-    "reason_of",
-    "score_columns",
-    "warning_counts",
-    "warnings_told",
-]
-
 
 class DeadRowError(ScoringError):
     """The scoring process died on this row alone."""

@@ -23,8 +23,6 @@ from serve_app.reward_model.prefixes import together
 from serve_app.reward_model.spec import ModelFacts
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
 
-__all__ = ["UNITS_AT_ONCE", "ServedModel", "ServedModelSource"]
-
 logger = logging.getLogger(__name__)
 
 INGRESS = "ingress"

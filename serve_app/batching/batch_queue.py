@@ -13,8 +13,6 @@ from operator import ne
 
 from serve_app.reward_model.prefixes import MIN_SHARED_TOKENS
 
-__all__ = ["BatchQueue", "Request", "RequestBatch"]
-
 MAX_MISSES = 128
 """Waiting requests that may turn out not to fit before a batch is taken as full: a plan's cost stays the same however
 long the queue is. The oldest request is always in, so one that is passed over gets its turn."""

@@ -27,8 +27,6 @@ from serve_app.batching.errors import (
 )
 from serve_app.reward_model.errors import ScoringError
 
-__all__ = ["BatchReport", "Run", "TokenBatcher"]
-
 logger = logging.getLogger(__name__)
 
 Outcomes = list[float | ScoringError]

@@ -15,14 +15,6 @@ from __future__ import annotations
 
 from serve_app.reward_model.errors import RaywardError
 
-__all__ = [
-    "BatcherClosedError",
-    "BatcherStalledError",
-    "DeadlineExceededError",
-    "ForwardError",
-    "QueueFullError",
-]
-
 
 class QueueFullError(RaywardError):
     """`queued_tokens` wait already; they are estimated to be worked off in `retry_after_s` whole seconds."""

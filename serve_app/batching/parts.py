@@ -12,8 +12,6 @@ from serve_app.reward_model.conversation import Conversation
 from serve_app.reward_model.errors import ScoringError
 from serve_app.reward_model.prefixes import MIN_SHARED_TOKENS, together
 
-__all__ = ["MAX_REPEATS", "MIN_PART_TOKENS", "cut", "prompt_keys"]
-
 MIN_PART_TOKENS = 512
 """Below so many tokens a part costs more in messages than another process saves by computing it."""
 MAX_REPEATS = 16

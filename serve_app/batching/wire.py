@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from serve_app.batching.errors import ForwardError
 from serve_app.reward_model.errors import ScoringError
 
-__all__ = ["Refusal", "ScoreReply", "TokenBatch"]
-
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:

@@ -11,22 +11,6 @@ from typing import Any, NoReturn, TypeVar
 
 from serve_app.client.errors import MalformedAnswerError
 
-__all__ = [
-    "Comparison",
-    "ModelInfo",
-    "RankedConversation",
-    "RankedResponse",
-    "Ranking",
-    "Score",
-    "read_best_of_n",
-    "read_comparison",
-    "read_json",
-    "read_model",
-    "read_models",
-    "read_ranking",
-    "read_scores",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Score:

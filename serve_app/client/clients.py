@@ -39,8 +39,6 @@ from serve_app.client.transport import (
     json_object,
 )
 
-__all__ = ["DEFAULT_TIMEOUT_S", "AsyncRewardClient", "RewardClient"]
-
 DEFAULT_TIMEOUT_S = 600.0
 DEFAULT_MAX_RETRIES = 12
 HEALTH_TIMEOUT_S = 5.0

@@ -20,18 +20,6 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from time import time
 
-__all__ = [
-    "AuthenticationError",
-    "DeadlineError",
-    "InvalidRequestError",
-    "MalformedAnswerError",
-    "OverloadedError",
-    "RewardClientError",
-    "TooLongError",
-    "UnavailableError",
-    "error_of_answer",
-]
-
 TOO_LONG_CODES = frozenset({"context_length_exceeded", "conversation_too_long"})
 """The `code` of a 422 that says a conversation is over the model's length; the first is OpenAI's word."""
 

@@ -24,18 +24,6 @@ from serve_app.client.errors import (
     error_of_answer,
 )
 
-__all__ = [
-    "Batch",
-    "BatchLimits",
-    "Messages",
-    "Transport",
-    "Truncation",
-    "cut",
-    "encode",
-    "encode_messages",
-    "json_object",
-]
-
 Messages: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 """Messages of one conversation, each `{"role": str, "content": str}`; the last one is the response that is scored. For
 a POLAR model it is a mapping with such `messages` and a `reference`.

@@ -16,22 +16,6 @@ from serve_app.reward_model.scores import order, ranks
 from serve_app.reward_model.tokenizer import Truncation
 from serve_app.web.service import ApiError, ScoringService
 
-__all__ = [
-    "ERRORS",
-    "BestOfNRequest",
-    "BestOfNResponse",
-    "CompareRequest",
-    "CompareResponse",
-    "ErrorResponse",
-    "Health",
-    "ModelList",
-    "RankRequest",
-    "RankResponse",
-    "ScoreRequest",
-    "ScoreResponse",
-    "routes",
-]
-
 QUESTION: dict[str, JsonValue] = {"role": "user", "content": "What is the capital of France?"}
 GOOD: list[JsonValue] = [QUESTION, {"role": "assistant", "content": "Paris."}]
 BAD: list[JsonValue] = [QUESTION, {"role": "assistant", "content": "I do not know."}]

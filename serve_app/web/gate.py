@@ -20,8 +20,6 @@ from serve_app.web.playground.page import playground
 from serve_app.web.security import OPEN_PATHS, Guard
 from serve_app.web.service import HEADER, ApiError, ScoringService, deadline_in, parse_timeout
 
-__all__ = ["MAX_BODY_BYTES", "http_app"]
-
 logger = logging.getLogger("ray.serve")  # the one whose lines Serve keeps
 
 MAX_BODY_BYTES = 32 * 2**20

@@ -16,8 +16,6 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["PROXY_ENVIRONMENT", "RepeatLost", "middlewares"]
-
 logger = logging.getLogger("ray.serve")  # the one whose lines Serve keeps
 
 PROXY_ENVIRONMENT = {

@@ -12,8 +12,6 @@ from pathlib import Path
 from serve_app.config import ServiceConfig
 from serve_app.web.service import ApiError
 
-__all__ = ["OPEN_PATHS", "Guard", "InsecureBindError", "digests_from_environment", "is_loopback"]
-
 KEYS_VARIABLE = "RAYWARD_API_KEYS"
 OPEN_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json"})
 

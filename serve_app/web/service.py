@@ -12,8 +12,6 @@ from typing import Any, Protocol
 from serve_app.reward_model import Conversation, ConversationLike, Score
 from serve_app.reward_model.tokenizer import Truncation
 
-__all__ = ["HEADER", "ApiError", "ScoringService", "deadline_in", "parse_timeout", "seconds_left"]
-
 
 @dataclass(eq=False)
 class ApiError(Exception):

@@ -17,8 +17,6 @@ from fastapi import APIRouter
 from serve_app.web.dialects import classify, embeddings, llamafactory, openrlhf, pooling, rerank, slime
 from serve_app.web.service import ScoringService
 
-__all__ = ["all_routes"]
-
 
 def all_routes(service: ScoringService) -> list[APIRouter]:
     """A router for each dialect, answered by `service`."""

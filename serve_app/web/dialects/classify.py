@@ -27,8 +27,6 @@ from serve_app.web.dialects.openai_shape import (
 )
 from serve_app.web.service import ApiError, ScoringService
 
-__all__ = ["routes"]
-
 
 class ClassifyRequest(InputOrMessages):
     """vLLM's body with `input` or `messages`, or SGLang's with `text`."""

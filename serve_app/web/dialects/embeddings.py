@@ -13,8 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from serve_app.web.dialects.openai_shape import EXAMPLE_TEXT, Texts, TokenUsage, read_texts, text_params
 from serve_app.web.service import ScoringService
 
-__all__ = ["routes"]
-
 
 class EmbeddingsRequest(BaseModel):
     """Whole rendered texts."""

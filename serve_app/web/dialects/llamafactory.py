@@ -14,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from serve_app.web.dialects.openai_shape import EXAMPLE_TEXT, read_texts, text_params
 from serve_app.web.service import ApiError, ScoringService
 
-__all__ = ["routes"]
-
 DEFAULT_MODEL = "model"
 
 

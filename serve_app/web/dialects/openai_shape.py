@@ -12,21 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from serve_app.reward_model import Conversation, ConversationError, Message, Score
 from serve_app.web.service import ApiError, ScoringService
 
-__all__ = [
-    "EXAMPLE_TEXT",
-    "ChatMessage",
-    "InputOrMessages",
-    "Texts",
-    "TokenUsage",
-    "activated",
-    "checked",
-    "input_params",
-    "parse_messages",
-    "read_texts",
-    "text_or_messages",
-    "text_params",
-]
-
 EXAMPLE_TEXT = "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
 
 Texts: TypeAlias = str | list[str]

@@ -14,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from serve_app.web.dialects.openai_shape import EXAMPLE_TEXT, read_texts, text_params
 from serve_app.web.service import ScoringService
 
-__all__ = ["routes"]
-
 
 class GetRewardRequest(BaseModel):
     """One entry per sample in each list."""

@@ -22,8 +22,6 @@ from serve_app.web.dialects.openai_shape import (
 )
 from serve_app.web.service import ScoringService
 
-__all__ = ["routes"]
-
 
 class PoolingRequest(InputOrMessages):
     """vLLM's body, and the choice of LMDeploy's answer."""

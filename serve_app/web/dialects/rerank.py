@@ -17,8 +17,6 @@ from serve_app.reward_model.scores import order
 from serve_app.web.dialects.openai_shape import TokenUsage, checked, text_params
 from serve_app.web.service import ScoringService
 
-__all__ = ["routes"]
-
 EXAMPLE: JsonDict = {"query": "What is 2 + 2?", "documents": ["5", "4"], "top_n": 1}
 
 

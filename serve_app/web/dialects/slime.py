@@ -16,8 +16,6 @@ from serve_app.reward_model.rendered_text import opens_turn, without_ending
 from serve_app.web.dialects.openai_shape import ChatMessage, checked, parse_messages, read_texts
 from serve_app.web.service import ApiError, ScoringService
 
-__all__ = ["routes"]
-
 EXAMPLE: JsonDict = {"prompt": [{"role": "user", "content": "What is 2 + 2?"}], "response": "4", "label": "4"}
 
 

@@ -11,8 +11,6 @@ from importlib.resources import files
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-__all__ = ["PlaygroundPage", "load_page", "playground"]
-
 PART = re.compile(
     r'<link rel="stylesheet" href="(?P<style>\w+\.css)">'
     r'|<script src="(?P<script>\w+\.js)"></script>'

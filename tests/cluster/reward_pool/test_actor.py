@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from cluster.reward_pool.actor import Encoding, ModelSpec, RewardActor
-from cluster.reward_pool.encoder import RewardEncoder, values_of
+from cluster.reward_pool.actor import RewardActor
+from cluster.reward_pool.encoder import Encoding, RewardEncoder, values_of
 from cluster.reward_pool.errors import (
     AsleepError,
     PolicyTokenizerError,
@@ -23,6 +23,7 @@ from serve_app.reward_model import (
     ConversationError,
     ConversationTooLongError,
     MalformedConversationError,
+    ModelSpec,
     RewardModel,
     ScoringError,
 )

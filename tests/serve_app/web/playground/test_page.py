@@ -20,7 +20,7 @@ from serve_app.web.security import Guard
 from tests.serve_app.web.fake_service import FakeService
 
 ROOT = Path(__file__).parents[4]
-FOLDER = ROOT / "serve_app" / "playground"
+FOLDER = ROOT / "serve_app" / "web" / "playground"
 
 
 def get(path: str, *, root_path: str = "", client: str = "127.0.0.1", guard: Guard | None = None) -> httpx.Response:
