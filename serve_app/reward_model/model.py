@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar, overload
@@ -15,15 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from serve_app.reward_model.architecture import DecoderConfig
-from serve_app.reward_model.checkpoint import fingerprint, load_weights, resolve
+from serve_app.reward_model.architecture import DecoderConfig, Normalization
+from serve_app.reward_model.checkpoint import fingerprint, load_weights, read_config, resolve, tokenizer_folder
 from serve_app.reward_model.conversation import Conversation, ConversationLike, Message
 from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.errors import ConversationError, ScoringError
 from serve_app.reward_model.invariance import find_variance
 from serve_app.reward_model.linear import Quantization
 from serve_app.reward_model.prefixes import together
-from serve_app.reward_model.scorer import SequenceScorer
+from serve_app.reward_model.scorer import Outputs, SequenceScorer
 from serve_app.reward_model.scores import ranks
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
 
@@ -46,11 +47,15 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The model's raw scalar for one conversation, how many tokens it read, and whether it was shortened to fit."""
+    """The model's raw scalar for one conversation, how many tokens it read, and whether it was shortened to fit.
+
+    `attributes` are what a gating head weighs to make the scalar, by name; other models have none.
+    """
 
     value: float
     num_tokens: int
     truncated: bool = False
+    attributes: Mapping[str, float] = field(default_factory=dict)
 
 
 class RewardModel:
@@ -61,11 +66,19 @@ class RewardModel:
     sequences of a call begin with are computed once.
     """
 
-    def __init__(self, decoder: Decoder, folder: Path, *, token_budget: int | Literal["auto"] = "auto") -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        folder: Path,
+        *,
+        token_budget: int | Literal["auto"] = "auto",
+        base_model: str | None = None,
+    ) -> None:
         self.config = decoder.config
         self.device = decoder.device
         self.dtype = decoder.dtype
         self.folder = folder
+        self._base_model = base_model
         self.scorer = SequenceScorer(decoder, token_budget=token_budget)
 
     @classmethod
@@ -79,6 +92,9 @@ class RewardModel:
         token_budget: int | Literal["auto"] = "auto",
         quantization: Quantization = "none",
         invariant: bool = True,
+        base_model: str | None = None,
+        head: str | None = None,
+        normalize: bool = False,
     ) -> RewardModel:
         """Load a reward model. No code from a model's repository is ever run.
 
@@ -93,6 +109,12 @@ class RewardModel:
                 then drift: the README says how far.
             invariant: False lets CUDA choose kernels by batch size: scores may then change in their last bits with
                 the batch. CPUs lose nothing by the contract and ignore it.
+            base_model: for an adapter, the folder or id of the model it changes, in place of the one it names.
+            head: `"logit:ID"` scores with the logit of vocabulary row ID at the last token, for language models that
+                were trained to give their reward there, such as Llama-3.1-Nemotron-70B-Reward-HF (`"logit:0"`). No
+                file of a checkpoint says so, therefore it is never guessed.
+            normalize: score `(raw - mean) / std` with the checkpoint's own figures, as OpenRLHF does where its reward
+                normalisation is on: see `normalization`.
 
         Raises:
             CheckpointError: files are missing or broken.
@@ -100,24 +122,39 @@ class RewardModel:
             WeightError: a weight is missing, surplus or misshapen.
         """
         folder = resolve(model, revision)
-        config = DecoderConfig.from_folder(folder)
+        config = read_config(folder, base_model=base_model, head=head, normalize=normalize)
         target = resolve_device(device)
-        weights = load_weights(folder, config, device=target, dtype=resolve_dtype(dtype, config, target))
+        weights = load_weights(
+            folder, config, device=target, dtype=resolve_dtype(dtype, config, target), base_model=base_model
+        )
         decoder = Decoder(config, weights, quantization=quantization, invariant=invariant)
         variance = _variance(decoder) if invariant else None
         if variance is not None:
             logger.warning("on this machine %s changes its last bits with the batch or the threads", variance)
-        return cls(decoder, folder, token_budget=token_budget)
+        return cls(decoder, folder, token_budget=token_budget, base_model=base_model)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's chat template and vocabulary, read on first use: token ids can be scored without it."""
-        return Tokenizer.from_pretrained(self.folder, config=self.config)
+        folder = tokenizer_folder(self.folder, base_model=self._base_model)
+        return Tokenizer.from_pretrained(folder, config=self.config)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the checkpoint's files: see `checkpoint.fingerprint`."""
-        return fingerprint(self.folder)
+        """A hash of the checkpoint's files, its base's too, and of the options that decide what its head gives: see
+        `checkpoint.fingerprint`.
+        """
+        files = fingerprint(self.folder, base_model=self._base_model)
+        head = self.config.head
+        options = [f"logit:{head.logit_row}"] * (head.logit_row is not None) + ["normalize"] * head.normalize
+        return hashlib.sha256(":".join([files, *options]).encode()).hexdigest()[:16] if options else files
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """Mean and standard deviation that the trainer saved beside the weights. Scores are raw all the same, unless
+        the model was loaded with `normalize`.
+        """
+        return self.config.head.normalization
 
     def get_score(self, conversation: ConversationLike) -> float:
         """The score of one conversation. Raises a `ScoringError` where it has none."""
@@ -222,19 +259,24 @@ class RewardModel:
 
     def _score_encoded(self, encoded: list[EncodedConversation | ScoringError]) -> list[Score | ScoringError]:
         """The score of each encoded conversation, in order; what could not be encoded keeps its error."""
-        values = iter(self.scorer.score([item.token_ids for item in encoded if isinstance(item, EncodedConversation)]))
-        return [item if isinstance(item, ScoringError) else _score_of(next(values), item) for item in encoded]
+        able = [item.token_ids for item in encoded if isinstance(item, EncodedConversation)]
+        outputs = iter(self.scorer.outputs(able))
+        names = self.config.head.attributes
+        return [item if isinstance(item, ScoringError) else _score_of(next(outputs), item, names) for item in encoded]
 
 
 def _variance(decoder: Decoder) -> str | None:
     config = decoder.config
+    like = torch.empty(0, device=decoder.device)
+    heads = {"num_heads": config.num_heads, "num_kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
+    head = decoder.head.linears
+    if head and (found := find_variance(decoder.row_rule, head, like, **heads)):
+        return found
     return find_variance(
         decoder.row_rule,
         decoder.linears,
-        torch.empty(0, dtype=decoder.dtype, device=decoder.device),
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
+        like.to(decoder.dtype),
+        **heads,
     )
 
 
@@ -249,8 +291,13 @@ def _prompt_of(parsed: Conversation | ConversationError) -> tuple[Message, ...]:
     return parsed.prompt if isinstance(parsed, Conversation) else ()
 
 
-def _score_of(value: float | ScoringError, encoded: EncodedConversation) -> Score | ScoringError:
-    return value if isinstance(value, ScoringError) else Score(value, len(encoded.token_ids), encoded.truncated)
+def _score_of(
+    outputs: Outputs | ScoringError, encoded: EncodedConversation, names: Sequence[str]
+) -> Score | ScoringError:
+    if isinstance(outputs, ScoringError):
+        return outputs
+    attributes = dict(zip(names, outputs[1:], strict=True))
+    return Score(outputs[0], len(encoded.token_ids), encoded.truncated, attributes)
 
 
 def _with_index(results: list[T | ScoringError]) -> list[T | ScoringError]:

@@ -225,7 +225,7 @@ def random_weights(preset: str, *, device: str, dtype: str) -> tuple[DecoderConf
     torch.manual_seed(0)
     weights.embedding.normal_()
     weights.norm.fill_(1.0)
-    weights.head.normal_(std=hidden**-0.5)
+    weights.head.layers[0].weight.normal_(std=hidden**-0.5)
     for layer in weights.layers:
         layer.attention_norm.fill_(1.0)
         layer.mlp_norm.fill_(1.0)
