@@ -2,7 +2,9 @@
 
 A conversation's path: `conversation.py` checks it, `tokenizer.py` makes token ids of it, `packing.py` lays it beside
 others, `decoder.py` runs the model (`linear.py`, `attention.py`, `rotary.py`), and `model.py` is the front door.
-`checkpoint.py` and `architecture.py` load a model; `tiny.py` is the embedded one; `scores.py` orders scores.
+`checkpoint.py` loads a model: `families.py` is the table of architectures, `architecture.py` reads a configuration,
+`weight_files.py`, `weights.py` and `head_weights.py` place tensors by name, `adapters.py` changes them on the way.
+`heads.py` makes scores of hidden states; `tiny.py` is the embedded model; `scores.py` orders scores.
 """
 
 from serve_app.reward_model.conversation import Conversation, ConversationLike, Message

@@ -167,7 +167,10 @@ def test_several_labels_are_refused(tmp_path: Path, labels: dict[str, Any]) -> N
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "quantised by bitsandbytes"),
         ({"quant_method": "awq", "bits": 4}, "quantised by awq"),
         ({"quant_method": "gptq", "bits": 4}, "quantised by gptq"),
-        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, r"compressed-tensors.*quantization='fp8'"),
+        (
+            {"quant_method": "compressed-tensors", "format": "float-quantized"},
+            r"compressed-tensors.*quantization='fp8'",
+        ),
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, r"quantised by fp8.*quantization='fp8'"),
         ({"quant_method": "hqq"}, "quantised by hqq.*in 16 bits"),
     ],
