@@ -87,7 +87,7 @@ class BlockAttention:
         self._spans: list[Span] = []
         self._reads: dict[int, list[tuple[int, Read]]] = {}
         self._scratch = torch.empty(0, dtype=dtype, device=device)
-        self._kernel = (
+        self.kernel = (
             partial(_attention, scale=scale)
             if softcap is None
             else partial(_capped_attention, scale=scale, softcap=softcap)
@@ -108,7 +108,7 @@ class BlockAttention:
                 mask = self._mask_of(end)[block - end :, seen:]
                 if window is not None and end > window:
                     mask = mask + _before_window(block, end, seen, window).to(mask)
-                result_QBD = self._kernel(q_TQD[row:end_row], k_SKD[seen:end], v_SKD[seen:end], mask=mask)
+                result_QBD = self.kernel(q_TQD[row:end_row], k_SKD[seen:end], v_SKD[seen:end], mask=mask)
                 first, stop = max(row, span.start), min(end_row, span.stop)
                 out_TQD[first:stop] = result_QBD.transpose(0, 1)[first - row : stop - row]
 
@@ -119,7 +119,7 @@ class BlockAttention:
             for index, read in self._reads.get(span.start, ()) if span.is_scored else ():
                 q_RQD = q_NQD[index].expand(LAST_ROWS, -1, -1)
                 keys = slice(_first_seen(read.num_keys - 1, window), read.num_keys)
-                result_QRD = self._kernel(q_RQD, k_SKD[keys], v_SKD[keys], mask=None)
+                result_QRD = self.kernel(q_RQD, k_SKD[keys], v_SKD[keys], mask=None)
                 out_NQD[index] = result_QRD[:, 0]
 
     def _with_keys(self, k_TKD: Tensor, v_TKD: Tensor) -> Iterator[tuple[Span, Tensor, Tensor]]:

@@ -7,15 +7,16 @@ them live in buffers that are kept between calls, since fresh large tensors cost
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from serve_app.reward_model.architecture import DecoderConfig, Window
-from serve_app.reward_model.attention import Attention, attention_for
+from serve_app.reward_model.attention import Attention, BlockAttention, attention_for
 from serve_app.reward_model.families import Activation
 from serve_app.reward_model.heads import Head
 from serve_app.reward_model.invariance import RowRule
@@ -139,6 +140,13 @@ class Decoder:
     def linears(self) -> list[Linear]:
         """One layer's matrix products."""
         return self._layers[0].linears
+
+    @property
+    def attend(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """Attention of rows of queries over keys and values, where it is not PyTorch's own; else None."""
+        if not isinstance(self._attention, BlockAttention) or self.config.attention_softcap is None:
+            return None
+        return partial(self._attention.kernel, mask=None)
 
     def weights(self) -> tuple[object, ...]:
         """Every weight, in tensors and dataclasses of tensors."""

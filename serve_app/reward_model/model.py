@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, TypeVar, overload
 
@@ -55,7 +55,7 @@ class Score:
     value: float
     num_tokens: int
     truncated: bool = False
-    attributes: Mapping[str, float] = field(default_factory=dict)
+    attributes: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 class RewardModel:
@@ -267,17 +267,18 @@ class RewardModel:
 
 def _variance(decoder: Decoder) -> str | None:
     config = decoder.config
-    like = torch.empty(0, device=decoder.device)
-    heads = {"num_heads": config.num_heads, "num_kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
-    head = decoder.head.linears
-    if head and (found := find_variance(decoder.row_rule, head, like, **heads)):
-        return found
-    return find_variance(
+    find = partial(
+        find_variance,
         decoder.row_rule,
-        decoder.linears,
-        like.to(decoder.dtype),
-        **heads,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        attend=decoder.attend,
     )
+    like = torch.empty(0, device=decoder.device)
+    if decoder.head.linears and (found := find(decoder.head.linears, like)):
+        return found
+    return find(decoder.linears, like.to(decoder.dtype))
 
 
 def _parsed(conversation: ConversationLike) -> Conversation | ConversationError:

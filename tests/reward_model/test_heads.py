@@ -109,7 +109,7 @@ def test_layers_that_were_saved_twice_are_refused_but_for_the_class_that_does_so
     again = {name.replace("model.", "transformer."): tensor.clone() for name, tensor in body().items()}
     folder = write(tmp_path / "starling", weights | again | {"model.lm_head.weight": drawn(300, 64)}, "GPTRewardModel")
     assert_scores(load(folder), reference(LINEAR, last_states(body())))
-    with pytest.raises(WeightError, match=r"layers\.0.*is there twice, as model\.layers\.0.* and transformer\.layers"):
+    with pytest.raises(WeightError, match=r"is there twice, as model\.\S+ and transformer\.\S+ \("):
         load(write(tmp_path / "other", weights | again, "LlamaRewardModel"))
 
 

@@ -30,7 +30,7 @@ SEQUENCES = [np.random.default_rng(0).integers(1, 300, length).tolist() for leng
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     """Normal numbers that keep the size of what they are multiplied by; a vector is drawn around 0."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * shape[-1] ** -0.5
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).mul_(float(shape[-1]) ** -0.5)
 
 
 def body(model_type: str = "llama", *, prefix: str = "model.", seed: int = 1, **options: Any) -> dict[str, Tensor]:
