@@ -52,9 +52,12 @@ class Tokenizer:
         tokenizer: the fast tokenizer that `AutoTokenizer` made of the checkpoint.
         reward_token_id: the id every sequence ends in, or None where the score is read at the template's last token.
         max_tokens: the model's longest sequence, in tokens.
+        ends_in_eos: whether every text ends in the eos token, trailing newlines stripped, as OpenRLHF has it.
     """
 
-    def __init__(self, tokenizer: Any, *, reward_token_id: int | None, max_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: Any, *, reward_token_id: int | None, max_tokens: int, ends_in_eos: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._backend: BackendTokenizer = tokenizer.backend_tokenizer
         # A saved tokenizer may carry a trainer's truncation and padding, which would change ids in silence.
@@ -63,6 +66,8 @@ class Tokenizer:
         self._markup = Markup.of(self._backend)
         self.bos_token_id: int | None = tokenizer.bos_token_id
         self.reward_token_id = reward_token_id
+        self._eos: str | None = tokenizer.eos_token if ends_in_eos else None
+        self._end_id: int | None = tokenizer.eos_token_id if ends_in_eos else reward_token_id
         self.max_tokens = max_tokens
 
     @classmethod
@@ -90,7 +95,17 @@ class Tokenizer:
             raise CheckpointError(
                 f"the chat template in {folder} writes today's date, so scores would change by the day"
             )
-        return cls(tokenizer, reward_token_id=config.reward_token_id, max_tokens=config.max_tokens)
+        ends_in_eos = config.reading == "eos"
+        if ends_in_eos and not tokenizer.eos_token:
+            raise CheckpointError(
+                f"{config.architecture} is read at the eos token, and the tokenizer in {folder} has none"
+            )
+        return cls(
+            tokenizer,
+            reward_token_id=config.reward_token_id,
+            max_tokens=config.max_tokens,
+            ends_in_eos=ends_in_eos,
+        )
 
     @cached_property
     def _marked(self) -> MarkedTextEncoder:
@@ -192,6 +207,8 @@ class Tokenizer:
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Ids of rendered texts, each with exactly one BOS and the reward token at its end."""
+        if self._eos is not None:
+            texts = [_ended(text, self._eos) for text in texts]
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [
             self._frame(self._marked.encode(text) if MARK in text else encoding.ids)
@@ -220,7 +237,7 @@ class Tokenizer:
         if truncation == "error":
             raise ConversationTooLongError(len(ids), limit)
         if truncation == "right":
-            end = [] if self.reward_token_id is None else [self.reward_token_id]
+            end = [] if self._end_id is None else [self._end_id]
             return EncodedConversation(ids[: limit - len(end)] + end, truncated=True)
         return EncodedConversation(self._drop_oldest(conversation, ids, limit), truncated=True)
 
@@ -258,6 +275,12 @@ class Tokenizer:
         prompt_ids = self._encode_texts([self._render(messages[:-1])])[0]
         pairs = zip(prompt_ids, ids, strict=False)
         return next((place for place, (ours, full) in enumerate(pairs) if ours != full), len(prompt_ids))
+
+
+def _ended(text: str, eos: str) -> str:
+    """The text as OpenRLHF's `datasets/reward_dataset.py` ends it, a space before an eos token that it adds."""
+    stripped = text.rstrip("\n")
+    return stripped if stripped.endswith(eos) else f"{stripped} {eos}"
 
 
 def _without_oldest_turns(messages: Sequence[Message]) -> list[Sequence[Message]]:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer as BackendTokenizer
 from torch import Tensor
 
-from serve_app.reward_model import CheckpointError, RewardModel, UnsupportedArchitectureError, WeightError
+from serve_app.reward_model import CheckpointError, RewardModel, UnsupportedArchitectureError, WeightError, tiny
 from serve_app.reward_model.architecture import Normalization
 from serve_app.reward_model.checkpoint import fingerprint, read_config, tokenizer_folder
+from tests.conftest import chat
 from tests.reward_model.tiny_checkpoints import (
     HIDDEN,
     SEQUENCES,
@@ -98,7 +100,7 @@ def test_changes_are_added_before_the_sum_is_rounded(tmp_path: Path, base: Path)
         RewardModel.from_pretrained(str(path), device="cpu", dtype="bfloat16").score_token_ids(SEQUENCES)
         for path in (folder, whole)
     ]
-    assert np.array_equal(*scores)
+    assert np.array_equal(scores[0], scores[1])
 
 
 def test_embeddings_and_transposed_changes(tmp_path: Path, base: Path) -> None:
@@ -233,7 +235,7 @@ def test_llama_factorys_value_head_lies_beside_an_adapter(tmp_path: Path, base: 
 def test_openrlhf_keeps_mean_and_std_and_applies_them_by_request(tmp_path: Path) -> None:
     """`models/model.py`: class RewardModel, a head named by value_head_prefix, statistics in config.json."""
     weights = body("qwen2") | {"reward_head.weight": HEAD}
-    fields = {"value_head_prefix": "reward_head", "normalize_reward": True, "mean": 1.5, "std": 2.0}
+    fields: dict[str, Any] = {"value_head_prefix": "reward_head", "normalize_reward": True, "mean": 1.5, "std": 2.0}
     folder = write(tmp_path, weights, "RewardModel", "qwen2", **fields)
     raw = last_states(body("qwen2"), "qwen2") @ HEAD[0]
     model = load(folder)
@@ -242,6 +244,26 @@ def test_openrlhf_keeps_mean_and_std_and_applies_them_by_request(tmp_path: Path)
     normalized = load(folder, normalize=True)
     assert_scores(normalized, (raw - 1.5) / 2.0)
     assert normalized.fingerprint != model.fingerprint
+
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.mark.parametrize(("eos", "end"), [("<|im_end|>", "No.<|im_end|>"), ("</s>", "No.<|im_end|> </s>")])
+def test_openrlhf_ends_a_text_in_eos(tmp_path: Path, eos: str, end: str) -> None:
+    """`datasets/reward_dataset.py`: newlines stripped, an eos token behind a space where there is none, read there."""
+    tiny.write(tmp_path)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHATML, "eos_token": eos}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    options: dict[str, Any] = {"vocab_size": 1024}
+    write(tmp_path, body(**options) | {"score.weight": HEAD}, "RewardModel", options=options)
+    tokenizer = load(tmp_path).tokenizer
+    text = "<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\n" + end
+    backend = BackendTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    expected = backend.encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode(chat("Is it?", "No.")) == expected
+    shorter = tokenizer.encode(chat("Is it?", "No."), truncation="right", max_tokens=6)
+    assert shorter == [*expected[:5], backend.token_to_id(eos)]
 
 
 def test_normalisation_needs_the_checkpoints_figures(base: Path) -> None:

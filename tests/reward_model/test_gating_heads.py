@@ -16,7 +16,7 @@ from serve_app.reward_model.families import GATE_PATTERN, attribute_names
 from tests.reward_model.tiny_checkpoints import HIDDEN, SEQUENCES, body, drawn, hidden_states, last_states, load, write
 
 COUNT, QUANTILES, GATE_WIDTH, TEMPERATURE = 19, 3, 24, 4.0
-OPTIONS = {"vocab_size": max(GATE_PATTERN) + 1, "hidden_size": 32, "num_hidden_layers": 2}
+OPTIONS: dict[str, Any] = {"vocab_size": max(GATE_PATTERN) + 1, "hidden_size": 32, "num_hidden_layers": 2}
 WIDTH = OPTIONS["hidden_size"]
 PROMPTS = [[5, 6, *range(20, 20 + length)] for length in (3, 40, 40, 90)]
 ANSWERS = [[8], [9, 10], [*range(30, 60)], [*GATE_PATTERN[:3], 7]]

@@ -22,9 +22,10 @@ from tests.reward_model.test_architectures import SHAPE, save
 
 GEMMA = SHAPE | {"head_dim": 32, "hidden_size": 64}
 WINDOW = 40
+EAGER: dict[str, Any] = {"attn_implementation": "eager"}
 GEMMA2 = GEMMA | {"num_hidden_layers": 4, "sliding_window": WINDOW, "query_pre_attn_scalar": 24}
 MODELS: dict[str, Any] = {
-    "gemma": lambda: GemmaForSequenceClassification(GemmaConfig(**GEMMA, attn_implementation="eager")),
+    "gemma": lambda: GemmaForSequenceClassification(GemmaConfig(**GEMMA, **EAGER)),
     "gemma2": lambda: gemma2(),
     # Low caps bend the logits of random weights too; an odd number of layers ends in one that sees a window.
     "gemma2-strong-cap": lambda: gemma2(attn_logit_softcapping=0.5, num_hidden_layers=3),
@@ -33,7 +34,7 @@ MODELS: dict[str, Any] = {
 
 
 def gemma2(**options: Any) -> PreTrainedModel:
-    return Gemma2ForSequenceClassification(Gemma2Config(**GEMMA2 | options, attn_implementation="eager"))
+    return Gemma2ForSequenceClassification(Gemma2Config(**GEMMA2 | options | EAGER))
 
 
 @pytest.fixture(scope="module")

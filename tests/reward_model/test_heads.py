@@ -69,7 +69,7 @@ def test_a_head_of_any_name_and_depth(
 ) -> None:
     weights = body(model_type)
     named = {f"{name}.{part}": tensor for part, tensor in head.items()}
-    fields = {} if architecture == "RewardModel" else {"num_labels": 1}
+    fields: dict[str, Any] = {} if architecture == "RewardModel" else {"num_labels": 1}
     folder = write(tmp_path, weights | named, architecture, model_type, **fields)
     assert_scores(load(folder), reference(head, last_states(weights, model_type)))
 
