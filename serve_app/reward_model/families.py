@@ -79,7 +79,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         for name, family in _CLASSES.items()
     },
     # LLaMA-Factory reads its value head at the last attended token (`train/rm/trainer.py`). NVIDIA's cards of
-    # Llama-3.1-Nemotron-70B-Reward-HF read logit 0 of the first token that would be generated: the last token's logits.
+    # Llama-3.1-Nemotron-70B-Reward-HF and Llama-3.3-Nemotron-70B-Reward read logit 0 of the first token that would be
+    # generated, which are the last token's logits.
     **{f"{name}ForCausalLM": Architecture(family, "last", is_language_model=True) for name, family in _CLASSES.items()},
     "InternLM2ForCausalLM": Architecture("internlm2", "last", is_language_model=True),
     # Qwen2.5-Math-RM, WorldPM: vLLM's `qwen2_rm.py` and SGLang's `qwen2_rm.py` pool the last token.
@@ -114,6 +115,7 @@ REFUSED: dict[str, str] = {
     "AtheneForSequenceClassification": "it reads a CLS token that its pipeline appends to the text",
     "LDLRewardModel27B": _GATING_GEMMA,
     "Gemma2ForRewardModelWithGating": _GATING_GEMMA,
+    "Gemma2ForQuantileSequenceClassification": _GATING_GEMMA,
     "Gemma3ForSequenceClassification": "Gemma 3 is not",
     "Gemma3TextForSequenceClassification": "Gemma 3 is not",
     "Qwen3_5ForSequenceClassification": "its gated delta-net layers are not",
