@@ -54,6 +54,13 @@ class EngineOptions(BaseModel):
     --via-serve what the application's replicas do."""
     chat_template: str | None = Field(default=None, min_length=1)
     """A file with a Jinja chat template in place of the checkpoint's, such as for one that has none."""
+    base_model: str | None = Field(default=None, min_length=1)
+    """For a LoRA adapter: the folder or id of the model it changes, in place of the one it names."""
+    head: str | None = Field(default=None, pattern=r"^logit:[0-9]+$")
+    """logit:ID scores with the logit of vocabulary row ID at the last token, for language models trained so, such as
+    Llama-3.1-Nemotron-70B-Reward-HF (logit:0)."""
+    normalize: bool = False
+    """Normalise scores with the mean and deviation that OpenRLHF saved with the checkpoint."""
     token_budget: PositiveInt | None = None
     """Tokens in one forward pass; by default chosen for the device."""
     truncation: Truncation = "error"
@@ -115,9 +122,8 @@ class ScoringOptions(EngineOptions):
 
     @model_validator(mode="after")
     def _replicas_are_as_they_are(self) -> Self:
-        fixed = [
-            name for name in ("gpus_per_actor", "token_budget", "chat_template") if getattr(self, name) is not None
-        ]
+        names = ("gpus_per_actor", "token_budget", "chat_template", "base_model", "head")
+        fixed = [name for name in names if getattr(self, name) is not None] + ["normalize"] * self.normalize
         if self.via_serve is not None and fixed:
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in fixed)
             raise ValueError(f"{flags} cannot be set with --via-serve: the application's replicas decide it")

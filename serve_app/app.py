@@ -90,14 +90,7 @@ def _deployment(model: ModelConfig, num_sharing: int, load: Load) -> Application
 
 def _spec(model: ModelConfig, device: str) -> ModelSpec:
     """Which model the replicas load and how. Raises `UnsupportedDeviceError` where the device is known not to do."""
-    spec = ModelSpec(
-        model=model.model,
-        revision=model.revision,
-        device=device,
-        dtype=model.dtype,
-        token_budget=model.token_budget,
-        quantization=model.quantization,
-    )
+    spec = model.spec(device)
     spec.check_device()
     return spec
 

@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from serve_app.reward_model import ModelSpec
+
 
 class ModelConfig(BaseModel):
     """One model: a deployment with replicas of its own."""
@@ -28,6 +30,15 @@ class ModelConfig(BaseModel):
     chat_template: str | None = Field(
         None, description="a file with a Jinja chat template in place of the checkpoint's, or the template itself"
     )
+    base_model: str | None = Field(
+        None, description="for a LoRA adapter, the folder or id of its base, in place of the one it names", min_length=1
+    )
+    head: str | None = Field(
+        None,
+        description="`logit:ID` scores with that vocabulary row's logit",
+        pattern=r"^logit:[0-9]+$",
+    )
+    normalize: bool = Field(False, description="normalise with the checkpoint's own mean and deviation (OpenRLHF)")
     dtype: str = Field("auto", description="auto, float32, float16 or bfloat16")
     quantization: Literal["none", "fp8"] = Field("none", description="fp8: faster on Hopper GPUs, scores drift")
     token_budget: PositiveInt | Literal["auto"] = Field("auto", description="tokens in one forward pass")
@@ -61,6 +72,21 @@ class ModelConfig(BaseModel):
             return None if template is None else template_text(template)
         except CheckpointError as error:
             raise ValueError(str(error)) from error
+
+    def spec(self, device: str = "auto") -> ModelSpec:
+        """The model as every door names it."""
+        return ModelSpec(
+            model=self.model,
+            revision=self.revision,
+            device=device,
+            dtype=self.dtype,
+            token_budget=self.token_budget,
+            quantization=self.quantization,
+            chat_template=self.chat_template,
+            base_model=self.base_model,
+            head=self.head,
+            normalize=self.normalize,
+        )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

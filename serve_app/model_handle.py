@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
@@ -27,9 +26,7 @@ from serve_app.reward_model import (
     Score,
     ScoringError,
 )
-from serve_app.reward_model.architecture import DecoderConfig
-from serve_app.reward_model.checkpoint import resolve
-from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
+from serve_app.reward_model.tokenizer import EncodedConversation, Truncation
 from serve_app.web.service import ApiError, seconds_left
 
 logger = logging.getLogger("ray.serve")  # the one whose lines Serve keeps
@@ -54,11 +51,7 @@ class ModelHandle:
         self.config = config
         self._replicas = replicas
         self._pool = pool
-        folder: Path = resolve(config.model, config.revision, weights=False)
-        self._decoder_config = DecoderConfig.from_folder(folder)
-        self.tokenizer = Tokenizer.from_pretrained(
-            folder, config=self._decoder_config, chat_template=config.chat_template
-        )
+        self._decoder_config, self.tokenizer = config.spec().read()
 
     @property
     def max_tokens(self) -> int:

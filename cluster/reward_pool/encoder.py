@@ -17,8 +17,8 @@ from torch import Tensor
 from cluster.reward_pool.errors import PolicyTokenizerError, RewardInputError
 from cluster.reward_pool.policy import PolicyText, unpadded, without_thinking
 from serve_app.reward_model import Conversation, ConversationError, ConversationLike, Message, ScoringError
-from serve_app.reward_model.architecture import DecoderConfig
-from serve_app.reward_model.checkpoint import resolve
+from serve_app.reward_model.checkpoint import read_config
+from serve_app.reward_model.model_files import resolve, tokenizer_folder
 from serve_app.reward_model.rendered_text import RenderedTextError
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
 
@@ -62,8 +62,9 @@ class RewardEncoder:
     def __init__(self, folder: Path, encoding: Encoding) -> None:
         self._encoding = encoding
         self._warned: set[str] = set()
-        config = DecoderConfig.from_folder(folder)
-        self._tokenizer = Tokenizer.from_pretrained(folder, config=config, chat_template=encoding.chat_template)
+        self._tokenizer = Tokenizer.from_pretrained(
+            tokenizer_folder(folder), config=read_config(folder), chat_template=encoding.chat_template
+        )
 
     @classmethod
     def of_model(cls, model: str, revision: str | None, encoding: Encoding) -> RewardEncoder:

@@ -12,8 +12,9 @@ import torch
 from cluster.reward_pool.errors import AsleepError, RewardPoolError, SleepError, WeightsUpdateError
 from serve_app.reward_model import ChangedFilesError, ModelSpec, RewardModel, ScoringError
 from serve_app.reward_model.architecture import DecoderConfig
-from serve_app.reward_model.checkpoint import fingerprint, load_weights, resolve
+from serve_app.reward_model.checkpoint import load_weights, read_config
 from serve_app.reward_model.decoder import Decoder
+from serve_app.reward_model.model_files import fingerprint, resolve, tokenizer_folder
 from serve_app.reward_model.parked_weights import ParkedWeights
 from serve_app.reward_model.tokenizer import Tokenizer
 from serve_app.reward_model.weights import DecoderWeights
@@ -77,11 +78,11 @@ class ModelSlot:
     @cached_property
     def _probe_ids(self) -> list[int]:
         folder = resolve(self.named.model, self.named.revision, weights=False)
-        return self._encoded_probe(folder, DecoderConfig.from_folder(folder))
+        return self._encoded_probe(folder, read_config(folder))
 
     def _encoded_probe(self, folder: Path, config: DecoderConfig) -> list[int]:
         template = self.named.chat_template
-        tokenizer = Tokenizer.from_pretrained(folder, config=config, chat_template=template)
+        tokenizer = Tokenizer.from_pretrained(tokenizer_folder(folder), config=config, chat_template=template)
         return tokenizer.encode({"messages": PROBE_CHAT, "reference": "408" if tokenizer.takes_reference else None})
 
     @property
@@ -166,7 +167,7 @@ class ModelSlot:
         current = self.model
         self._staged = None
         folder = resolve(model, revision)
-        config = DecoderConfig.from_folder(folder)
+        config = read_config(folder)
         _check_same(current.config, config, folder)
         has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
         if has_tokenizer and self._encoded_probe(folder, config) != self._probe_ids:

@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from serve_app.reward_model.architecture import INTERNLM2 as INTERNLM2_REWARD
 from serve_app.reward_model.architecture import DecoderConfig, RopeConfig
 from serve_app.reward_model.checkpoint import fill
 from serve_app.reward_model.errors import CheckpointError
+from serve_app.reward_model.families import INTERNLM2 as INTERNLM2_REWARD
 from serve_app.reward_model.weights import Place, interleaved
 
 ARCHITECTURE = "InternLM2ForCausalLM"

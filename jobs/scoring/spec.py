@@ -31,6 +31,9 @@ def spec_of(options: EngineOptions, resources: ClusterResources) -> ModelSpec:
         token_budget=options.token_budget or "auto",
         quantization=options.quantization or "none",
         chat_template=None if options.chat_template is None else template_text(options.chat_template),
+        base_model=options.base_model,
+        head=options.head,
+        normalize=options.normalize,
     )
     return spec.resolved()
 

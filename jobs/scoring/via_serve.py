@@ -17,11 +17,10 @@ from jobs.runs.placement import ActorPool, plan_forwarders
 from jobs.scoring.replica_calls import ReplicaCalls, num_replicas
 from serve_app.batching.parts import cut, prompt_keys
 from serve_app.reward_model import Conversation, Score, ScoringError
-from serve_app.reward_model.architecture import DecoderConfig
-from serve_app.reward_model.model_files import fingerprint, resolve
+from serve_app.reward_model.model_files import resolve
 from serve_app.reward_model.prefixes import together
 from serve_app.reward_model.spec import ModelFacts
-from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
+from serve_app.reward_model.tokenizer import EncodedConversation, Truncation
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +45,12 @@ class ServedModel:
 
     def __init__(self, facts: ModelFacts, calls: ReplicaCalls) -> None:
         folder = resolve(facts.model, facts.revision, weights=False)
-        template = facts.chat_template
-        if fingerprint(folder, weights=False, chat_template=template) != facts.tokenizer_fingerprint:
+        if facts.spec.fingerprint_of(folder, weights=False) != facts.tokenizer_fingerprint:
             raise ServedModelError(
                 f"configuration or tokenizer of {facts.model} on {os.uname().nodename} are not those of the replicas; "
                 "serve it with a revision, or from a shared folder"
             )
-        config = DecoderConfig.from_folder(folder)
-        self._tokenizer = Tokenizer.from_pretrained(folder, config=config, chat_template=template)
+        _, self._tokenizer = facts.spec.read(folder)
         self._calls = calls
         self._part_tokens = min(facts.token_budget, MAX_PART_TOKENS)
 
@@ -204,7 +201,7 @@ def _check(options: ScoringOptions, facts: ModelFacts, app: str) -> None:
         if value not in ("auto", found := getattr(facts, name))
     ]
     if options.model is not None:
-        ours = fingerprint(resolve(options.model, options.revision), chat_template=facts.chat_template)
+        ours = facts.spec.fingerprint_of(resolve(options.model, options.revision))
         if ours != facts.fingerprint:
             differing.append(f"{facts.model} with fingerprint {facts.fingerprint}, not {options.model} with {ours}")
     if differing:

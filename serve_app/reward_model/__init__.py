@@ -9,12 +9,14 @@ A conversation's path:
     prefixes         sequences that begin alike, so that the model reads that once
     packing          sequences end to end under a token budget
     scorer           packed batches in turn; out of memory and not finite are met here
-    decoder          packed batch -> scores, by linear (matrix products), attention and rotary
+    decoder          packed batch -> hidden states, by linear (matrix products), attention and rotary
+    heads            hidden states -> scores
     scores           a score, orders and ranks
 
-A model's path: spec names it, model_files finds it, checkpoint loads it, architecture reads its shape, weights fuses
-and parked_weights puts them away; token_budget says how much one pass reads; invariance probes this machine; model is
-the front door, tiny the embedded model, errors the exception tree.
+A model's path: spec names it, model_files finds it, checkpoint loads it. families is the table of architectures,
+architecture reads a configuration, adapter_config an adapter's; weight_files, weights and head_weights place tensors by
+name, adapters changes them on the way; parked_weights puts them away. token_budget says how much one pass reads,
+invariance probes this machine; model is the front door, tiny the embedded model, errors the exception tree.
 
 `RewardModel` brings torch when it is first asked for: who reads options, help or errors does not wait for it.
 """

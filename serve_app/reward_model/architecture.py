@@ -1,4 +1,4 @@
-"""config.json -> DecoderConfig: the shape of a decoder, whatever its family calls the fields."""
+"""config.json -> DecoderConfig: the shape of a decoder and its head, whatever its family calls the fields."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from serve_app.reward_model.errors import CheckpointError, UnsupportedArchitectureError
-
-__all__ = ["SUPPORTED_ARCHITECTURES", "DecoderConfig", "Quantization", "RopeConfig"]
-
-INTERNLM2 = "InternLM2ForRewardModel"
-SUPPORTED_ARCHITECTURES = (
+from serve_app.reward_model.families import (
+    ARCHITECTURES,
+    GATE_PATTERN,
     INTERNLM2,
-    "LlamaForSequenceClassification",
-    "MistralForSequenceClassification",
-    "Qwen2ForSequenceClassification",
-    "Qwen3ForSequenceClassification",
+    MODEL_TYPES,
+    REFUSED,
+    SUPPORTED_ARCHITECTURES,
+    Activation,
+    Architecture,
+    Family,
+    HeadKind,
+    Reading,
+    attribute_names,
 )
+
+PAD_READINGS = ("last_non_pad", "before_first_pad")
 SUPPORTED_ROPE = ("default", "linear", "dynamic", "llama3")
 
 Quantization = Literal["none", "fp8"]
@@ -39,10 +44,48 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class DecoderConfig:
-    """The shape of a decoder with a scalar head. Sizes are in elements, positions in tokens.
+class Normalization:
+    """Mean and standard deviation of a reward model's scores on its trainer's data, as OpenRLHF saves them.
 
-    A score is read at the last token of a sequence; where there is a `pad_token_id`, at the last that is not it.
+    OpenRLHF gives `(score - mean) / std` where it is started with reward normalisation and the raw score elsewhere
+    (`openrlhf/models/model.py`), so it is applied where it is asked for alone.
+    """
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeadConfig:
+    """What a head makes of hidden states, and where it reads them.
+
+    `prefix` is a name of the head's own from config.json; `logit_row` the vocabulary row of a "logit" head. A gating
+    head has `attributes`, a `temperature` and a `gate_pattern`: the gate reads the first token of the last place that
+    these ids stand at. `normalize` applies `normalization`.
+    """
+
+    kind: HeadKind = "scalar"
+    prefix: str | None = None
+    logit_row: int | None = None
+    num_quantiles: int = 1
+    temperature: float = 1.0
+    gate_pattern: tuple[int, ...] = ()
+    attributes: tuple[str, ...] = ()
+    normalization: Normalization | None = None
+    normalize: bool = False
+
+
+Window = int | None
+"""Tokens that one sees of those before it, itself included; None sees all."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """The shape of a decoder with a head. Sizes are in elements, positions in tokens.
+
+    `reading` says at which token the authors' code reads the score (`families.Reading`). `windows` has one entry for
+    each layer, or none where every layer sees all. `norm_offset` is what is added to the weights of norms,
+    `embedding_scale` what embeddings are multiplied by.
     """
 
     architecture: str
@@ -63,6 +106,16 @@ class DecoderConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     dtype: str = "float32"
+    family: Family = "llama"
+    reading: Reading = "last"
+    head: HeadConfig = HeadConfig()
+    activation: Activation = "silu"
+    norm_offset: float = 0.0
+    sandwich_norms: bool = False
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    windows: tuple[Window, ...] = ()
 
     @property
     def query_size(self) -> int:
@@ -85,14 +138,19 @@ class DecoderConfig:
     def num_read(self, token_ids: Sequence[int]) -> int:
         """How many of a sequence's tokens decide its score: those up to where it is read. At least one is.
 
-        Transformers' `*ForSequenceClassification` read the rightmost token that is not `config.pad_token_id`, padding
-        or not, and the first of a sequence of nothing else; without a `pad_token_id`, the last token. Attention is
-        causal, so what stands behind changes nothing.
+        Where the `reading` is "last_non_pad", as Transformers' `*ForSequenceClassification` have it, that is the
+        rightmost token that is not `pad_token_id`, padding or not, and the first of a sequence of nothing else; where
+        it is "before_first_pad", the one before the first `pad_token_id`, and the last where none or only the first is
+        one. Every other reading, and one without a `pad_token_id`, is of the last token. Attention is causal, so what
+        stands behind changes nothing.
         """
         stop = len(token_ids)
-        if self.pad_token_id is not None:
-            while stop > 1 and token_ids[stop - 1] == self.pad_token_id:
-                stop -= 1
+        if self.pad_token_id is None:
+            return stop
+        if self.reading == "before_first_pad":
+            return next((at for at, token in enumerate(token_ids) if token == self.pad_token_id), 0) or stop
+        while stop > 1 and token_ids[stop - 1] == self.pad_token_id:
+            stop -= 1
         return stop
 
     @property
@@ -102,56 +160,90 @@ class DecoderConfig:
         return self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
 
     @classmethod
-    def from_folder(cls, folder: Path) -> DecoderConfig:
-        """Read `folder/config.json`.
+    def from_folder(cls, folder: Path, *, head: str | None = None, normalize: bool = False) -> DecoderConfig:
+        """Read `folder/config.json`; `checkpoint.read_config` also reads what adapters and side files say.
 
         Raises:
             CheckpointError: it is missing or not JSON, or a field is missing.
             UnsupportedArchitectureError: the architecture or one of its options is not supported.
         """
         path = folder / "config.json"
+        return cls.parse(read_json(path), path=path, head=head, normalize=normalize)
+
+    @classmethod
+    def parse(
+        cls, config: Mapping[str, Any], *, path: Path, head: str | None = None, normalize: bool = False
+    ) -> DecoderConfig:
+        """Like `from_dict`, with errors that name the file."""
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CheckpointError(f"{folder} holds no config.json") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
-        try:
-            return cls.from_dict(config)
+            return cls.from_dict(config, head=head, normalize=normalize)
         except KeyError as error:
             raise CheckpointError(f"{path} lacks the field {error}") from None
         except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
             raise CheckpointError(f"{path} has a field that makes no sense: {error}") from error
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> DecoderConfig:
-        """The shape that a checkpoint's parsed config.json describes."""
-        architecture = _architecture(config)
-        internlm2 = architecture == INTERNLM2
+    def from_dict(cls, config: Mapping[str, Any], *, head: str | None = None, normalize: bool = False) -> DecoderConfig:
+        """The shape that a checkpoint's parsed config.json describes.
+
+        `head` is needed where the class is that of a language model: `"logit:ID"` reads the logit of a vocabulary row,
+        `"value_head"` says that a value head lies beside the weights. `normalize` asks for the checkpoint's own
+        normalisation of scores.
+        """
+        _refuse_quantized(config)
+        name, architecture = _architecture(config, head)
+        family = architecture.family or _family_of(config, name)
+        gemma = family in ("gemma", "gemma2")
         hidden_size, num_heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
-        vocab_size = _whole(config, "vocab_size")
-        bias = bool(config.get("bias" if internlm2 else "attention_bias", False))
-        qwen2 = architecture.startswith("Qwen2")
+        vocab_size, num_layers = _whole(config, "vocab_size"), _whole(config, "num_hidden_layers")
+        bias = bool(config.get("bias" if family == "internlm2" else "attention_bias", False))
         return cls(
-            architecture=architecture,
+            architecture=name,
             vocab_size=vocab_size,
             hidden_size=hidden_size,
-            num_layers=_whole(config, "num_hidden_layers"),
+            num_layers=num_layers,
             num_heads=num_heads,
             num_kv_heads=_kv_heads(config, num_heads),
             head_dim=_head_dim(config, hidden_size, num_heads),
             intermediate_size=_whole(config, "intermediate_size"),
             rms_eps=float(config["rms_norm_eps"]),
-            max_positions=_max_positions(config, architecture),
+            max_positions=_max_positions(config, family),
             rope=_rope(config),
-            reward_token_id=_reward_token_id(config, vocab_size) if internlm2 else None,
-            pad_token_id=None if internlm2 else _pad_token_id(config),
-            qkv_bias=bias or qwen2,
-            output_bias=bias and not qwen2,
-            mlp_bias=architecture.startswith("Llama") and bool(config.get("mlp_bias", False)),
-            qk_norm=architecture.startswith("Qwen3"),
+            reward_token_id=_reward_token_id(config, vocab_size) if name == INTERNLM2 else None,
+            pad_token_id=_pad_token_id(config, family) if architecture.reading in PAD_READINGS else None,
+            qkv_bias=bias or family == "qwen2",
+            output_bias=bias and family != "qwen2",
+            mlp_bias=family == "llama" and bool(config.get("mlp_bias", False)),
+            qk_norm=family == "qwen3",
             dtype=_dtype(config),
+            family=family,
+            reading=architecture.reading,
+            head=_head(config, architecture, head=head, normalize=normalize, vocab_size=vocab_size),
+            activation=_activation(config, family),
+            norm_offset=1.0 if gemma else 0.0,
+            sandwich_norms=family == "gemma2",
+            embedding_scale=hidden_size**0.5 if gemma else 1.0,
+            attention_scale=float(config["query_pre_attn_scalar"]) ** -0.5 if family == "gemma2" else None,
+            attention_softcap=_softcap(config) if family == "gemma2" else None,
+            windows=_windows(config, num_layers) if family == "gemma2" else (),
         )
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object from a checkpoint's file.
+
+    Raises:
+        CheckpointError: it is missing, or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} holds no {path.name}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return content
 
 
 def _whole(config: Mapping[str, Any], field: str) -> int:
@@ -182,9 +274,12 @@ def _reward_token_id(config: Mapping[str, Any], vocab_size: int) -> int:
     return token
 
 
-def _pad_token_id(config: Mapping[str, Any]) -> int | None:
-    """None where the field is missing or null, as Transformers has it; an id outside the vocabulary pads nothing."""
-    token = config.get("pad_token_id")
+def _pad_token_id(config: Mapping[str, Any], family: Family) -> int | None:
+    """None where the field is missing or null, as Transformers has it; an id outside the vocabulary pads nothing.
+
+    Gemma's classes of configuration have 0 where it is missing.
+    """
+    token = config.get("pad_token_id", 0 if family in ("gemma", "gemma2") else None)
     if token is not None and type(token) is not int:
         raise ValueError(f"pad_token_id is {token!r}, not a token id")
     return token
@@ -202,18 +297,133 @@ def _present(config: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in config.items() if value is not None}
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
+def _architecture(config: Mapping[str, Any], head: str | None) -> tuple[str, Architecture]:
     architectures = config.get("architectures") or []
-    found = architectures[0] if architectures else None
-    supported = ", ".join(SUPPORTED_ARCHITECTURES)
-    if found not in SUPPORTED_ARCHITECTURES:
-        raise UnsupportedArchitectureError(f"architecture {found} is not supported; these are: {supported}")
-    if found != INTERNLM2 and (num_labels := _num_labels(config)) != 1:
-        raise UnsupportedArchitectureError(f"{found} has {num_labels} labels; a reward model has num_labels == 1")
+    name = str(architectures[0]) if architectures else "None"
+    if name in REFUSED:
+        raise UnsupportedArchitectureError(f"architecture {name} is not supported: {REFUSED[name]}")
+    if name not in ARCHITECTURES:
+        supported = ", ".join(SUPPORTED_ARCHITECTURES)
+        raise UnsupportedArchitectureError(f"architecture {name} is not supported; these are: {supported}")
+    architecture = ARCHITECTURES[name]
+    if architecture.is_language_model and head is None:
+        raise UnsupportedArchitectureError(
+            f"{name} is a language model, not a reward model. Where its authors read the reward from a logit, name the "
+            "vocabulary row, as head='logit:0'; a value head lies in value_head.safetensors beside it"
+        )
+    if architecture.counts_labels and (num_labels := _num_labels(config)) != 1:
+        raise UnsupportedArchitectureError(f"{name} has {num_labels} labels; a reward model has num_labels == 1")
+    return name, architecture
+
+
+def _family_of(config: Mapping[str, Any], name: str) -> Family:
+    """The family of a class that trainers put on any: config.json's model_type says it."""
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        known = ", ".join(sorted(MODEL_TYPES))
+        raise UnsupportedArchitectureError(
+            f"{name} with model_type {model_type!r} is not supported; these are: {known}"
+        )
+    return MODEL_TYPES[model_type]
+
+
+def _head(
+    config: Mapping[str, Any], architecture: Architecture, *, head: str | None, normalize: bool, vocab_size: int
+) -> HeadConfig:
+    normalization = _normalization(config)
+    if normalize and normalization is None:
+        raise UnsupportedArchitectureError("the checkpoint has no mean and std to normalise scores with")
+    if config.get("do_normalize"):
+        raise UnsupportedArchitectureError("do_normalize (a score normaliser inside the model) is not supported")
+    kind: HeadKind = architecture.head
+    row = None
+    if head is not None and head != "value_head":
+        kind, row = "logit", _logit_row(head, architecture, vocab_size)
+    num_attributes = int(config.get("num_objectives") or 19)
+    return HeadConfig(
+        kind=kind,
+        prefix=config.get("value_head_prefix"),
+        logit_row=row,
+        num_quantiles=_whole(config, "num_quantiles") if kind == "quantile_gating" else 1,
+        temperature=float(config.get("gating_temperature") or 10.0),
+        gate_pattern=GATE_PATTERN if kind in ("gating", "quantile_gating") else (),
+        attributes=attribute_names(kind, num_attributes, _num_labels(config)),
+        normalization=normalization,
+        normalize=normalize,
+    )
+
+
+def _logit_row(head: str, architecture: Architecture, vocab_size: int) -> int:
+    kind, _, row = head.partition(":")
+    if kind != "logit" or not row.isdigit():
+        raise UnsupportedArchitectureError(f"head is 'logit:ID' with the id of a vocabulary row, not {head!r}")
+    if not architecture.is_language_model:
+        raise UnsupportedArchitectureError(f"head={head!r} is for language models; this checkpoint has its own head")
+    if architecture.family in ("gemma", "gemma2", "internlm2"):
+        raise UnsupportedArchitectureError(f"head={head!r} is not supported for {architecture.family}")
+    if int(row) >= vocab_size:
+        raise UnsupportedArchitectureError(f"head={head!r} names no row of the vocabulary of {vocab_size}")
+    return int(row)
+
+
+def _normalization(config: Mapping[str, Any]) -> Normalization | None:
+    mean, std = config.get("mean"), config.get("std")
+    if mean is None or std is None:
+        return None
+    if float(std) <= 0:
+        raise ValueError(f"std is {std}, not a positive number")
+    return Normalization(float(mean), float(std))
+
+
+QUANTIZED = {
+    "bitsandbytes": "load the weights it was made from, in 16 bits",
+    "awq": "load the weights it was made from, in 16 bits",
+    "gptq": "load the weights it was made from, in 16 bits",
+    "compressed-tensors": "load the weights it was made from, in 16 bits; quantization='fp8' then makes 8-bit floats",
+    "fp8": "load the weights it was made from, in 16 bits; quantization='fp8' then makes 8-bit floats",
+    "fbgemm_fp8": "load the weights it was made from, in 16 bits; quantization='fp8' then makes 8-bit floats",
+}
+
+
+def _refuse_quantized(config: Mapping[str, Any]) -> None:
+    found = config.get("quantization_config") or config.get("compression_config")
+    if not found:
+        return
+    method = str(found.get("quant_method") or found.get("format") or "an unnamed method")
+    advice = QUANTIZED.get(method, "load the weights it was made from, in 16 bits")
+    raise UnsupportedArchitectureError(f"the checkpoint is quantised by {method}, which is not supported: {advice}")
+
+
+def _activation(config: Mapping[str, Any], family: Family) -> Activation:
+    """Gemma's "gelu" is the tanh approximation whatever it is called (Transformers' `GemmaConfig` says the same)."""
+    if family in ("gemma", "gemma2"):
+        found = config.get("hidden_activation") or config.get("hidden_act") or "gelu_pytorch_tanh"
+        if found in ("gelu", "gelu_pytorch_tanh"):
+            return "gelu_tanh"
+        raise UnsupportedArchitectureError(f"hidden_act {found!r} is not supported; 'gelu_pytorch_tanh' is")
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         raise UnsupportedArchitectureError(f"hidden_act {activation!r} is not supported; 'silu' is")
-    return str(found)
+    return "silu"
+
+
+def _softcap(config: Mapping[str, Any]) -> float | None:
+    value = config.get("attn_logit_softcapping", 50.0)
+    if value is not None and float(value) <= 0:
+        raise ValueError(f"attn_logit_softcapping is {value}, not a positive number")
+    return None if value is None else float(value)
+
+
+def _windows(config: Mapping[str, Any], num_layers: int) -> tuple[Window, ...]:
+    """Gemma 2: every other layer, the first included, sees a window, unless `layer_types` says otherwise."""
+    if config.get("use_bidirectional_attention"):
+        raise UnsupportedArchitectureError("use_bidirectional_attention is not supported")
+    size = _whole(config, "sliding_window")
+    default = ["full_attention" if index % 2 else "sliding_attention" for index in range(num_layers)]
+    types = list(config.get("layer_types") or default)
+    if len(types) != num_layers or not set(types) <= {"full_attention", "sliding_attention"}:
+        raise ValueError(f"layer_types is {types}, not one of 'full_attention', 'sliding_attention' for each layer")
+    return tuple(size if kind == "sliding_attention" else None for kind in types)
 
 
 def _num_labels(config: Mapping[str, Any]) -> int:
@@ -222,11 +432,11 @@ def _num_labels(config: Mapping[str, Any]) -> int:
     return len(config.get("id2label") or {0: "", 1: ""})  # Transformers' default is two
 
 
-def _max_positions(config: Mapping[str, Any], architecture: str) -> int:
+def _max_positions(config: Mapping[str, Any], family: Family) -> int:
     """Positions the model attends over in full: a sliding window, where one is on, bounds them exactly."""
     positions = _whole(config, "max_position_embeddings")
-    in_use = config.get("use_sliding_window", architecture.startswith("Mistral"))
-    if not in_use or config.get("sliding_window") is None:
+    in_use = config.get("use_sliding_window", family == "mistral")
+    if not in_use or config.get("sliding_window") is None or family == "gemma2":
         return positions
     return min(positions, _whole(config, "sliding_window"))
 

@@ -6,6 +6,10 @@ positions, each over the keys from 0 to the end of its block: the shape of every
 not on the length of the sequence. Rows past a sequence's end belong to its neighbour; the causal mask hides
 their keys, and their results are dropped.
 
+Gemma 2 caps its attention's logits, which no fused call of PyTorch does, and every other of its layers sees a window.
+`BlockAttention` then multiplies, caps and takes the softmax in float32 itself, in the same canonical blocks, over the
+keys that a block's first row can see. `varlen_attn` has windows and no cap, so capped models run in blocks on CUDA too.
+
 `VarlenAttention` is FlashAttention over sequences of different lengths on CUDA, in float16 and bfloat16. With
 `num_splits=1` PyTorch guarantees the same bits for a sequence whatever else is in the batch.
 """
@@ -22,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from serve_app.reward_model.packing import PackedBatch, Span, on_device
+from serve_app.reward_model.architecture import Window
+from serve_app.reward_model.packing import PackedBatch, Read, Span, on_device
 
 __all__ = ["BLOCK_ROWS", "Attention", "BlockAttention", "VarlenAttention", "attention_for"]
 
@@ -37,7 +42,7 @@ LAST_ROWS = 16
 class Attention(Protocol):
     """Causal attention within each sequence of a packed batch: a span's rows see its trunk and themselves.
 
-    Shape legend: T rows, Q query heads, K key/value heads, D head dimension, N scored spans.
+    Shape legend: T rows, Q query heads, K key/value heads, D head dimension, N reads.
     """
 
     slack_rows: int
@@ -47,17 +52,19 @@ class Attention(Protocol):
         """Prepare for the layers of one forward pass over `batch`."""
         ...
 
-    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TQD: Tensor) -> None:
+    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TQD: Tensor, *, window: Window = None) -> None:
         """Write the attention output of every token to `out_TQD`."""
         ...
 
-    def attend_last(self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_NQD: Tensor) -> None:
-        """Write the attention output of each scored span's last token to `out_NQD`."""
+    def attend_last(
+        self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_NQD: Tensor, *, window: Window = None
+    ) -> None:
+        """Write the attention output of the batch's reads, in their order, to `out_NQD`."""
         ...
 
 
 class BlockAttention:
-    """`scaled_dot_product_attention` in canonical blocks, one call a block.
+    """`scaled_dot_product_attention` in canonical blocks, one call a block; with a `softcap`, what it would do itself.
 
     The keys of a sequence without a trunk are read where they are. Those of a leaf are put behind its trunk's in a
     scratch buffer, and its first block carries rows before the leaf as dummies, so that its calls are those of the
@@ -66,32 +73,54 @@ class BlockAttention:
 
     slack_rows = BLOCK_ROWS - 1
 
-    def __init__(self, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> None:
         hidden = torch.full((BLOCK_ROWS, BLOCK_ROWS), float("-inf"), dtype=dtype, device=device).triu(1)
         self._mask = hidden
         self._triangle = hidden
         self._spans: list[Span] = []
+        self._reads: dict[int, list[tuple[int, Read]]] = {}
         self._scratch = torch.empty(0, dtype=dtype, device=device)
+        self.kernel = (
+            partial(_attention, scale=scale)
+            if softcap is None
+            else partial(_capped_attention, scale=scale, softcap=softcap)
+        )
 
     def begin(self, batch: PackedBatch) -> None:
         self._spans = batch.spans
+        self._reads = {}
+        for index, read in enumerate(batch.reads):
+            self._reads.setdefault(read.span.start, []).append((index, read))
 
-    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TQD: Tensor) -> None:
+    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TQD: Tensor, *, window: Window = None) -> None:
         for span, k_SKD, v_SKD in self._with_keys(k_TKD, v_TKD):
             for block, end in _blocks(span):
                 row = span.start + block - span.position  # before span.start where the block begins with dummies
                 end_row = row + end - block
-                mask = self._mask_of(end)[block - end :]
-                result_QBD = _attention(q_TQD[row:end_row], k_SKD[:end], v_SKD[:end], mask=mask)
+                seen = _first_seen(block, window)
+                mask = self._mask_of(end)[block - end :, seen:]
+                if window is not None and end > window:
+                    mask = mask + _before_window(block, end, seen, window).to(mask)
+                result_QBD = self.kernel(q_TQD[row:end_row], k_SKD[seen:end], v_SKD[seen:end], mask=mask)
                 first, stop = max(row, span.start), min(end_row, span.stop)
                 out_TQD[first:stop] = result_QBD.transpose(0, 1)[first - row : stop - row]
 
-    def attend_last(self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_NQD: Tensor) -> None:
-        scored = (keys for keys in self._with_keys(k_TKD, v_TKD) if keys[0].is_scored)
-        for index, (span, k_SKD, v_SKD) in enumerate(scored):
-            q_RQD = q_NQD[index].expand(LAST_ROWS, -1, -1)
-            result_QRD = _attention(q_RQD, k_SKD[: span.num_keys], v_SKD[: span.num_keys], mask=None)
-            out_NQD[index] = result_QRD[:, 0]
+    def attend_last(
+        self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_NQD: Tensor, *, window: Window = None
+    ) -> None:
+        for span, k_SKD, v_SKD in self._with_keys(k_TKD, v_TKD):
+            for index, read in self._reads.get(span.start, ()) if span.is_scored else ():
+                q_RQD = q_NQD[index].expand(LAST_ROWS, -1, -1)
+                keys = slice(_first_seen(read.num_keys - 1, window), read.num_keys)
+                result_QRD = self.kernel(q_RQD, k_SKD[keys], v_SKD[keys], mask=None)
+                out_NQD[index] = result_QRD[:, 0]
 
     def _with_keys(self, k_TKD: Tensor, v_TKD: Tensor) -> Iterator[tuple[Span, Tensor, Tensor]]:
         """Each span with its keys and values from position 0 on, and finite rows behind them."""
@@ -140,10 +169,39 @@ def _block_rows(position: int) -> int:
     return SHORT_BLOCK_ROWS if position < FIRST_LONG_BLOCK else BLOCK_ROWS
 
 
-def _attention(q_RQD: Tensor, k_SKD: Tensor, v_SKD: Tensor, mask: Tensor | None) -> Tensor:
+def _first_seen(position: int, window: Window) -> int:
+    """The first position that a row at `position` sees."""
+    return 0 if window is None else max(0, position - window + 1)
+
+
+def _before_window(block: int, end: int, seen: int, window: int) -> Tensor:
+    """-inf where a key lies before a row's window and 0 elsewhere, for a block's rows: float32 [rows, end - seen]."""
+    rows, keys = torch.arange(block, end)[:, None], torch.arange(seen, end)[None]
+    return torch.zeros(end - block, end - seen).masked_fill_(keys <= rows - window, float("-inf"))
+
+
+def _attention(
+    q_RQD: Tensor, k_SKD: Tensor, v_SKD: Tensor, *, mask: Tensor | None, scale: float | None = None
+) -> Tensor:
     """Attention of R query rows over S keys: [Q, R, D]."""
     q_1QRD, k_1KSD, v_1KSD = (rows.transpose(0, 1)[None] for rows in (q_RQD, k_SKD, v_SKD))
-    return F.scaled_dot_product_attention(q_1QRD, k_1KSD, v_1KSD, attn_mask=mask, enable_gqa=True)[0]
+    return F.scaled_dot_product_attention(q_1QRD, k_1KSD, v_1KSD, attn_mask=mask, scale=scale, enable_gqa=True)[0]
+
+
+def _capped_attention(
+    q_RQD: Tensor, k_SKD: Tensor, v_SKD: Tensor, *, mask: Tensor | None, scale: float | None, softcap: float
+) -> Tensor:
+    """Attention whose logits are `softcap * tanh(q @ k * scale / softcap)`: [Q, R, D], in float32 until the end."""
+    num_rows, num_heads, head_dim = q_RQD.shape
+    num_kv_heads = k_SKD.shape[1]
+    factor = (head_dim**-0.5 if scale is None else scale) / softcap
+    q_KAD = q_RQD.float().transpose(0, 1).reshape(num_kv_heads, -1, head_dim)  # A: the rows of a key head's queries
+    k_KDS, v_KSD = k_SKD.float().permute(1, 2, 0), v_SKD.float().transpose(0, 1)
+    logits_KAS = torch.bmm(q_KAD, k_KDS).mul_(factor).tanh_().mul_(softcap)
+    if mask is not None:
+        logits_KAS.view(num_kv_heads, -1, num_rows, len(k_SKD)).add_(mask)
+    result_KAD = torch.bmm(torch.softmax(logits_KAS, dim=-1), v_KSD)
+    return result_KAD.view(num_heads, num_rows, head_dim).to(q_RQD.dtype)
 
 
 class VarlenAttention:
@@ -158,29 +216,35 @@ class VarlenAttention:
         wanted = {"enable_gqa": True} | ({"num_splits": 1} if invariant else {})
         known = inspect.signature(varlen_attn).parameters
         options = {name: value for name, value in wanted.items() if name in known}
-        # Causal is aligned to the last key, so a lone last query sees every key of its sequence.
-        call = cast(Callable[..., Tensor], varlen_attn)
-        self._varlen = partial(call, window_size=(-1, 0), **options)
+        self._call = partial(cast(Callable[..., Tensor], varlen_attn), **options)
 
     def begin(self, batch: PackedBatch) -> None:
         device = batch.token_ids_T.device
-        spans, scored = batch.spans, batch.scored
+        spans, reads = batch.spans, batch.reads
         self._tokens = batch.num_tokens
-        self._all = _Lengths.of([span.num_rows for span in spans], [span.num_keys for span in spans], device)
-        self._last = _Lengths.of([1] * len(scored), [span.num_keys for span in scored], device)
-        shares = len(scored) < len(spans)
-        self._keys_of_all = _key_rows(spans, device) if shares else None
-        self._keys_of_last = _key_rows(scored, device) if shares else None
+        every = [(span, span.num_keys) for span in spans]
+        last = [(read.span, read.num_keys) for read in reads]
+        self._all = _Lengths.of([span.num_rows for span in spans], [count for _, count in every], device)
+        self._last = _Lengths.of([1] * len(reads), [count for _, count in last], device)
+        shares = len(batch.scored) < len(spans)
+        self._keys_of_all = _key_rows(every, device) if shares else None
+        self._keys_of_last = _key_rows(last, device) if shares or len(reads) > len(spans) else None
 
-    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TQD: Tensor) -> None:
+    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TQD: Tensor, *, window: Window = None) -> None:
         tokens = self._tokens
         k, v = (self._select(rows, self._keys_of_all) for rows in (k_TKD, v_TKD))
-        out_TQD[:tokens] = self._varlen(q_TQD[:tokens], k, v, *self._all.arguments)
+        out_TQD[:tokens] = self._varlen(q_TQD[:tokens], k, v, *self._all.arguments, window=window)
 
-    def attend_last(self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_NQD: Tensor) -> None:
+    def attend_last(
+        self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_NQD: Tensor, *, window: Window = None
+    ) -> None:
         count = len(self._last.cu_seq_q) - 1
         k, v = (self._select(rows, self._keys_of_last) for rows in (k_TKD, v_TKD))
-        out_NQD[:count] = self._varlen(q_NQD[:count], k, v, *self._last.arguments)
+        out_NQD[:count] = self._varlen(q_NQD[:count], k, v, *self._last.arguments, window=window)
+
+    def _varlen(self, *arguments: Tensor | int, window: Window) -> Tensor:
+        # Causal is aligned to the last key, so a lone last query sees every key of its sequence.
+        return self._call(*arguments, window_size=(-1 if window is None else window - 1, 0))
 
     def _select(self, rows_TKD: Tensor, key_rows: Tensor | None) -> Tensor:
         """The keys or values of each span in a row, its trunk's before its own."""
@@ -205,9 +269,14 @@ class _Lengths:
         return self.cu_seq_q, self.cu_seq_k, self.max_q, self.max_k
 
 
-def _key_rows(spans: Sequence[Span], device: torch.device) -> Tensor:
-    """The rows of each span's keys: its trunk's, then its own: int64 on the device."""
-    ranges = [torch.arange(part.start, part.stop) for span in spans for part in (span.trunk, span) if part is not None]
+def _key_rows(spans: Sequence[tuple[Span, int]], device: torch.device) -> Tensor:
+    """The rows of each span's first keys, as many as it says: its trunk's, then its own: int64 on the device."""
+    ranges = []
+    for span, num_keys in spans:
+        trunk = span.trunk
+        if trunk is not None:
+            ranges.append(torch.arange(trunk.start, trunk.start + min(num_keys, trunk.num_rows)))
+        ranges.append(torch.arange(span.start, span.start + max(0, num_keys - span.position)))
     return on_device(torch.cat(ranges), device)
 
 
@@ -216,9 +285,20 @@ def _cumulative(lengths: list[int], device: torch.device) -> Tensor:
     return on_device(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), device)
 
 
-def attention_for(device: torch.device, dtype: torch.dtype, head_dim: int, *, invariant: bool = True) -> Attention:
-    """FlashAttention where it runs: in half precision on Ampere GPUs or newer; canonical blocks elsewhere."""
+def attention_for(
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    invariant: bool = True,
+) -> Attention:
+    """FlashAttention where it runs: in half precision on Ampere GPUs or newer, for logits that are neither scaled nor
+    capped in a way of their own; canonical blocks elsewhere.
+    """
     half = dtype in (torch.float16, torch.bfloat16) and head_dim % 8 == 0 and head_dim <= 256
-    if device.type == "cuda" and half and torch.cuda.get_device_capability(device) >= (8, 0):
+    plain = scale is None and softcap is None
+    if plain and device.type == "cuda" and half and torch.cuda.get_device_capability(device) >= (8, 0):
         return VarlenAttention(invariant=invariant)
-    return BlockAttention(device=device, dtype=dtype)
+    return BlockAttention(device=device, dtype=dtype, scale=scale, softcap=softcap)

@@ -1,111 +1,198 @@
-"""Checkpoint folder -> Decoder: finds the weights, checks each, and copies them into fused tensors on the device.
+"""Checkpoint folder -> weights: finds them, checks each, and copies them into fused tensors on the device.
 
 Parameters are allocated on the device first; then each shard is opened, its tensors are copied one at a time into
-their places, and it is closed. The host never holds more than one shard beside the model.
+their places, and it is closed. The host never holds more than one shard beside the model. A folder may hold an adapter
+instead of a model (`adapters.py`): its base's weights are read, and changed on the way.
 """
 
 from __future__ import annotations
 
-import json
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from serve_app.reward_model.architecture import DecoderConfig
-from serve_app.reward_model.errors import CheckpointError, WeightError
-from serve_app.reward_model.model_files import fingerprint, resolve
+from serve_app.reward_model.adapter_config import ADAPTER_FILES, AdapterConfig
+from serve_app.reward_model.adapters import Adapter
+from serve_app.reward_model.architecture import DecoderConfig, read_json
+from serve_app.reward_model.errors import WeightError
+from serve_app.reward_model.families import ARCHITECTURES, MODEL_TYPES, Family
+from serve_app.reward_model.head_weights import HeadPlan
+from serve_app.reward_model.model_files import VALUE_HEAD_FILES, adapter_config, base_folder
+from serve_app.reward_model.weight_files import (
+    StoredTensor,
+    first_of,
+    inventory,
+    plain_name,
+    stored_tensors,
+    weight_files,
+)
 from serve_app.reward_model.weights import DecoderWeights, Place, allocate, places_of
 
-__all__ = ["fill", "fingerprint", "load_weights", "resolve"]
+logger = logging.getLogger(__name__)
 
 
-def load_weights(folder: Path, config: DecoderConfig, *, device: torch.device, dtype: torch.dtype) -> DecoderWeights:
+def read_config(
+    folder: Path, *, base_model: str | None = None, head: str | None = None, normalize: bool = False
+) -> DecoderConfig:
+    """The shape of the model in a folder, or of the one that the folder's adapter makes of its base.
+
+    `base_model` names an adapter's base, an id or a folder, in place of the one it names itself. `head` and `normalize`
+    are those of `DecoderConfig.from_dict`.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or the base cannot be had.
+        UnsupportedArchitectureError: the architecture, the kind of adapter or an option is not supported.
+    """
+    adapter = adapter_config(folder, base_model)
+    if adapter is None:
+        if head is None and first_of(folder, *VALUE_HEAD_FILES) is not None:
+            head = "value_head"
+        return DecoderConfig.from_folder(folder, head=head, normalize=normalize)
+    base = base_folder(adapter, base_model, weights=False)
+    if head is None and first_of(folder, *VALUE_HEAD_FILES) is not None:
+        head = "value_head"
+    path = base / "config.json"
+    raw = _adapted(read_json(path), adapter, has_head=head is not None)
+    return DecoderConfig.parse(raw, path=path, head=head, normalize=normalize)
+
+
+_TASK_CLASSES = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
+
+
+def _adapted(config: Mapping[str, Any], adapter: AdapterConfig, *, has_head: bool) -> Mapping[str, Any]:
+    """A base's config.json as the adapter's trainer had it: its class with one label, and its size of vocabulary."""
+    changed = dict(config)
+    name = str((config.get("architectures") or ["None"])[0])
+    is_reward_model = name in ARCHITECTURES and not ARCHITECTURES[name].is_language_model
+    suffix = _TASK_CLASSES.get(str(adapter.task_type))
+    if suffix is not None and not has_head:
+        family = MODEL_TYPES.get(str(config.get("model_type")))
+        if not is_reward_model:
+            changed["architectures"] = [_class_of(family, suffix) or name]
+        changed |= {"num_labels": 1, "id2label": None}
+    file = first_of(adapter.path.parent, *ADAPTER_FILES)
+    embedding = inventory([file] if file else []).get("model.embed_tokens.weight")
+    if embedding is not None:
+        changed["vocab_size"] = embedding.shape[0]
+    return changed
+
+
+def _class_of(family: Family | None, suffix: str) -> str | None:
+    known = (name for name, found in ARCHITECTURES.items() if found.family == family and name.endswith(suffix))
+    return next((name for name in known if ARCHITECTURES[name].counts_labels), None)
+
+
+def load_weights(
+    folder: Path, config: DecoderConfig, *, device: torch.device, dtype: torch.dtype, base_model: str | None = None
+) -> DecoderWeights:
     """Load the weights in `folder` onto `device` as `dtype`; the head is kept in float32.
+
+    An adapter's changes are added in float32, before the sum is rounded to `dtype`.
 
     Raises:
         CheckpointError: there are no weight files, or one cannot be read.
         WeightError: a weight is missing, surplus or misshapen.
     """
-    weights = allocate(config, device=device, dtype=dtype)
-    fill(folder, dict(places_of(config, weights)), architecture=config.architecture)
+    source = _Source.of(folder, base_model)
+    stored = source.inventory()
+    plan = HeadPlan.of(config, stored)
+    weights = allocate(config, device=device, dtype=dtype, head=plan)
+    _fill(source, dict(places_of(config, weights, plan, stored)), architecture=config.architecture)
     return weights
 
 
 def fill(folder: Path, places: Mapping[str, Place], *, architecture: str) -> None:
-    """Copy every weight in `folder` to its place, one tensor at a time.
+    """Copy every weight in `folder` to its place, one tensor at a time; `places` have plain names.
 
     Raises:
         CheckpointError: there are no weight files, or one cannot be read.
         WeightError: a weight is missing, surplus or misshapen.
     """
-    loaded: set[str] = set()
-    for shard in _shards(folder):
-        with _open_shard(shard) as tensors:
-            for name, shape, read in tensors:
-                if name.endswith("rotary_emb.inv_freq"):
-                    continue  # a buffer that old Transformers versions saved; it follows from the configuration
-                place = places.get(name)
-                if place is None:
-                    raise WeightError(f"surplus weight {name} in {shard.name}: {architecture} has none")
-                place.check(name, shape)
-                place.copy(read())
-                loaded.add(name)
-    if missing := sorted(places.keys() - loaded):
+    _fill(_Source(folder, tuple(weight_files(folder)), None), places, architecture=architecture)
+
+
+# What trainers leave in a checkpoint beside the model: the head that a language model's class had, running statistics
+# of scores (OpenRLHF keeps those in config.json), counters of batch norms.
+LEFT_OVER = ("lm_head.weight", "output.weight", "mean", "std", "normalizer.mean", "normalizer.var", "normalizer.count")
+LEFT_OVER_ENDS = ("rotary_emb.inv_freq", ".num_batches_tracked")
+# Starling's class has the same layers under two names.
+SAVED_TWICE = ("GPTRewardModel",)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a model's tensors come from: `files`, and an adapter that changes them."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    adapter: Adapter | None
+
+    @classmethod
+    def of(cls, folder: Path, base_model: str | None) -> _Source:
+        config = adapter_config(folder, base_model)
+        side = first_of(folder, *VALUE_HEAD_FILES)
+        base = folder if config is None else base_folder(config, base_model)
+        files = (*weight_files(base), *([] if side is None else [side]))
+        return cls(folder, files, None if config is None else Adapter.load(config))
+
+    def inventory(self) -> dict[str, StoredTensor]:
+        """Every tensor by its plain name, the adapter's in place of the base's."""
+        return inventory(self.files) | dict(self._replacements())
+
+    def tensors(self) -> Iterator[tuple[str, StoredTensor]]:
+        """Plain name and content of every tensor, each to be read before the next one is asked for."""
+        replaced = dict(self._replacements())
+        for file in self.files:
+            with stored_tensors(file) as tensors:
+                named = ((plain_name(tensor.name), tensor) for tensor in tensors)
+                yield from (item for item in named if item[0] not in replaced)
+        yield from replaced.items()
+
+    def _replacements(self) -> Iterator[tuple[str, StoredTensor]]:
+        if self.adapter is not None:
+            for name, content in self.adapter.replacements.items():
+                read = partial(_itself, content)
+                yield name, StoredTensor(name, self.adapter.file, tuple(content.shape), read)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _fill(source: _Source, places: Mapping[str, Place], *, architecture: str) -> None:
+    loaded: dict[str, str] = {}
+    for name, tensor in source.tensors():
+        if name not in places and _is_left_over(name):
+            logger.info("%s in %s is no part of a reward model and is left out", tensor.name, tensor.file.name)
+            continue
+        if name in loaded and architecture not in SAVED_TWICE:
+            raise WeightError(f"weight {name} is there twice, as {loaded[name]} and {tensor.name} ({tensor.file})")
+        _put(places, name, tensor, source.adapter, architecture)
+        loaded[name] = tensor.name
+    adapter = source.adapter
+    if adapter is not None and (unused := sorted(adapter.changes.keys() - loaded.keys() - set(LEFT_OVER))):
+        raise WeightError(f"the adapter changes {unused[0]}, which its base has not ({adapter.file})")
+    if missing := sorted(places.keys() - loaded.keys()):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise WeightError(f"missing weights in {folder}: {', '.join(missing[:3])}{more}")
+        raise WeightError(f"missing weights in {source.folder}: {', '.join(missing[:3])}{more}")
 
 
-def _shards(folder: Path) -> list[Path]:
-    """Weight files, safetensors before .bin: those of the index, else the single file."""
-    for single in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{single}.index.json"
-        if index.is_file():
-            try:
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-                absent = [name for name in names if not (folder / name).is_file()]
-            except (KeyError, ValueError, AttributeError, TypeError) as error:
-                raise CheckpointError(f"{index} is not a weight index: {error}") from error
-            if absent:
-                raise CheckpointError(f"{index.name} names {len(names)} files; missing in {folder}: {absent}")
-            return [folder / name for name in names]
-        if (folder / single).is_file():
-            return [folder / single]
-    raise CheckpointError(f"no model.safetensors, pytorch_model.bin or index of either in {folder}")
+def _put(
+    places: Mapping[str, Place], name: str, tensor: StoredTensor, adapter: Adapter | None, architecture: str
+) -> None:
+    place = places.get(name)
+    if place is None:
+        raise WeightError(f"surplus weight {tensor.name} in {tensor.file.name}: {architecture} has none")
+    place.check(tensor.name, tensor.shape, tensor.file.name)
+    content: Tensor = tensor.read()
+    place.copy(content if adapter is None else adapter.applied(name, content))
 
 
-_NamedTensors = Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]
-
-
-@contextmanager
-def _open_shard(path: Path) -> Iterator[_NamedTensors]:
-    """Name, shape and reader of each tensor in a weight file; tensors come from a memory map, one at a time."""
-    try:
-        if path.suffix == ".safetensors":
-            file = safe_open(path, framework="pt")
-            keys = file.keys()
-        else:
-            state = _load_bin(path)
-            keys = state.keys()
-    except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"weight file {path} cannot be read: {error}") from error
-    if path.suffix == ".safetensors":
-        with file:
-            yield ((key, tuple(file.get_slice(key).get_shape()), partial(file.get_tensor, key)) for key in keys)
-    else:
-        yield ((key, tuple(state[key].shape), partial(state.__getitem__, key)) for key in keys)
-
-
-def _load_bin(path: Path) -> dict[str, Tensor]:
-    """A pickled state dict, without running code from it; files of PyTorch before 1.6 cannot be memory-mapped."""
-    mapped = zipfile.is_zipfile(path)
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise CheckpointError(f"weight file {path} holds no plain dictionary of tensors")
-    return state
+def _is_left_over(name: str) -> bool:
+    return name in LEFT_OVER or name.endswith(LEFT_OVER_ENDS)

@@ -1,4 +1,4 @@
-"""PackedBatch -> one score per sequence: the forward pass of every supported architecture.
+"""PackedBatch -> one score per sequence and its attributes: the forward pass of every supported architecture.
 
 The last layer computes queries, output projection and MLP only where a score is read. What is done row by row runs in
 chunks of rows, so that intermediate results stay in a CPU's cache; queries, keys, values and what attention makes of
@@ -7,15 +7,18 @@ them live in buffers that are kept between calls, since fresh large tensors cost
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from serve_app.reward_model.architecture import DecoderConfig, Quantization
-from serve_app.reward_model.attention import Attention, attention_for
+from serve_app.reward_model.architecture import DecoderConfig, Quantization, Window
+from serve_app.reward_model.attention import Attention, BlockAttention, attention_for
+from serve_app.reward_model.families import Activation
+from serve_app.reward_model.heads import Head
 from serve_app.reward_model.invariance import RowRule
 from serve_app.reward_model.linear import Linear, linear_for
 from serve_app.reward_model.packing import PackedBatch, on_device
@@ -40,9 +43,20 @@ class _Layer:
     down: Linear
     query_norm: Tensor | None
     key_norm: Tensor | None
+    attention_output_norm: Tensor | None
+    mlp_output_norm: Tensor | None
+    window: Window
 
     @classmethod
-    def of(cls, config: DecoderConfig, layer: LayerWeights, quantization: Quantization, *, invariant: bool) -> _Layer:
+    def of(
+        cls,
+        config: DecoderConfig,
+        layer: LayerWeights,
+        quantization: Quantization,
+        *,
+        window: Window,
+        invariant: bool,
+    ) -> _Layer:
         def linears(weight: Tensor, bias: Tensor | None, sizes: Sequence[int]) -> list[Linear]:
             biases = [None] * len(sizes) if bias is None else bias.split(list(sizes))
             return [
@@ -65,20 +79,28 @@ class _Layer:
             down=down,
             query_norm=layer.query_norm,
             key_norm=layer.key_norm,
+            attention_output_norm=layer.attention_output_norm,
+            mlp_output_norm=layer.mlp_output_norm,
+            window=window,
         )
 
     @property
     def linears(self) -> list[Linear]:
         return [self.query, self.key_value, self.output, self.gate, self.up, self.down]
 
+    def gated(self, normed: Tensor, activation: Activation) -> Tensor:
+        """The MLP's gate, activated."""
+        return self.gate.silu(normed) if activation == "silu" else self.gate.gelu_tanh(normed)
+
 
 class Decoder:
-    """A decoder with a scalar head; not thread-safe, since calls share buffers.
+    """A decoder with a head; not thread-safe, since calls share buffers.
 
     It takes the layers out of `weights` as it lays them out for the device, so that no two copies are in memory.
     `quantization` "fp8" and `invariant` False trade the contract of the scores for speed on CUDA.
 
-    Shape legend: T padded rows, H hidden, Q query heads, K key/value heads, D head dimension, N padded sequences.
+    Shape legend: T padded rows, H hidden, Q query heads, K key/value heads, D head dimension, N padded reads, A
+    attributes.
     """
 
     def __init__(
@@ -95,10 +117,22 @@ class Decoder:
         self.dtype = weights.layers[0].qkv.dtype
         self.row_rule = RowRule.for_device(self.device)
         self._norm_weight = weights.norm
-        self._head = weights.head
+        self.head = Head(config.head, weights.head, invariant=invariant)
         layers = weights.layers
-        self._layers = [_Layer.of(config, layers.pop(0), quantization, invariant=invariant) for _ in range(len(layers))]
-        self._attention: Attention = attention_for(self.device, self.dtype, config.head_dim, invariant=invariant)
+        windows: Sequence[Window] = config.windows or [None] * len(layers)
+        self._layers = [
+            _Layer.of(config, layers.pop(0), quantization, window=window, invariant=invariant) for window in windows
+        ]
+        self._attention: Attention = attention_for(
+            self.device,
+            self.dtype,
+            config.head_dim,
+            scale=config.attention_scale,
+            softcap=config.attention_softcap,
+            invariant=invariant,
+        )
+        # Rounded to the model's dtype, as Transformers has it for Gemma: the square root of 4608 is 68 in bfloat16.
+        self._embedding_scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
         self._rotary = RotaryTable(config, self.device)
         self._buffers: dict[str, Tensor] = {}
 
@@ -107,9 +141,16 @@ class Decoder:
         """One layer's matrix products."""
         return self._layers[0].linears
 
+    @property
+    def attend(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """Attention of rows of queries over keys and values, where it is not PyTorch's own; else None."""
+        if not isinstance(self._attention, BlockAttention) or self.config.attention_softcap is None:
+            return None
+        return partial(self._attention.kernel, mask=None)
+
     def weights(self) -> tuple[object, ...]:
         """Every weight, in tensors and dataclasses of tensors."""
-        return (self.embedding, self._norm_weight, self._head, *self._layers)
+        return (self.embedding, self._norm_weight, *self.head.tensors(), *self._layers)
 
     def release_buffers(self) -> None:
         """Give the memory of the buffers back, as after an out-of-memory error."""
@@ -119,24 +160,31 @@ class Decoder:
     def score(self, sequences: Sequence[Sequence[int]], groups: Sequence[Group]) -> Tensor:
         """Score the groups' sequences in one packed batch.
 
-        Returns float32 raw logits on the device, one for each member of the groups, in their order.
+        Returns float32 on the device, a row for each member of the groups, in their order: the score, then the
+        attributes of a head that has any.
         """
         lengths = [len(sequence) for sequence in sequences]
         num_rows = self.row_rule.padded(sum(group.num_rows(lengths) for group in groups))
-        batch = PackedBatch.build(sequences, groups, num_rows=num_rows, device=self.device)
+        batch = PackedBatch.build(
+            sequences,
+            groups,
+            num_rows=num_rows,
+            device=self.device,
+            read_positions=self.head.read_positions if self.head.num_reads > 1 else None,
+        )
         return self.forward(batch)[: len(batch.members)]
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """Scores of a packed batch's scored spans, float32 [N]; those past them mean nothing."""
+        """Scores and attributes of a packed batch's scored spans, float32 [N, 1 + A]; rows past them mean nothing."""
         table_TD = self._rotary.for_spans(batch.spans, len(batch.token_ids_T))
         self._attention.begin(batch)
         hidden_TH = F.embedding(batch.token_ids_T, self.embedding).float()
+        if self._embedding_scale != 1.0:
+            hidden_TH *= self._embedding_scale
         for layer in self._layers[:-1]:
             self._layer(layer, hidden_TH, table_TD, batch.num_tokens)
         hidden_NH = self._last_layer(self._layers[-1], hidden_TH, table_TD, batch)
-        normed_NH = self._norm(hidden_NH, self._norm_weight)
-        scores_N: Tensor = (normed_NH.float() * self._head).sum(dim=-1)
-        return scores_N
+        return self.head(self._norm(hidden_NH, self._norm_weight))
 
     def _layer(self, layer: _Layer, hidden_TH: Tensor, table_TD: Tensor, num_tokens: int) -> None:
         """Run a layer on the residual stream, in place."""
@@ -152,7 +200,9 @@ class Decoder:
             buffer[num_rows:] = 0
         attended = self._buffer("attended", num_rows, config.query_size)
         attended[num_tokens:] = 0
-        self._attention.attend(self._heads(q), self._heads(k), self._heads(v), self._heads(attended))
+        self._attention.attend(
+            self._heads(q), self._heads(k), self._heads(v), self._heads(attended), window=layer.window
+        )
         for rows in self.row_rule.chunks(num_rows):
             self._finish(layer, hidden_TH[rows], attended[rows])
 
@@ -168,14 +218,16 @@ class Decoder:
         q, attended = (self._buffer(name, len(rows_N), config.query_size) for name in ("q", "attended"))
         query = layer.query(self._norm(hidden_NH, layer.attention_norm))
         self._position(query, layer.query_norm, table_TD[rows_N], q)
-        self._attention.attend_last(self._heads(q), self._heads(k), self._heads(v), self._heads(attended))
+        self._attention.attend_last(
+            self._heads(q), self._heads(k), self._heads(v), self._heads(attended), window=layer.window
+        )
         for rows in self.row_rule.chunks(len(rows_N)):
             self._finish(layer, hidden_NH[rows], attended[rows])
         return hidden_NH
 
     def _score_rows(self, batch: PackedBatch) -> Tensor:
-        """The last row of each scored span, padded with the last one's: int64 [N]."""
-        rows = [span.stop - 1 for span in batch.scored]
+        """The rows where hidden states are read, padded with the last one's: int64 [N]."""
+        rows = [read.row for read in batch.reads]
         rows += rows[-1:] * (self.row_rule.padded(len(rows)) - len(rows))
         return on_device(torch.tensor(rows), self.device)
 
@@ -186,9 +238,14 @@ class Decoder:
 
     def _finish(self, layer: _Layer, hidden_TH: Tensor, attended: Tensor) -> None:
         """Add the output projection of what was attended to, then the MLP, to rows of the residual stream."""
-        hidden_TH += layer.output(attended)
+        hidden_TH += self._output_normed(layer.output(attended), layer.attention_output_norm)
         normed = self._norm(hidden_TH, layer.mlp_norm)
-        hidden_TH += layer.down(layer.up.times(normed, layer.gate.silu(normed)))
+        product = layer.down(layer.up.times(normed, layer.gated(normed, self.config.activation)))
+        hidden_TH += self._output_normed(product, layer.mlp_output_norm)
+
+    def _output_normed(self, rows: Tensor, weight: Tensor | None) -> Tensor:
+        """What goes to the residual stream, normed where the architecture does that too (Gemma 2)."""
+        return rows if weight is None else self._norm(rows, weight)
 
     def _position(self, rows: Tensor, norm_weight: Tensor | None, table_TD: Tensor, out: Tensor) -> None:
         """Normalise each head where the architecture does (Qwen3), then rotate it, into `out`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,19 +45,27 @@ class RowRule:
 
 @torch.inference_mode()
 def find_variance(
-    rule: RowRule, linears: Sequence[Linear], like: Tensor, *, num_heads: int, num_kv_heads: int, head_dim: int
+    rule: RowRule,
+    linears: Sequence[Linear],
+    like: Tensor,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> str | None:
     """What changes its bits on this machine with the rows beside it or the number of threads, or None.
 
     Tries products of the model's own shapes and attention blocks, of the dtype and on the device of `like`, on CPU
-    with several thread counts: milliseconds to a second.
+    with several thread counts: milliseconds to a second. `attend` takes rows of queries, keys and values
+    [rows, heads, head_dim]; None is PyTorch's attention.
     """
     before = torch.get_num_threads()
     try:
         for linear in {linear.shape: linear for linear in linears}.values():
             if _product_varies(rule, linear, like):
                 return f"a matrix product of shape {linear.shape}"
-        if like.device.type == "cpu" and _attention_varies(like, num_heads, num_kv_heads, head_dim):
+        if like.device.type == "cpu" and _attention_varies(like, num_heads, num_kv_heads, head_dim, attend):
             return f"attention with {num_heads} heads of {head_dim}"
     finally:
         torch.set_num_threads(before)
@@ -77,7 +85,13 @@ def _product_varies(rule: RowRule, linear: Linear, like: Tensor) -> bool:
     return False
 
 
-def _attention_varies(like: Tensor, num_heads: int, num_kv_heads: int, head_dim: int) -> bool:
+def _attention_varies(
+    like: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
+) -> bool:
     generator = torch.Generator().manual_seed(0)
     heads = (num_heads, num_kv_heads, num_kv_heads)
     q, k, v = (torch.randn(1, count, 192, head_dim, generator=generator).to(like) for count in heads)
@@ -85,6 +99,10 @@ def _attention_varies(like: Tensor, num_heads: int, num_kv_heads: int, head_dim:
     for threads in PROBED_THREADS:
         torch.set_num_threads(threads)
         for rows in (16, 64):
-            found.append((rows, F.scaled_dot_product_attention(q[:, :, :rows], k, v, enable_gqa=True)))
+            if attend is None:
+                result = F.scaled_dot_product_attention(q[:, :, :rows], k, v, enable_gqa=True)
+            else:
+                result = attend(*(heads[0].transpose(0, 1) for heads in (q[:, :, :rows], k, v)))
+            found.append((rows, result))
     first = dict(reversed(found))
     return any(not torch.equal(result, first[rows]) for rows, result in found)

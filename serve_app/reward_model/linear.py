@@ -14,7 +14,7 @@ count, so products run in tiles of one fixed size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,6 +45,10 @@ class Linear(Protocol):
 
     def silu(self, x_TI: Tensor) -> Tensor:
         """SiLU of the product: [T, O]."""
+        ...
+
+    def gelu_tanh(self, x_TI: Tensor) -> Tensor:
+        """GELU, in its tanh approximation, of the product: [T, O]."""
         ...
 
     def times(self, x_TI: Tensor, factor_TO: Tensor) -> Tensor:
@@ -84,6 +88,10 @@ class OneDnnLinear:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, self.weight, self.bias, "swish", [], "")
         return out
 
+    def gelu_tanh(self, x_TI: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, self.weight, self.bias, "gelu", [], "tanh")
+        return out
+
     def times(self, x_TI: Tensor, factor_TO: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x_TI, factor_TO, self.weight, self.bias, "mul")
         return out
@@ -112,6 +120,9 @@ class DenseLinear:
 
     def silu(self, x_TI: Tensor) -> Tensor:
         return silu_(self(x_TI))
+
+    def gelu_tanh(self, x_TI: Tensor) -> Tensor:
+        return gelu_tanh_(self(x_TI))
 
     def times(self, x_TI: Tensor, factor_TO: Tensor) -> Tensor:
         return self(x_TI).mul_(factor_TO)
@@ -159,6 +170,9 @@ class Fp8Linear:
     def silu(self, x_TI: Tensor) -> Tensor:
         return silu_(self(x_TI))
 
+    def gelu_tanh(self, x_TI: Tensor) -> Tensor:
+        return gelu_tanh_(self(x_TI))
+
     def times(self, x_TI: Tensor, factor_TO: Tensor) -> Tensor:
         return self(x_TI).mul_(factor_TO)
 
@@ -185,7 +199,17 @@ def linear_for(
 
 
 def silu_(x_TO: Tensor) -> Tensor:
-    """SiLU in place, each row with the same bits among any others.
+    """SiLU in place, each row with the same bits among any others."""
+    return rowwise_(x_TO, _silu_)
+
+
+def gelu_tanh_(x_TO: Tensor) -> Tensor:
+    """GELU's tanh approximation in place, each row with the same bits among any others."""
+    return rowwise_(x_TO, _gelu_tanh_)
+
+
+def rowwise_(x_TO: Tensor, function_: Callable[[Tensor], object]) -> Tensor:
+    """An element-wise function in place, each row with the same bits among any others.
 
     On CPU PyTorch computes the last few elements of each thread's share with scalar code, whose exponential may differ
     from the vector code's in the last bit. So the shares must be whole rows of a multiple of 32 elements, as every real
@@ -193,7 +217,8 @@ def silu_(x_TO: Tensor) -> Tensor:
     takes whole.
     """
     if x_TO.device.type != "cpu":
-        return F.silu(x_TO, inplace=True)
+        function_(x_TO)
+        return x_TO
     num_rows, width = x_TO.shape
     threads = torch.get_num_threads()
     even_rows = num_rows - num_rows % threads
@@ -201,8 +226,16 @@ def silu_(x_TO: Tensor) -> Tensor:
     shared_rows = even_rows if even_rows * width > (threads - 1) * SERIAL_ELEMENTS else 0
     pieces = [slice(0, shared_rows), *_tiles(num_rows, max(1, SERIAL_ELEMENTS // width), first=shared_rows)]
     for rows in pieces:
-        F.silu(x_TO[rows], inplace=True)
+        function_(x_TO[rows])
     return x_TO
+
+
+def _silu_(rows: Tensor) -> object:
+    return F.silu(rows, inplace=True)
+
+
+def _gelu_tanh_(rows: Tensor) -> object:
+    return rows.copy_(F.gelu(rows, approximate="tanh"))
 
 
 def _tiles(num_rows: int, tile_rows: int | None, *, first: int = 0) -> Sequence[slice]:

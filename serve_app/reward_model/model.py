@@ -14,15 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from serve_app.reward_model.architecture import DecoderConfig, Quantization
+from serve_app.reward_model.architecture import DecoderConfig, Normalization, Quantization
 from serve_app.reward_model.chat_template import template_text
-from serve_app.reward_model.checkpoint import fingerprint, load_weights, resolve
+from serve_app.reward_model.checkpoint import load_weights, read_config
 from serve_app.reward_model.conversation import Conversation, ConversationLike, Message
 from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.errors import ConversationError, DeviceError, ScoringError
 from serve_app.reward_model.invariance import find_variance
+from serve_app.reward_model.model_files import fingerprint, resolve, tokenizer_folder
 from serve_app.reward_model.prefixes import together
-from serve_app.reward_model.scorer import SequenceScorer
+from serve_app.reward_model.scorer import Outputs, SequenceScorer
 from serve_app.reward_model.scores import Score, ranks
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
 
@@ -58,12 +59,14 @@ class RewardModel:
         *,
         token_budget: int | Literal["auto"] = "auto",
         chat_template: str | None = None,
+        base_model: str | None = None,
     ) -> None:
         self.config = decoder.config
         self.device = decoder.device
         self.dtype = decoder.dtype
         self.folder = folder
         self.chat_template = chat_template
+        self.base_model = base_model
         self.scorer = SequenceScorer(decoder, token_budget=token_budget)
 
     @classmethod
@@ -78,6 +81,9 @@ class RewardModel:
         quantization: Quantization = "none",
         invariant: bool = True,
         chat_template: str | Path | None = None,
+        base_model: str | None = None,
+        head: str | None = None,
+        normalize: bool = False,
     ) -> RewardModel:
         """Load a reward model. No code from a model's repository is ever run.
 
@@ -94,6 +100,12 @@ class RewardModel:
                 the batch. CPUs lose nothing by the contract and ignore it.
             chat_template: a Jinja template in place of the checkpoint's, or the file of one: for checkpoints that have
                 none. It is part of the fingerprint.
+            base_model: for an adapter, the folder or id of the model it changes, in place of the one it names.
+            head: `"logit:ID"` scores with the logit of vocabulary row ID at the last token, for language models that
+                were trained to give their reward there, such as Llama-3.1-Nemotron-70B-Reward-HF (`"logit:0"`). No
+                file of a checkpoint says so, therefore it is never guessed.
+            normalize: score `(raw - mean) / std` with the checkpoint's own figures, as OpenRLHF does where its reward
+                normalisation is on: see `normalization`.
 
         Raises:
             DeviceError: the device is not there.
@@ -103,24 +115,41 @@ class RewardModel:
         """
         template = None if chat_template is None else template_text(chat_template)
         folder = resolve(model, revision)
-        config = DecoderConfig.from_folder(folder)
+        config = read_config(folder, base_model=base_model, head=head, normalize=normalize)
         target = _usable(resolve_device(device))
-        weights = load_weights(folder, config, device=target, dtype=resolve_dtype(dtype, config, target))
+        weights = load_weights(
+            folder, config, device=target, dtype=resolve_dtype(dtype, config, target), base_model=base_model
+        )
         decoder = Decoder(config, weights, quantization=quantization, invariant=invariant)
         variance = _variance(decoder) if invariant else None
         if variance is not None:
             logger.warning("on this machine %s changes its last bits with the batch or the threads", variance)
-        return cls(decoder, folder, token_budget=token_budget, chat_template=template)
+        return cls(decoder, folder, token_budget=token_budget, chat_template=template, base_model=base_model)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's chat template and vocabulary, read on first use: token ids can be scored without it."""
-        return Tokenizer.from_pretrained(self.folder, config=self.config, chat_template=self.chat_template)
+        folder = tokenizer_folder(self.folder, base_model=self.base_model)
+        return Tokenizer.from_pretrained(folder, config=self.config, chat_template=self.chat_template)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the checkpoint's files and of a chat template in place of its own: see `checkpoint.fingerprint`."""
-        return fingerprint(self.folder, chat_template=self.chat_template)
+        """A hash of all that decides a score, but the device and the dtype: see `model_files.fingerprint`."""
+        row, normalize = self.config.head.logit_row, self.config.head.normalize
+        return fingerprint(
+            self.folder,
+            chat_template=self.chat_template,
+            base_model=self.base_model,
+            head=None if row is None else f"logit:{row}",
+            normalize=normalize,
+        )
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """Mean and standard deviation that the trainer saved beside the weights. Scores are raw all the same, unless
+        the model was loaded with `normalize`.
+        """
+        return self.config.head.normalization
 
     def get_score(self, conversation: ConversationLike) -> float:
         """The score of one conversation. Raises a `ScoringError` where it has none."""
@@ -216,8 +245,10 @@ class RewardModel:
 
     def _score_encoded(self, encoded: list[EncodedConversation | ScoringError]) -> list[Score | ScoringError]:
         """The score of each encoded conversation, in order; what could not be encoded keeps its error."""
-        values = iter(self.scorer.score([item.token_ids for item in encoded if isinstance(item, EncodedConversation)]))
-        return [item if isinstance(item, ScoringError) else _score_of(next(values), item) for item in encoded]
+        able = [item.token_ids for item in encoded if isinstance(item, EncodedConversation)]
+        outputs = iter(self.scorer.outputs(able))
+        names = self.config.head.attributes
+        return [item if isinstance(item, ScoringError) else _score_of(next(outputs), item, names) for item in encoded]
 
 
 def _encoded_ahead(
@@ -240,14 +271,18 @@ def _encoded_ahead(
 
 def _variance(decoder: Decoder) -> str | None:
     config = decoder.config
-    return find_variance(
+    find = partial(
+        find_variance,
         decoder.row_rule,
-        decoder.linears,
-        torch.empty(0, dtype=decoder.dtype, device=decoder.device),
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
+        attend=decoder.attend,
     )
+    like = torch.empty(0, device=decoder.device)
+    if decoder.head.linears and (found := find(decoder.head.linears, like)):
+        return found
+    return find(decoder.linears, like.to(decoder.dtype))
 
 
 def _parsed(conversation: ConversationLike) -> Conversation | ConversationError:
@@ -261,10 +296,13 @@ def _prompt_of(parsed: Conversation | ConversationError) -> tuple[Message, ...]:
     return parsed.prompt if isinstance(parsed, Conversation) else ()
 
 
-def _score_of(value: float | ScoringError, encoded: EncodedConversation) -> Score | ScoringError:
-    if isinstance(value, ScoringError):
-        return value
-    return Score(value, len(encoded.token_ids), encoded.truncated, encoded.warnings)
+def _score_of(
+    outputs: Outputs | ScoringError, encoded: EncodedConversation, names: Sequence[str]
+) -> Score | ScoringError:
+    if isinstance(outputs, ScoringError):
+        return outputs
+    attributes = dict(zip(names, outputs[1:], strict=True))
+    return Score(outputs[0], len(encoded.token_ids), encoded.truncated, encoded.warnings, attributes)
 
 
 def _with_index(results: list[T | ScoringError]) -> list[T | ScoringError]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from serve_app.reward_model.prefixes import Group
 
-__all__ = ["PackedBatch", "Span", "halves", "on_device", "pack"]
+__all__ = ["PackedBatch", "Read", "Span", "halves", "on_device", "pack"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,32 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Read:
+    """A place of a scored span's sequence where its hidden state is read; from there `num_keys` tokens are seen."""
+
+    span: Span
+    num_keys: int
+
+    @property
+    def row(self) -> int:
+        """The row in the packed batch: one of the span's, or of its trunk's."""
+        position = self.num_keys - 1
+        part = self.span.trunk if self.span.trunk is not None and position < self.span.position else self.span
+        return part.start + position - part.position
+
+
+@dataclass(frozen=True, slots=True)
 class PackedBatch:
     """Spans end to end. Shape legend: T rows, padding rows at the end included.
 
     `token_ids_T` is int64 on the device. A trunk stands right before its leaves; `members` are the indices of the
-    sequences in the order of their scored spans.
+    sequences in the order of their scored spans. `reads` are in that order too, as many for each.
     """
 
     token_ids_T: Tensor
     spans: list[Span]
     members: list[int]
+    reads: list[Read]
 
     @property
     def num_tokens(self) -> int:
@@ -64,11 +80,21 @@ class PackedBatch:
 
     @classmethod
     def build(
-        cls, sequences: Sequence[Sequence[int]], groups: Sequence[Group], *, num_rows: int, device: torch.device
+        cls,
+        sequences: Sequence[Sequence[int]],
+        groups: Sequence[Group],
+        *,
+        num_rows: int,
+        device: torch.device,
+        read_positions: Callable[[Sequence[int]], Sequence[int]] | None = None,
     ) -> PackedBatch:
-        """Lay the groups' sequences out in `num_rows` rows; those left over repeat the last token, for nobody."""
+        """Lay the groups' sequences out in `num_rows` rows; those left over repeat the last token, for nobody.
+
+        `read_positions` tells where in a sequence hidden states are read; None is its last token.
+        """
         ids: list[int] = []
         spans: list[Span] = []
+        reads: list[Read] = []
         for group in groups:
             trunk = None
             if group.num_shared:
@@ -77,11 +103,16 @@ class PackedBatch:
                 ids += sequences[group.members[0]][: group.num_shared]
             for member in group.members:
                 own = sequences[member][group.num_shared :]
-                spans.append(Span(len(ids), len(own), group.num_shared, trunk))
+                span = Span(len(ids), len(own), group.num_shared, trunk)
+                spans.append(span)
+                if read_positions is None:
+                    reads.append(Read(span, span.num_keys))
+                else:
+                    reads += (Read(span, position + 1) for position in read_positions(sequences[member]))
                 ids += own
         ids += ids[-1:] * (num_rows - len(ids))
         members = [member for group in groups for member in group.members]
-        return cls(on_device(torch.tensor(ids, dtype=torch.int64), device), spans, members)
+        return cls(on_device(torch.tensor(ids, dtype=torch.int64), device), spans, members, reads)
 
 
 def on_device(host: Tensor, device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -18,9 +18,11 @@ from serve_app.reward_model.packing import halves, pack
 from serve_app.reward_model.prefixes import Group, group_by_prefix
 from serve_app.reward_model.token_budget import CPU_TOKEN_BUDGET, TRIAL_TOKENS, budget_for
 
-__all__ = ["SequenceScorer"]
-
 logger = logging.getLogger(__name__)
+
+
+Outputs: TypeAlias = list[float]
+"""What a model says of one sequence: its score, then the attributes of `HeadConfig.attributes`."""
 
 
 class SequenceScorer:
@@ -45,8 +47,12 @@ class SequenceScorer:
 
         Each is read where `DecoderConfig.num_read` says; the tokens behind that place are not computed.
         """
+        return [item if isinstance(item, ScoringError) else item[0] for item in self.outputs(sequences)]
+
+    def outputs(self, sequences: Sequence[Sequence[int]]) -> list[Outputs | ScoringError]:
+        """Like `score`, with the attributes behind each score where the model has any."""
         checked = [self._check(sequence) for sequence in sequences]
-        values: dict[int, float | ScoringError] = {
+        values: dict[int, Outputs | ScoringError] = {
             index: error for index, error in enumerate(checked) if error is not None
         }
         able = [index for index, error in enumerate(checked) if error is None]
@@ -74,6 +80,10 @@ class SequenceScorer:
         wrong = min(sequence) if min(sequence) < 0 else max(sequence)
         if not 0 <= wrong < config.vocab_size:
             return TokenIdsError(f"token id {wrong} is outside the vocabulary of {config.vocab_size}")
+        try:
+            self.decoder.head.read_positions(self._read_part(sequence))
+        except TokenIdsError as error:
+            return error
         return None
 
     def _read_part(self, sequence: Sequence[int]) -> Sequence[int]:
@@ -98,7 +108,9 @@ class SequenceScorer:
                 raise
             return _Started(groups, str(error))
 
-    def _finish(self, started: _Started | None, sequences: Sequence[Sequence[int]]) -> dict[int, float | ScoringError]:
+    def _finish(
+        self, started: _Started | None, sequences: Sequence[Sequence[int]]
+    ) -> dict[int, Outputs | ScoringError]:
         """The scores of a pass that was started; where memory lacked, of two of half the size."""
         if started is None:
             return {}
@@ -106,7 +118,7 @@ class SequenceScorer:
         members = [member for group in groups for member in group.members]
         if isinstance(started.scores, _HostCopy):
             pairs = zip(members, started.scores.wait(), strict=True)
-            return {member: self._finite(value, sequences, groups, member) for member, value in pairs}
+            return {member: self._finite(outputs, sequences, groups, member) for member, outputs in pairs}
         self._release_memory()
         num_tokens = sum(len(sequences[member]) for member in members)
         if len(members) == 1:
@@ -116,20 +128,22 @@ class SequenceScorer:
         first, second = halves(groups)
         return self._score_batch(sequences, first) | self._score_batch(sequences, second)
 
-    def _score_batch(self, sequences: Sequence[Sequence[int]], groups: list[Group]) -> dict[int, float | ScoringError]:
+    def _score_batch(
+        self, sequences: Sequence[Sequence[int]], groups: list[Group]
+    ) -> dict[int, Outputs | ScoringError]:
         return self._finish(self._start(groups, sequences), sequences)
 
     def _finite(
-        self, value: float, sequences: Sequence[Sequence[int]], groups: list[Group], member: int
-    ) -> float | ScoringError:
-        """`value`, if finite; else ask again alone: one sequence's infinities can reach its neighbour's attention."""
+        self, outputs: Outputs, sequences: Sequence[Sequence[int]], groups: list[Group], member: int
+    ) -> Outputs | ScoringError:
+        """`outputs`, if finite; else ask again alone: one sequence's infinities can reach its neighbour's attention."""
         alone = [Group(0, (member,))]
-        if np.isfinite(value):
-            return value
+        if np.isfinite(outputs).all():
+            return outputs
         if groups != alone:
             return self._score_batch(sequences, alone)[member]
         dtype = str(self.decoder.dtype).removeprefix("torch.")
-        return NonFiniteScoreError(f"the score is {value}: the model's numbers leave the range of {dtype}")
+        return NonFiniteScoreError(f"the score is {outputs[0]}: the model's numbers leave the range of {dtype}")
 
     def _release_memory(self) -> None:
         self.decoder.release_buffers()
@@ -154,10 +168,10 @@ class _HostCopy:
         arrived.record()
         return cls(host, arrived)
 
-    def wait(self) -> list[float]:
+    def wait(self) -> list[Outputs]:
         if self.arrived is not None:
             self.arrived.synchronize()
-        values: list[float] = self.host.tolist()
+        values: list[Outputs] = self.host.tolist()
         return values
 
 

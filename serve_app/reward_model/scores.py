@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 __all__ = ["Score", "order", "ranks"]
 
@@ -14,13 +14,15 @@ class Score:
 
     `num_tokens` counts the conversation as it is rendered and encoded, which is what limits apply to: padding tokens
     behind the place where the score is read are among them. `warnings` say what looks wrong in the conversation, each
-    with its kind in front: see `conversation.warnings_of`.
+    with its kind in front: see `conversation.warnings_of`. `attributes` are what a gating head weighs to make the
+    scalar, by name; other models have none.
     """
 
     value: float
     num_tokens: int
     truncated: bool = False
     warnings: tuple[str, ...] = ()
+    attributes: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 def order(scores: Sequence[float]) -> list[int]:

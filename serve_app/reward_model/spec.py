@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Literal
 from serve_app.reward_model import tiny
 from serve_app.reward_model.architecture import DecoderConfig, Quantization
 from serve_app.reward_model.errors import ChangedFilesError, UnsupportedDeviceError
-from serve_app.reward_model.model_files import fingerprint, resolve
+from serve_app.reward_model.model_files import fingerprint, resolve, tokenizer_folder
 
 if TYPE_CHECKING:
     import torch
 
     from serve_app.reward_model.model import RewardModel
+    from serve_app.reward_model.tokenizer import Tokenizer
 
 __all__ = ["ModelFacts", "ModelSpec", "absolute", "dtype_name"]
 
@@ -40,6 +41,9 @@ class ModelSpec:
         quantization: `"none"` or `"fp8"`.
         fingerprint: the one that the model's files must have; None takes them as they are.
         chat_template: the text of a Jinja template in place of the checkpoint's.
+        base_model: for an adapter, the folder or id of the model it changes, in place of the one it names.
+        head: `"logit:ID"` reads a vocabulary row's logit: see `RewardModel.from_pretrained`.
+        normalize: normalise with the checkpoint's own mean and deviation.
         takes_reference: whether conversations need a reference, as POLAR's do; `resolved` finds it out.
     """
 
@@ -51,6 +55,9 @@ class ModelSpec:
     quantization: Quantization = "none"
     fingerprint: str | None = None
     chat_template: str | None = None
+    base_model: str | None = None
+    head: str | None = None
+    normalize: bool = False
     takes_reference: bool = False
 
     def check_device(self) -> None:
@@ -76,16 +83,15 @@ class ModelSpec:
             UnsupportedDeviceError: the device cannot do what is asked of it.
         """
         from serve_app.reward_model.model import resolve_device, resolve_dtype
-        from serve_app.reward_model.tokenizer import Tokenizer
 
         self.check_device()
         folder = resolve(self.model, self.revision)
-        config = DecoderConfig.from_folder(folder)
-        tokenizer = Tokenizer.from_pretrained(folder, config=config, chat_template=self.chat_template)
+        config, tokenizer = self.read(folder)
         device = resolve_device(self.device)
         found = replace(
             self,
             model=absolute(self.model),
+            base_model=None if self.base_model is None else absolute(self.base_model),
             revision=_commit(folder) or self.revision,
             device=self.device if self.device != "auto" else device.type,
             dtype=dtype_name(resolve_dtype(self.dtype, config, device)),
@@ -119,6 +125,34 @@ class ModelSpec:
             token_budget=self.token_budget,
             quantization=self.quantization,
             chat_template=self.chat_template,
+            base_model=self.base_model,
+            head=self.head,
+            normalize=self.normalize,
+        )
+
+    def read(self, folder: Path | None = None) -> tuple[DecoderConfig, Tokenizer]:
+        """The model's shape and its tokenizer, from the files in `folder`, or from its small files alone.
+
+        Raises:
+            CheckpointError: they are not there, or cannot be read.
+        """
+        from serve_app.reward_model.checkpoint import read_config
+        from serve_app.reward_model.tokenizer import Tokenizer
+
+        folder = folder or resolve(self.model, self.revision, weights=False)
+        config = read_config(folder, base_model=self.base_model, head=self.head, normalize=self.normalize)
+        source = tokenizer_folder(folder, base_model=self.base_model)
+        return config, Tokenizer.from_pretrained(source, config=config, chat_template=self.chat_template)
+
+    def fingerprint_of(self, folder: Path, *, weights: bool = True) -> str:
+        """The fingerprint of files read as this spec has it: see `model_files.fingerprint`."""
+        return fingerprint(
+            folder,
+            weights=weights,
+            chat_template=self.chat_template,
+            base_model=self.base_model,
+            head=self.head,
+            normalize=self.normalize,
         )
 
     def check_files(self) -> None:
@@ -131,7 +165,7 @@ class ModelSpec:
         self._checked(resolve(self.model, self.revision))
 
     def _checked(self, folder: Path) -> str:
-        found = fingerprint(folder, chat_template=self.chat_template)
+        found = self.fingerprint_of(folder)
         if self.fingerprint not in (None, found):
             raise ChangedFilesError(
                 f"the files of {self.model} on {os.uname().nodename} have the fingerprint {found}, not "
@@ -154,6 +188,9 @@ class ModelFacts:
     quantization: Quantization
     token_budget: int
     chat_template: str | None = None
+    base_model: str | None = None
+    head: str | None = None
+    normalize: bool = False
     takes_reference: bool = False
 
     @classmethod
@@ -163,13 +200,28 @@ class ModelFacts:
             model=spec.model,
             revision=_commit(model.folder) or spec.revision,
             fingerprint=model.fingerprint,
-            tokenizer_fingerprint=fingerprint(model.folder, weights=False, chat_template=model.chat_template),
+            tokenizer_fingerprint=spec.fingerprint_of(model.folder, weights=False),
             device=model.device.type,
             dtype=dtype_name(model.dtype),
             quantization=spec.quantization,
             token_budget=model.scorer.token_budget,
-            chat_template=model.chat_template,
+            chat_template=spec.chat_template,
+            base_model=spec.base_model,
+            head=spec.head,
+            normalize=spec.normalize,
             takes_reference=model.tokenizer.takes_reference,
+        )
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The spec of the same model, for who reads its small files elsewhere."""
+        return ModelSpec(
+            model=self.model,
+            revision=self.revision,
+            chat_template=self.chat_template,
+            base_model=self.base_model,
+            head=self.head,
+            normalize=self.normalize,
         )
 
     @property

@@ -67,9 +67,12 @@ class Tokenizer:
         tokenizer: the fast tokenizer that `AutoTokenizer` made of the checkpoint.
         reward_token_id: the id every sequence ends in, or None where the score is read at the template's last token.
         max_tokens: the model's longest sequence, in tokens.
+        ends_in_eos: whether every text ends in the eos token, trailing newlines stripped, as OpenRLHF has it.
     """
 
-    def __init__(self, tokenizer: Any, *, reward_token_id: int | None, max_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: Any, *, reward_token_id: int | None, max_tokens: int, ends_in_eos: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._backend: BackendTokenizer = tokenizer.backend_tokenizer
         # A saved tokenizer may carry a trainer's truncation and padding, which would change ids in silence.
@@ -79,6 +82,8 @@ class Tokenizer:
         self._front, self._end = _added_tokens(self._backend)
         self.bos_token_id: int | None = tokenizer.bos_token_id
         self.reward_token_id = reward_token_id
+        self._eos: str | None = tokenizer.eos_token if ends_in_eos else None
+        self._end_id: int | None = tokenizer.eos_token_id if ends_in_eos else reward_token_id
         self.max_tokens = max_tokens
         self.takes_reference = _is_polar(self._backend, reward_token_id)
         """Whether conversations need a `reference`, which the response is compared with: POLAR's models do."""
@@ -98,7 +103,17 @@ class Tokenizer:
         tokenizer = fast_tokenizer(folder)
         if chat_template is not None:
             tokenizer.chat_template = chat_template
-        made = cls(tokenizer, reward_token_id=config.reward_token_id, max_tokens=config.max_tokens)
+        ends_in_eos = config.reading == "eos"
+        if ends_in_eos and not tokenizer.eos_token:
+            raise CheckpointError(
+                f"{config.architecture} is read at the eos token, and the tokenizer in {folder} has none"
+            )
+        made = cls(
+            tokenizer,
+            reward_token_id=config.reward_token_id,
+            max_tokens=config.max_tokens,
+            ends_in_eos=ends_in_eos,
+        )
         if not made.takes_reference:
             tokenizer.chat_template = checked_template(tokenizer, folder, is_given=chat_template is not None, date=DATE)
         elif chat_template is not None:
@@ -221,6 +236,8 @@ class Tokenizer:
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Ids of rendered texts, each with the special tokens around it that the module names."""
+        if self._eos is not None:
+            texts = [_ended(text, self._eos) for text in texts]
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [
             self._frame(self._marked.encode(text) if MARK in text else encoding.ids)
@@ -258,8 +275,8 @@ class Tokenizer:
 
     def _keep_start(self, ids: list[int], limit: int) -> list[int]:
         end = self._end if self._end and ids[-len(self._end) :] == self._end else []
-        if self.reward_token_id is not None:
-            end = [self.reward_token_id]
+        if self._end_id is not None:
+            end = [self._end_id]
         kept = ids[: max(0, limit - len(end))]
         if self.takes_reference and self._backend.token_to_id(SEPARATOR) not in kept:
             detail = "prompt and reference alone do not fit, so nothing of the response would be read"
@@ -352,6 +369,12 @@ def _is_polar(backend: BackendTokenizer, reward_token_id: int | None) -> bool:
         return False
     separators = [id_ for id_, token in backend.get_added_tokens_decoder().items() if token.content == SEPARATOR]
     return bool(separators) and reward_token_id not in separators
+
+
+def _ended(text: str, eos: str) -> str:
+    """The text as OpenRLHF's `datasets/reward_dataset.py` ends it, a space before an eos token that it adds."""
+    stripped = text.rstrip("\n")
+    return stripped if stripped.endswith(eos) else f"{stripped} {eos}"
 
 
 def _without_oldest_turns(messages: Sequence[Message]) -> list[Sequence[Message]]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from serve_app.reward_model.architecture import INTERNLM2, DecoderConfig
+from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.errors import WeightError
+from serve_app.reward_model.head_weights import (
+    LANGUAGE_HEAD,
+    HeadPlan,
+    HeadWeights,
+    allocate_head,
+    head_targets,
+)
 
 __all__ = ["DecoderWeights", "LayerWeights", "Place", "allocate", "interleaved", "places_of"]
 
@@ -22,24 +29,37 @@ class Place:
     targets: tuple[Tensor, ...]
     split: Callable[[Tensor], tuple[Tensor, ...]] = lambda tensor: (tensor,)
 
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
+    def check(self, name: str, shape: tuple[int, ...], file: str) -> None:
         if shape != self.shape:
-            raise WeightError(f"weight {name} has shape {list(shape)}; the configuration asks for {list(self.shape)}")
+            raise WeightError(
+                f"weight {name} has shape {list(shape)}; the configuration asks for {list(self.shape)} ({file})"
+            )
 
     def copy(self, tensor: Tensor) -> None:
         for target, part in zip(self.targets, self.split(tensor), strict=True):
             target.copy_(part)
 
 
-def places_of(config: DecoderConfig, weights: DecoderWeights) -> Iterator[tuple[str, Place]]:
-    """Checkpoint names and where they go, for the configuration's architecture."""
-    internlm2 = config.architecture == INTERNLM2
-    yield "model.tok_embeddings.weight" if internlm2 else "model.embed_tokens.weight", _whole(weights.embedding)
-    yield "model.norm.weight", _whole(weights.norm)
-    yield (
-        "v_head.weight" if internlm2 else "score.weight",
-        Place((1, config.hidden_size), (weights.head,), lambda head: (head[0],)),
-    )
+def places_of(
+    config: DecoderConfig, weights: DecoderWeights, plan: HeadPlan, stored: Collection[str]
+) -> Iterator[tuple[str, Place]]:
+    """Plain checkpoint names and where they go, for the configuration's family and the head that was found.
+
+    `stored` are the names that are there: a language model's head may be its embedding.
+    """
+    internlm2 = config.family == "internlm2"
+    embedding = "model.tok_embeddings.weight" if internlm2 else "model.embed_tokens.weight"
+    row = config.head.logit_row
+    yield embedding, _whole(weights.embedding)
+    yield "model.norm.weight", _norm(config, weights.norm)
+    if row is None:
+        yield from ((name, _whole(target)) for name, target in head_targets(plan, weights.head))
+    else:
+        shape, target = tuple(weights.embedding.shape), weights.head.layers[0].weight
+        if LANGUAGE_HEAD in stored:
+            yield LANGUAGE_HEAD, Place(shape, (target,), lambda head: (head[row : row + 1],))
+        else:  # tied: the later of the two places for one name counts
+            yield embedding, Place(shape, (weights.embedding, target), lambda head: (head, head[row : row + 1]))
     layer_places = _internlm2_layer if internlm2 else _llama_layer
     for index, layer in enumerate(weights.layers):
         for name, place in layer_places(config, layer):
@@ -61,11 +81,10 @@ def _internlm2_layer(config: DecoderConfig, layer: LayerWeights) -> Iterator[tup
 
 
 def _llama_layer(config: DecoderConfig, layer: LayerWeights) -> Iterator[tuple[str, Place]]:
-    """Llama's names, which Mistral, Qwen2 and Qwen3 share; each has the biases and norms its configuration says."""
+    """Llama's names, which Mistral, Qwen and Gemma share; each has the biases and norms its configuration says."""
+    yield from _llama_norms(config, layer)
     sizes = [config.query_size, config.kv_size, config.kv_size]
     parts = {
-        "input_layernorm.weight": layer.attention_norm,
-        "post_attention_layernorm.weight": layer.mlp_norm,
         **dict(zip((f"self_attn.{x}_proj.weight" for x in "qkv"), layer.qkv.split(sizes), strict=True)),
         "self_attn.o_proj.weight": layer.output,
         **dict(zip(("mlp.gate_proj.weight", "mlp.up_proj.weight"), layer.gate_up.chunk(2), strict=True)),
@@ -82,6 +101,24 @@ def _llama_layer(config: DecoderConfig, layer: LayerWeights) -> Iterator[tuple[s
         parts |= {"self_attn.q_norm.weight": layer.query_norm, "self_attn.k_norm.weight": layer.key_norm}
     for name, target in parts.items():
         yield name, _whole(target)
+
+
+def _llama_norms(config: DecoderConfig, layer: LayerWeights) -> Iterator[tuple[str, Place]]:
+    """Norms of the residual stream. Where what is added to it is normed too (Gemma 2), the names shift by one."""
+    yield "input_layernorm.weight", _norm(config, layer.attention_norm)
+    if layer.attention_output_norm is None or layer.mlp_output_norm is None:
+        yield "post_attention_layernorm.weight", _norm(config, layer.mlp_norm)
+        return
+    yield "post_attention_layernorm.weight", _norm(config, layer.attention_output_norm)
+    yield "pre_feedforward_layernorm.weight", _norm(config, layer.mlp_norm)
+    yield "post_feedforward_layernorm.weight", _norm(config, layer.mlp_output_norm)
+
+
+def _norm(config: DecoderConfig, target: Tensor) -> Place:
+    """A norm's weight, with what its family adds to it (Gemma saves it less one)."""
+    if not config.norm_offset:
+        return _whole(target)
+    return Place(tuple(target.shape), (target,), lambda weight: (weight.float() + config.norm_offset,))
 
 
 def _whole(target: Tensor) -> Place:
@@ -120,11 +157,13 @@ class LayerWeights:
     down_bias: Tensor | None = None
     query_norm: Tensor | None = None
     key_norm: Tensor | None = None
+    attention_output_norm: Tensor | None = None
+    mlp_output_norm: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """All weights on one device. Matrices and biases are in the model's dtype; norms and `head` [hidden] are float32.
+    """All weights on one device. Matrices and biases are in the model's dtype; norms and the head are float32.
 
     `embedding` keeps the checkpoint's dtype: it is only read, so rounding it would cost accuracy and gain nothing.
     """
@@ -132,12 +171,12 @@ class DecoderWeights:
     embedding: Tensor
     layers: list[LayerWeights]
     norm: Tensor
-    head: Tensor
+    head: HeadWeights
 
     def moved_to(self, device: torch.device) -> DecoderWeights:
         """The same weights on `device`; layers leave this object as they go, so that the host does not hold two."""
         layers = [_moved(self.layers.pop(0), device) for _ in range(len(self.layers))]
-        return DecoderWeights(self.embedding.to(device), layers, self.norm.to(device), self.head.to(device))
+        return DecoderWeights(self.embedding.to(device), layers, self.norm.to(device), self.head.moved_to(device))
 
 
 def _moved(layer: LayerWeights, device: torch.device) -> LayerWeights:
@@ -145,8 +184,10 @@ def _moved(layer: LayerWeights, device: torch.device) -> LayerWeights:
     return replace(layer, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
 
 
-def allocate(config: DecoderConfig, *, device: torch.device, dtype: torch.dtype) -> DecoderWeights:
-    """Weights of the configuration's shapes on the device, their content yet unset."""
+def allocate(
+    config: DecoderConfig, *, device: torch.device, dtype: torch.dtype, head: HeadPlan | None = None
+) -> DecoderWeights:
+    """Weights of the configuration's shapes on the device, their content yet unset; `head` None is one plain row."""
 
     def matrix(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
@@ -169,6 +210,8 @@ def allocate(config: DecoderConfig, *, device: torch.device, dtype: torch.dtype)
             down_bias=matrix(hidden) if config.mlp_bias else None,
             query_norm=vector(config.head_dim) if config.qk_norm else None,
             key_norm=vector(config.head_dim) if config.qk_norm else None,
+            attention_output_norm=vector(hidden) if config.sandwich_norms else None,
+            mlp_output_norm=vector(hidden) if config.sandwich_norms else None,
         )
 
     embedding_dtype = getattr(torch, config.dtype)
@@ -176,5 +219,5 @@ def allocate(config: DecoderConfig, *, device: torch.device, dtype: torch.dtype)
         embedding=torch.empty(config.vocab_size, config.hidden_size, dtype=embedding_dtype, device=device),
         layers=[layer() for _ in range(config.num_layers)],
         norm=vector(config.hidden_size),
-        head=vector(config.hidden_size),
+        head=allocate_head(head or HeadPlan.plain(config), device=device),
     )

@@ -28,8 +28,9 @@ import torch
 
 from cluster.sizing import INTERNLM2_MODELS, record_rate
 from serve_app.reward_model import RewardModel
-from serve_app.reward_model.architecture import INTERNLM2, DecoderConfig, RopeConfig
+from serve_app.reward_model.architecture import DecoderConfig, RopeConfig
 from serve_app.reward_model.decoder import Decoder
+from serve_app.reward_model.families import INTERNLM2
 from serve_app.reward_model.linear import linear_for
 from serve_app.reward_model.model import resolve_device, resolve_dtype
 from serve_app.reward_model.weights import DecoderWeights, allocate
@@ -249,7 +250,7 @@ def random_weights(preset: str, *, device: str, dtype: str) -> tuple[DecoderConf
     torch.manual_seed(0)
     weights.embedding.normal_()
     weights.norm.fill_(1.0)
-    weights.head.normal_(std=hidden**-0.5)
+    weights.head.layers[0].weight.normal_(std=hidden**-0.5)
     for layer in weights.layers:
         layer.attention_norm.fill_(1.0)
         layer.mlp_norm.fill_(1.0)

@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 
 from cluster.connect import connect
 from serve_app.reward_model import RewardModel
-from serve_app.reward_model.checkpoint import resolve
+from serve_app.reward_model.model_files import resolve
 from tests.benchmarks.bench_engine import RESULTS, SHAPES, hardware
 
 WORDS = ("the", "sea", "is", "wide", "while", "rivers", "run", "to", "it", "from", "hills", "since", "spring")

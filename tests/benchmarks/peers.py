@@ -32,7 +32,7 @@ class PaddedPeer:
         cls, config: DecoderConfig, weights: DecoderWeights, *, batch_size: int, sort: bool, attention: str
     ) -> PaddedPeer:
         """A peer with these weights, without a copy of the matrices."""
-        dtype, device = weights.layers[0].qkv.dtype, weights.head.device
+        dtype, device = weights.layers[0].qkv.dtype, weights.embedding.device
         llama_config = LlamaConfig(  # type: ignore[call-arg]  # options of its base class
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -70,7 +70,7 @@ class PaddedPeer:
         model.load_state_dict(state, assign=True, strict=True)
         with torch.device(device):
             model.rotary_emb = type(model.rotary_emb)(llama_config)
-        return cls(model.eval(), weights.head, batch_size, sort)
+        return cls(model.eval(), weights.head.layers[0].weight[0], batch_size, sort)
 
     def batches(self, sequences: Sequence[list[int]]) -> list[list[list[int]]]:
         """The batches this way of working makes of the sequences."""

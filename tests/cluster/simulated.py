@@ -19,7 +19,7 @@ from torch import Tensor
 
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.architecture import DecoderConfig
-from serve_app.reward_model.checkpoint import resolve
+from serve_app.reward_model.model_files import resolve
 from serve_app.reward_model.prefixes import Group
 
 __all__ = ["NUM_GPUS", "TOKENS_PER_S", "SimulatedCluster", "expected_score", "simulated_cluster", "sleeping_model"]

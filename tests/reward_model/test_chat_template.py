@@ -10,7 +10,7 @@ import pytest
 from serve_app.reward_model import CheckpointError, RewardModel
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.chat_template import template_text
-from serve_app.reward_model.checkpoint import fingerprint, resolve
+from serve_app.reward_model.model_files import fingerprint, resolve
 from serve_app.reward_model.tokenizer import Tokenizer
 from tests.conftest import chat
 from tests.reward_model.classifiers import CHATML, write

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from serve_app.reward_model import CheckpointError, RewardModel, UnsupportedArchitectureError, WeightError, tiny
-from serve_app.reward_model.checkpoint import fingerprint, resolve
+from serve_app.reward_model.model_files import fingerprint, resolve
 from tests.conftest import chat
 
 IDS = [[1, 300, 301, 302, 3], [1, 299, 3]]

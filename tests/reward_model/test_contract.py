@@ -109,7 +109,7 @@ def test_every_call_gives_the_same_bits(model: RewardModel) -> None:
     assert model.score_token_ids(encoded).tolist() == together
 
 
-HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32}
+HEADS: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32}
 
 
 @pytest.mark.usefixtures("threads")
