@@ -29,8 +29,6 @@ from torch import Tensor
 from serve_app.reward_model.architecture import Window
 from serve_app.reward_model.packing import PackedBatch, Read, Span, on_device
 
-__all__ = ["BLOCK_ROWS", "Attention", "BlockAttention", "VarlenAttention", "attention_for"]
-
 BLOCK_ROWS = 64
 # Short blocks waste less on rows past a sequence's end, long ones read many keys a little faster (measured).
 SHORT_BLOCK_ROWS = 32

@@ -10,8 +10,6 @@ from typing import Any
 
 from serve_app.reward_model.errors import CheckpointError
 
-__all__ = ["checked_template", "template_text"]
-
 PROBES = (("user", "assistant"), ("user",), ("system", "user", "assistant"))
 """Roles of conversations of which a template must render at least one."""
 

@@ -10,8 +10,6 @@ import numpy as np
 
 from serve_app.reward_model.errors import ConversationError
 
-__all__ = ["WARNING_KINDS", "Conversation", "ConversationLike", "Message", "warnings_of"]
-
 KNOWN_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 USUAL_NAMES = {
     "human": "user",

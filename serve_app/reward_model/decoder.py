@@ -26,8 +26,6 @@ from serve_app.reward_model.prefixes import Group
 from serve_app.reward_model.rotary import RotaryTable, rotate
 from serve_app.reward_model.weights import DecoderWeights, LayerWeights
 
-__all__ = ["Decoder"]
-
 
 @dataclass(frozen=True, slots=True)
 class _Layer:

@@ -20,23 +20,6 @@ Every class pickles, so that errors cross process borders whole.
 
 from __future__ import annotations
 
-__all__ = [
-    "ChangedFilesError",
-    "CheckpointError",
-    "ConversationError",
-    "ConversationTooLongError",
-    "DeviceError",
-    "DeviceMemoryError",
-    "MalformedConversationError",
-    "NonFiniteScoreError",
-    "RaywardError",
-    "ScoringError",
-    "TokenIdsError",
-    "UnsupportedArchitectureError",
-    "UnsupportedDeviceError",
-    "WeightError",
-]
-
 
 class RaywardError(Exception):
     """Base of every error rayward raises on purpose."""

@@ -8,21 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = [
-    "ARCHITECTURES",
-    "GATE_PATTERN",
-    "INTERNLM2",
-    "MODEL_TYPES",
-    "REFUSED",
-    "SUPPORTED_ARCHITECTURES",
-    "Activation",
-    "Architecture",
-    "Family",
-    "HeadKind",
-    "Reading",
-    "attribute_names",
-]
-
 Family = Literal["internlm2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"]
 Activation = Literal["silu", "gelu_tanh"]
 

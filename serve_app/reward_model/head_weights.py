@@ -17,18 +17,6 @@ from serve_app.reward_model.architecture import DecoderConfig, HeadConfig
 from serve_app.reward_model.errors import WeightError
 from serve_app.reward_model.weight_files import StoredTensor
 
-__all__ = [
-    "LANGUAGE_HEAD",
-    "NAMES",
-    "HeadPlan",
-    "HeadWeights",
-    "LinearPlan",
-    "LinearWeights",
-    "NormWeights",
-    "allocate_head",
-    "head_targets",
-]
-
 NAMES = ("score", "v_head", "v_head.summary", "regression_head", "value_head", "score_head")
 """Transformers, InternLM2 and Starling, TRL and LLaMA-Factory, UltraRM and Eurus, OpenRLHF, Beaver."""
 LANGUAGE_HEAD = "lm_head.weight"

@@ -24,8 +24,6 @@ from serve_app.reward_model.errors import TokenIdsError
 from serve_app.reward_model.head_weights import HeadWeights, LinearWeights, NormWeights
 from serve_app.reward_model.linear import Linear, linear_for, rowwise_
 
-__all__ = ["Head"]
-
 ROW_MULTIPLE = 16
 """Rows of a matrix that the products of `linear.py` want a multiple of; zero rows fill up."""
 NORM_EPS = 1e-5

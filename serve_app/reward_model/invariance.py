@@ -12,8 +12,6 @@ from torch import Tensor
 
 from serve_app.reward_model.linear import CUDA_TILE_ROWS, Linear
 
-__all__ = ["RowRule", "find_variance"]
-
 CPU_MIN_ROWS = 16
 CPU_CHUNK_ROWS = 512
 PROBED_THREADS = (1, 2, 4, 8, 16)

@@ -16,8 +16,6 @@ from tokenizers import Tokenizer as BackendTokenizer
 
 from serve_app.reward_model.errors import ConversationError
 
-__all__ = ["MARK", "MarkedTextEncoder", "Markup", "escape"]
-
 # A Unicode noncharacter, reserved for internal use. In a marked text, MARK + "0" is a marker and MARK + "1" stands
 # for the character itself, so that a message which holds it comes through unchanged.
 MARK = "\ufdd0"

@@ -27,8 +27,6 @@ from serve_app.reward_model.scorer import Outputs, SequenceScorer
 from serve_app.reward_model.scores import Score, ranks
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
 
-__all__ = ["RewardModel", "cpu_dtype", "resolve_device", "resolve_dtype"]
-
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from serve_app.reward_model.prefixes import Group
 
-__all__ = ["PackedBatch", "Read", "Span", "halves", "on_device", "pack"]
-
 
 @dataclass(frozen=True, slots=True)
 class Span:

@@ -11,8 +11,6 @@ from torch import Tensor, UntypedStorage
 
 from serve_app.reward_model.decoder import Decoder
 
-__all__ = ["ParkedWeights"]
-
 
 class ParkedWeights:
     """The bytes of a decoder's weights on the host. Until `put_back` the decoder must not be used.

@@ -20,8 +20,6 @@ from serve_app.reward_model.conversation import Conversation, Message
 from serve_app.reward_model.errors import ConversationError
 from serve_app.reward_model.rendered_text import RenderedTextError
 
-__all__ = ["SEPARATOR", "read_polar", "render_polar"]
-
 SEPARATOR = "<|reward|>"
 END = "[UNUSED_TOKEN_130]"
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MIN_SHARED_TOKENS", "Group", "group_by_prefix", "together"]
-
 # A leaf costs some copies of keys and values in every layer, which is the time of about this many tokens in a small
 # model and of fewer in a large one: shorter prefixes are read again.
 MIN_SHARED_TOKENS = 16

@@ -21,8 +21,6 @@ from functools import cached_property
 from serve_app.reward_model.conversation import Conversation, Message
 from serve_app.reward_model.errors import ConversationError
 
-__all__ = ["ENDINGS", "LEADING", "RenderedTextError", "RenderedTextReader", "opens_turn", "without_ending"]
-
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 REWARD = "<|reward|>"
 LEADING = ("<s>", "</s>", "<bos>", "<pad>", "<|begin_of_text|>", "<|endoftext|>")

@@ -16,8 +16,6 @@ from torch import Tensor
 from serve_app.reward_model.architecture import DecoderConfig, RopeConfig
 from serve_app.reward_model.packing import Span
 
-__all__ = ["RotaryTable", "rotate"]
-
 
 class RotaryTable:
     """Cosine and sine of every position, grown on demand. Shape legend: P positions, D head dimension."""

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from serve_app.reward_model.model import RewardModel
     from serve_app.reward_model.tokenizer import Tokenizer
 
-__all__ = ["ModelFacts", "ModelSpec", "absolute", "dtype_name"]
-
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

@@ -21,8 +21,6 @@ from serve_app.reward_model.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NAME", "cached_folder", "made_once", "write"]
-
 NAME = "tiny"
 CACHE_VARIABLE = "RAYWARD_CACHE"
 REWARD_TOKEN = "<|reward|>"

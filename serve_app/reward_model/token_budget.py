@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["CPU_TOKEN_BUDGET", "CUDA_MAX_TOKEN_BUDGET", "TRIAL_TOKENS", "USED_SHARE", "budget_for"]
-
 CPU_TOKEN_BUDGET = 4096
 # A trial pass of this many tokens tells how much memory a token takes on CUDA; the budget then leaves a part of the
 # free memory alone, for what fragments it and for others, and stops where more tokens bring no more speed.

@@ -40,8 +40,6 @@ from serve_app.reward_model.markup import MARK, MarkedTextEncoder, Markup, escap
 from serve_app.reward_model.polar import SEPARATOR, read_polar, render_polar
 from serve_app.reward_model.rendered_text import RenderedTextReader
 
-__all__ = ["EncodedConversation", "Tokenizer", "Truncation", "fast_tokenizer", "quiet_transformers"]
-
 # What Llama 3's templates write where no date is given: with today's date a score would change by the day.
 DATE = "26 Jul 2024"
 

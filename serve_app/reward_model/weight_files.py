@@ -17,8 +17,6 @@ from torch import Tensor
 
 from serve_app.reward_model.errors import CheckpointError
 
-__all__ = ["StoredTensor", "first_of", "inventory", "plain_name", "stored_tensors", "weight_files"]
-
 # Containers that trainers put a model in: PEFT, TRL's and LLaMA-Factory's value-head models, DistributedDataParallel,
 # Starling's reward models, and the "model." of Transformers' own heads.
 WRAPPERS = ("base_model.model.", "pretrained_model.", "module.", "transformer.", "model.")

@@ -18,8 +18,6 @@ from serve_app.reward_model.head_weights import (
     head_targets,
 )
 
-__all__ = ["DecoderWeights", "LayerWeights", "Place", "allocate", "interleaved", "places_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Place:

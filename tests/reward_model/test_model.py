@@ -240,7 +240,8 @@ def test_unknown_dtypes_are_refused(dtype: str) -> None:
 
 
 def test_every_error_is_in_the_tree_and_pickles_whole() -> None:
-    classes = [getattr(error_module, name) for name in error_module.__all__]
+    classes = [kind for kind in vars(error_module).values() if isinstance(kind, type)]
+    assert len(classes) > 10
     assert all(issubclass(kind, RaywardError) for kind in classes)
     for kind in classes:
         error = ConversationTooLongError(9, 5) if kind is ConversationTooLongError else kind("why")
