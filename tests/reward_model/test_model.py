@@ -240,7 +240,7 @@ def test_unknown_dtypes_are_refused(dtype: str) -> None:
 
 
 def test_every_error_is_in_the_tree_and_pickles_whole() -> None:
-    classes = [kind for kind in vars(error_module).values() if isinstance(kind, type)]
+    classes: list[Any] = [kind for kind in vars(error_module).values() if isinstance(kind, type)]
     assert len(classes) > 10
     assert all(issubclass(kind, RaywardError) for kind in classes)
     for kind in classes:
