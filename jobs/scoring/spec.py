@@ -8,14 +8,31 @@ from cluster.connect import ClusterResources
 from jobs.errors import CorpusError
 from jobs.options import EngineOptions
 from serve_app.reward_model import ModelSpec
+from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.chat_template import template_text
 from serve_app.reward_model.spec import ModelFacts
 from serve_app.reward_model.tiny import NAME as TINY
 
-__all__ = ["Model", "identity_of_model", "record_of_model", "spec_of"]
+__all__ = ["Model", "check_model_files", "identity_of_model", "record_of_model", "spec_of"]
 
 Model: TypeAlias = ModelSpec | ModelFacts
 """The model of a job: a resolved spec for actors of its own, or the facts of a served model."""
+
+
+def check_model_files(options: EngineOptions) -> None:
+    """Read the model's configuration and tokenizer and open its weight files, so that a file which is missing or
+    broken is told before Ray starts.
+
+    Raises:
+        CheckpointError: one is; the message names it.
+    """
+    from serve_app.reward_model.checkpoint import check_weight_files, resolve
+    from serve_app.reward_model.tokenizer import Tokenizer
+
+    template = None if options.chat_template is None else template_text(options.chat_template)
+    folder = resolve(options.model or TINY, options.revision)
+    Tokenizer.from_pretrained(folder, config=DecoderConfig.from_folder(folder), chat_template=template)
+    check_weight_files(folder)
 
 
 def spec_of(options: EngineOptions, resources: ClusterResources) -> ModelSpec:

@@ -23,7 +23,7 @@ from serve_app.reward_model.errors import CheckpointError, WeightError
 from serve_app.reward_model.model_files import fingerprint, resolve
 from serve_app.reward_model.weights import DecoderWeights, Place, allocate, places_of
 
-__all__ = ["fill", "fingerprint", "load_weights", "resolve"]
+__all__ = ["check_weight_files", "fill", "fingerprint", "load_weights", "resolve"]
 
 
 def load_weights(folder: Path, config: DecoderConfig, *, device: torch.device, dtype: torch.dtype) -> DecoderWeights:
@@ -60,6 +60,17 @@ def fill(folder: Path, places: Mapping[str, Place], *, architecture: str) -> Non
     if missing := sorted(places.keys() - loaded):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise WeightError(f"missing weights in {folder}: {', '.join(missing[:3])}{more}")
+
+
+def check_weight_files(folder: Path) -> None:
+    """Open each weight file in `folder` and read its header, and no tensor.
+
+    Raises:
+        CheckpointError: there are no weight files, or one cannot be read.
+    """
+    for shard in _shards(folder):
+        with _open_shard(shard):
+            pass
 
 
 def _shards(folder: Path) -> list[Path]:
