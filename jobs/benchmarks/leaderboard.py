@@ -17,8 +17,6 @@ from jobs.benchmarks.dataset import Benchmark
 from serve_app.reward_model.architecture import INTERNLM2
 from serve_app.reward_model.tokenizer import Truncation
 
-__all__ = ["LeaderboardCut", "leaderboard_cut"]
-
 MAX_TOKENS = 2048
 
 

@@ -14,19 +14,6 @@ from serve_app.reward_model.architecture import DecoderConfig
 if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
 
-__all__ = [
-    "INTERNLM2_1_8B",
-    "POLAR_7B",
-    "PUBLISHED",
-    "SKYWORK_LLAMA_8B",
-    "SKYWORK_LLAMA_8B_V02",
-    "SKYWORK_V2_LLAMA_8B",
-    "SKYWORK_V2_QWEN3_0_6B",
-    "Published",
-    "Shape",
-    "published_for",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Shape:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
     from serve_app.reward_model.architecture import DecoderConfig
 
-__all__ = ["CHATS", "TOLERANCES", "Reading", "check_class", "our_readings", "room_warning", "transformers_readings"]
-
 
 def _chat(*texts: str) -> Conversation:
     return Conversation(tuple(Message("assistant" if place % 2 else "user", text) for place, text in enumerate(texts)))

@@ -13,8 +13,6 @@ from serve_app.reward_model.chat_template import template_text
 from serve_app.reward_model.spec import ModelFacts
 from serve_app.reward_model.tiny import NAME as TINY
 
-__all__ = ["Model", "check_model_files", "identity_of_model", "record_of_model", "spec_of"]
-
 Model: TypeAlias = ModelSpec | ModelFacts
 """The model of a job: a resolved spec for actors of its own, or the facts of a served model."""
 
