@@ -42,7 +42,7 @@ from jobs.options import OPTIONS, ColumnName, EngineOptions
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
-from jobs.scoring.spec import check_reference, identity_of_model, record_of_model, spec_of
+from jobs.scoring.spec import check_model_files, check_reference, identity_of_model, record_of_model, spec_of
 from jobs.scoring.stage import warnings_told
 from serve_app.reward_model import ModelSpec
 
@@ -148,6 +148,7 @@ class _Inputs:
             added=[*config.added_columns, GENERATION_COLUMN],
             system_prompt_column=config.system_prompt_column,
         )
+        check_model_files(config)
         return cls(Ledger(config.output), corpus, columns, system_prompt)
 
 

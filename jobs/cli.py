@@ -39,7 +39,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "best-of-n": Command("jobs.best_of_n", "BestOfNConfig", "generate several responses and keep the best"),
         "rewardbench": Command("jobs.rewardbench", "RewardBenchConfig", "evaluate a reward model on RewardBench"),
         "report": Command("jobs.report", "ReportConfig", "make an HTML report of a scored corpus"),
-        "verify": Command("jobs.verify", "VerifyConfig", "check a downloaded model against its model card"),
+        "verify": Command(
+            "jobs.verify", "VerifyConfig", "check a downloaded model against published figures or Transformers"
+        ),
         "plan": Command("cluster.plan", "PlanConfig", "estimate GPUs, hours and bytes for a corpus"),
         "demo": Command("jobs.demo", "DemoConfig", "score and rank a small sample with the embedded model"),
     }

@@ -10,6 +10,7 @@ RaywardError
    |- ServedModelError  the application of --via-serve is not there, or serves another model
    |- GeneratorError    the generator cannot be reached, loaded or used, or keeps dying
    |- UnpublishedModelError  no figures are published for the model that is to be verified
+   |- ComparisonError   Transformers has no class for the model that is to be verified, or cannot load it
    |- MissingPackageError  a job needs a package that is not installed
    `- TooManyErrorsError    more rows failed than --max-errors allows
 """
@@ -37,6 +38,10 @@ class MissingPackageError(JobError):
 
 class UnpublishedModelError(JobError):
     """No figures are published for the model that is to be verified."""
+
+
+class ComparisonError(JobError):
+    """Transformers has no class of its own for the model that is to be verified, or cannot load it here."""
 
 
 class ResourceError(JobError):

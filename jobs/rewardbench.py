@@ -5,8 +5,13 @@
 The input is a benchmark's dataset as Parquet, or a part of it; its columns tell which one it is. RewardBench has
 `prompt`, `chosen`, `rejected` and `subset`; a row counts when the chosen answer scores strictly higher. RewardBench 2
 has `id`, `prompt`, the lists `chosen` and `rejected`, `num_correct` and `subset`; the right answer must score highest.
-Every answer is scored whole, unless --truncation says otherwise (the benchmark's own runner cuts at 2,048 tokens). A
-row with an answer that cannot be scored counts as wrong, and is named.
+Every answer is scored whole, unless --truncation or --leaderboard says otherwise. A row with an answer that cannot be
+scored counts as wrong, and is named.
+
+--leaderboard cuts as the benchmark's own scripts do by default (github.com/allenai/reward-bench): at 2,048 tokens,
+keeping the end for RewardBench (scripts/run_rm.py) and the start for RewardBench 2 (scripts/run_v2.py), and nothing for
+InternLM2-Reward (rewardbench/models/internlm.py). The dtype stays yours to choose: those scripts load a model in
+float16 by default, and the first one many models in 8 bits.
 
 The output folder gets `rewardbench.json`, `rows.parquet` with the scores of each row, and the stages `conversations/`
 and `scores/`, from which the same command resumes a stopped job. Exit status: 0 every answer was scored, 3 some were
@@ -24,16 +29,18 @@ import json
 import logging
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from cluster.connect import connect
 from jobs.benchmarks import rewardbench1, rewardbench2, table
 from jobs.benchmarks.conversation_file import ConversationFile
 from jobs.benchmarks.dataset import Benchmark, Dataset
+from jobs.benchmarks.leaderboard import LeaderboardCut, leaderboard_cut
 from jobs.benchmarks.outcome import AnsweredRow, Outcome
 from jobs.benchmarks.table import read_rows, table_of
 from jobs.command import EXIT_ROW_ERRORS, parse, run_command
@@ -45,6 +52,8 @@ from jobs.options import EngineOptions, ScoringOptions
 from jobs.runs.ledger import Ledger
 from jobs.scoring.run import ScoringRun
 from serve_app.reward_model import ModelSpec
+from serve_app.reward_model.architecture import DecoderConfig
+from serve_app.reward_model.model_files import resolve
 from serve_app.reward_model.tiny import NAME as TINY
 
 if TYPE_CHECKING:
@@ -66,6 +75,18 @@ class _BenchmarkOptions(BaseModel):
 
 class RewardBenchConfig(EngineOptions, _BenchmarkOptions):
     """Evaluate a reward model on RewardBench or RewardBench 2; the same command resumes a stopped job."""
+
+    leaderboard: bool = False
+    """Cut conversations at 2,048 tokens as the benchmark's own script does, in place of --truncation and
+    --max-tokens."""
+
+    @model_validator(mode="after")
+    def _leaderboard_alone_says_what_is_cut(self) -> Self:
+        given = {"--truncation": self.truncation != "error", "--max-tokens": self.max_tokens is not None}
+        if self.leaderboard and any(given.values()):
+            flags = " and ".join(flag for flag, is_given in given.items() if is_given)
+            raise ValueError(f"{flags} cannot be set with --leaderboard, which says what is cut")
+        return self
 
 
 def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.rewardbench") -> int:
@@ -92,9 +113,11 @@ def run(config: RewardBenchConfig, *, load: Callable[[ModelSpec], RewardModel] =
     dataset = Dataset.of(corpus, system_prompt_column=config.system_prompt_column)
     num_answers = ConversationFile(folder).make(corpus, dataset)
     logger.info("%s: %s rows, %s answers", dataset.benchmark.value, f"{corpus.num_rows:,}", f"{num_answers:,}")
-    _score(config, folder, load)
+    cut = _leaderboard_cut(config, dataset) if config.leaderboard else None
+    _score(config, folder, load, cut)
     scored = Corpus.open(folder.below("scores"))
-    return _finish(config, folder, dataset, read_rows(scored, num_rows=corpus.num_rows, num_answers=num_answers))
+    rows = read_rows(scored, num_rows=corpus.num_rows, num_answers=num_answers)
+    return _finish(config, folder, dataset, rows, cut)
 
 
 def _default_output(config: RewardBenchConfig) -> str:
@@ -102,8 +125,20 @@ def _default_output(config: RewardBenchConfig) -> str:
     return "-".join(["rewardbench", *(re.sub(r"[^\w.-]+", "_", name) for name in names)])
 
 
-def _score(config: RewardBenchConfig, folder: OutputFolder, load: Callable[[ModelSpec], RewardModel]) -> None:
+def _leaderboard_cut(config: RewardBenchConfig, dataset: Dataset) -> LeaderboardCut:
+    model = resolve(config.model or TINY, config.revision, weights=False)
+    return leaderboard_cut(dataset.benchmark, DecoderConfig.from_folder(model).architecture)
+
+
+def _score(
+    config: RewardBenchConfig,
+    folder: OutputFolder,
+    load: Callable[[ModelSpec], RewardModel],
+    cut: LeaderboardCut | None,
+) -> None:
     shared = {name: getattr(config, name) for name in EngineOptions.model_fields}
+    if cut is not None:
+        shared |= {"truncation": cut.truncation, "max_tokens": cut.max_tokens}
     if config.system_prompt_column is not None:
         shared["system_prompt_column"] = "system_prompt"
     scoring = ScoringRun(
@@ -117,15 +152,24 @@ def _score(config: RewardBenchConfig, folder: OutputFolder, load: Callable[[Mode
     logger.info(scoring.summary)
 
 
-def _finish(config: RewardBenchConfig, folder: OutputFolder, dataset: Dataset, rows: Sequence[AnsweredRow]) -> Outcome:
+def _finish(
+    config: RewardBenchConfig,
+    folder: OutputFolder,
+    dataset: Dataset,
+    rows: Sequence[AnsweredRow],
+    cut: LeaderboardCut | None,
+) -> Outcome:
     is_first = dataset.benchmark is Benchmark.REWARDBENCH
     outcome = rewardbench1.evaluate(rows) if is_first else rewardbench2.evaluate(rows)
     with folder.create("rows.parquet") as stream:
         pq.write_table(table_of(rows, rewardbench1.accuracy if is_first else rewardbench2.accuracy), stream)
-    data = table.as_data(outcome, rows=rows) | {"run": _run(config, folder)}
+    named = None if cut is None else asdict(cut)
+    data = table.as_data(outcome, rows=rows) | {"leaderboard": named, "run": _run(config, folder)}
     with folder.create("rewardbench.json") as stream:
         stream.write(json.dumps(data, indent=2, allow_nan=False).encode())
     print(table.table(outcome, model=Path(config.model or TINY).name, rows=rows))
+    if cut is not None:
+        print(cut)
     print(f"in {folder.location}: rewardbench.json, rows.parquet")
     return outcome
 

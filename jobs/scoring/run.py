@@ -17,7 +17,7 @@ from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.placement import ActorPool, plan_actors, shortage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
-from jobs.scoring.spec import Model, check_reference, identity_of_model, record_of_model, spec_of
+from jobs.scoring.spec import Model, check_model_files, check_reference, identity_of_model, record_of_model, spec_of
 from jobs.scoring.stage import ConversationScorer, UnitScorer, warnings_told
 from jobs.scoring.via_serve import UNITS_AT_ONCE, ServedModelSource
 from serve_app.reward_model import ModelSpec
@@ -42,6 +42,7 @@ class ScoringRun:
 
     Raises:
         CorpusError: the input is not there, or has no conversations.
+        CheckpointError: a file of the model is missing or broken.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class ScoringRun:
         self._columns = columns_of(
             self._corpus, options.columns, output_prefix=prefix, system_prompt_column=options.system_prompt_column
         )
+        if options.via_serve is None:
+            check_model_files(options)
         self.summary = ""
 
     def run(self, resources: ClusterResources) -> UnitStats:

@@ -9,11 +9,27 @@ from jobs.errors import CorpusError
 from jobs.options import EngineOptions
 from serve_app.reward_model import ModelSpec
 from serve_app.reward_model.chat_template import template_text
+from serve_app.reward_model.model_files import resolve
 from serve_app.reward_model.spec import ModelFacts
 from serve_app.reward_model.tiny import NAME as TINY
 
 Model: TypeAlias = ModelSpec | ModelFacts
 """The model of a job: a resolved spec for actors of its own, or the facts of a served model."""
+
+
+def check_model_files(options: EngineOptions) -> None:
+    """Read the model's configuration and tokenizer and open its weight files, so that a file which is missing or
+    broken is told before Ray starts.
+
+    Raises:
+        CheckpointError: one is; the message names it.
+    """
+    from serve_app.reward_model.checkpoint import check_weight_files
+
+    spec = _named(options, options.device)
+    folder = resolve(spec.model, spec.revision)
+    spec.read(folder)
+    check_weight_files(folder, base_model=spec.base_model)
 
 
 def spec_of(options: EngineOptions, resources: ClusterResources) -> ModelSpec:
@@ -23,10 +39,15 @@ def spec_of(options: EngineOptions, resources: ClusterResources) -> ModelSpec:
         CheckpointError: the files are not there, or cannot be read.
         UnsupportedDeviceError: the workers' device cannot do what is asked of it.
     """
-    spec = ModelSpec(
+    device = options.device if options.device != "auto" else "cuda" if resources.num_gpus else "cpu"
+    return _named(options, device).resolved()
+
+
+def _named(options: EngineOptions, device: str) -> ModelSpec:
+    return ModelSpec(
         model=options.model or TINY,
         revision=options.revision,
-        device=options.device if options.device != "auto" else "cuda" if resources.num_gpus else "cpu",
+        device=device,
         dtype=options.dtype,
         token_budget=options.token_budget or "auto",
         quantization=options.quantization or "none",
@@ -35,7 +56,6 @@ def spec_of(options: EngineOptions, resources: ClusterResources) -> ModelSpec:
         head=options.head,
         normalize=options.normalize,
     )
-    return spec.resolved()
 
 
 def check_reference(model: Model, column: str | None) -> None:

@@ -194,5 +194,16 @@ def _put(
     place.copy(content if adapter is None else adapter.applied(name, content))
 
 
+def check_weight_files(folder: Path, *, base_model: str | None = None) -> None:
+    """Open each weight file of the model in `folder`, an adapter's base included, and read its header, no tensor.
+
+    Raises:
+        CheckpointError: there are no weight files, or one cannot be read.
+    """
+    for file in _Source.of(folder, base_model).files:
+        with stored_tensors(file):
+            pass
+
+
 def _is_left_over(name: str) -> bool:
     return name in LEFT_OVER or name.endswith(LEFT_OVER_ENDS)

@@ -14,6 +14,7 @@ once, and in nothing else. Text inside messages never becomes a special token (`
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import warnings
@@ -42,6 +43,9 @@ from serve_app.reward_model.rendered_text import RenderedTextReader
 
 # What Llama 3's templates write where no date is given: with today's date a score would change by the day.
 DATE = "26 Jul 2024"
+
+# The files that a fast tokenizer is read or made from.
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tiktoken.model")
 
 Truncation: TypeAlias = Literal["error", "right", "left"]
 
@@ -400,6 +404,16 @@ def quiet_transformers() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _first_broken(folder: Path) -> Path | None:
+    """The first of a tokenizer's files that is no JSON; None where each is."""
+    for path in sorted({*folder.glob("*token*.json"), *folder.glob("vocab.json")}):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return path
+    return None
+
+
 def fast_tokenizer(folder: Path) -> Any:
     """The Transformers tokenizer of the checkpoint in `folder`, in its fast form; code in the folder is never run.
 
@@ -408,11 +422,17 @@ def fast_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        raise CheckpointError(
+            f"{folder} holds no tokenizer.json, nor a vocabulary to make one from ({', '.join(VOCABULARIES[1:])}): "
+            "copy the tokenizer's files from the model's repository"
+        )
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # Transformers raises many types for a missing or broken tokenizer
-        raise CheckpointError(f"no tokenizer could be read from {folder}: {error}") from error
+        broken = _first_broken(folder)
+        raise CheckpointError(f"no tokenizer could be read from {broken or folder}: {error}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise CheckpointError(f"the tokenizer in {folder} has no fast (tokenizers) form, which rayward needs")
     return tokenizer

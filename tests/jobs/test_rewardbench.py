@@ -14,12 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.benchmarks import rewardbench1, rewardbench2
+from jobs.benchmarks.dataset import Benchmark
+from jobs.benchmarks.leaderboard import leaderboard_cut
 from jobs.benchmarks.outcome import AnsweredRow
 from jobs.errors import CorpusError, OutputError
 from jobs.rewardbench import RewardBenchConfig, main, run
 from serve_app.reward_model import RewardModel
 from tests.conftest import chat
 from tests.jobs.conftest import write
+from tests.reward_model import classifiers
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 600
@@ -182,6 +185,44 @@ def test_input_that_is_no_benchmark_ends_before_anything_is_written(tmp_path: Pa
     with pytest.raises(OutputError, match="--output"):
         run(config(tmp_path).model_copy(update={"output": "nowhere://x"}))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_leaderboards_cut_is_made_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """RewardBench's own script keeps the end of a conversation."""
+    folder = classifiers.write(tmp_path / "model")
+    classifiers.change_json(folder / "config.json", max_position_embeddings=4096)
+    long, short = "na\u00efve " * 4000, "na\u00efve"
+    rows = [{"prompt": text, "chosen": "four", "rejected": "five", "subset": "math-prm"} for text in (long, short)]
+    write(tmp_path / "in.parquet", rows)
+    found = run(config(tmp_path, leaderboard=True, model=str(folder), dtype="float32", cpus_per_actor=2))
+    model = RewardModel.from_pretrained(folder, device="cpu", dtype="float32")
+    chats = [chat(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
+    expected = model.score(chats, truncation="left", max_tokens=2048)
+    assert [score.truncated for score in expected] == [True, True, False, False]
+    scores = pq.read_table(tmp_path / "out" / "rows.parquet")["scores"].to_pylist()
+    assert [value for pair in scores for value in pair] == [score.value for score in expected]
+    assert found.benchmark == "RewardBench"
+    data = json.loads((tmp_path / "out" / "rewardbench.json").read_text())
+    assert data["leaderboard"] == {"truncation": "left", "max_tokens": 2048, "source": "scripts/run_rm.py"}
+    told = "leaderboard settings: the end of 2,048 tokens is kept, as in scripts/run_rm.py\n"
+    assert told in capsys.readouterr().out
+
+
+def test_the_leaderboard_cuts_by_benchmark_and_pipeline() -> None:
+    llama = "LlamaForSequenceClassification"
+    first, second = (leaderboard_cut(benchmark, llama) for benchmark in Benchmark)
+    assert [(cut.truncation, cut.max_tokens) for cut in (first, second)] == [("left", 2048), ("right", 2048)]
+    for benchmark in Benchmark:
+        uncut = leaderboard_cut(benchmark, "InternLM2ForRewardModel")
+        assert (uncut.truncation, uncut.max_tokens) == ("error", None)
+        assert "nothing is cut" in str(uncut)
+
+
+@pytest.mark.parametrize("options", [{"truncation": "right"}, {"truncation": "left"}, {"max_tokens": 4096}])
+def test_the_leaderboards_cut_excludes_another(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"--(truncation|max-tokens) cannot be set with --leaderboard"):
+        config(tmp_path, leaderboard=True, **options)
 
 
 def test_the_help_tells_what_every_option_does(
