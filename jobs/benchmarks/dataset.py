@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.benchmarks.rewardbench2 import TIES, ties_number
-from jobs.corpus.conversations import describe, is_messages, is_text, without_nulls
+from jobs.corpus.conversations import describe, is_messages, is_text
 from jobs.corpus.files import Corpus
+from jobs.corpus.turns import without_nulls
 from jobs.errors import CorpusError
 from serve_app.reward_model.conversation import Conversation
 from serve_app.reward_model.errors import ConversationError

@@ -9,8 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cluster.connect import ClusterResources
-from jobs.corpus.conversations import SystemPrompt, columns_of
+from jobs.corpus.conversations import SystemPrompt
 from jobs.corpus.files import Corpus, auto_rows_per_unit
+from jobs.corpus.readings import check_output, conversation_columns
 from jobs.corpus.storage import identity_of
 from jobs.options import ScoringOptions
 from jobs.runs.ledger import Ledger, UnitStats
@@ -18,7 +19,7 @@ from jobs.runs.pipeline import Stage
 from jobs.runs.placement import ActorPool, plan_actors, shortage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
 from jobs.scoring.spec import Model, check_reference, identity_of_model, record_of_model, spec_of
-from jobs.scoring.stage import ConversationScorer, UnitScorer, warnings_told
+from jobs.scoring.stage import SCORE_COLUMNS, ConversationScorer, UnitScorer, warnings_told
 from jobs.scoring.via_serve import UNITS_AT_ONCE, ServedModelSource
 from serve_app.reward_model import ModelSpec
 from serve_app.reward_model.tiny import NAME as TINY
@@ -61,9 +62,9 @@ class ScoringRun:
         )
         self._ledger = Ledger(output)
         self._corpus = corpus or Corpus.open(source, output=output)
-        self._columns = columns_of(
-            self._corpus, options.columns, output_prefix=prefix, system_prompt_column=options.system_prompt_column
-        )
+        self._columns = conversation_columns(self._corpus, options.columns)
+        added = [prefix + name for name in SCORE_COLUMNS]
+        check_output(self._corpus, added=added, system_prompt_column=options.system_prompt_column)
         self.summary = ""
 
     def run(self, resources: ClusterResources) -> UnitStats:
