@@ -4,7 +4,9 @@
 
 The input is a file, a folder, a glob or an s3://, gs:// or hdfs:// URI. Conversations are in a `messages` column (a
 list of {role, content}, or a JSON string of one), or in `prompt` and `response`. The output folder gets every input
-row with all its columns and four more: `score`, `num_tokens`, `truncated` and `error`. A job that was stopped is
+row with all its columns and four more: `score`, `num_tokens`, `truncated` and `error`. Rows with `chosen` and
+`rejected` are pairs: both sides are scored, and the new columns are `chosen_score`, `rejected_score`, `margin`,
+`chosen_num_tokens`, `rejected_num_tokens`, `truncated` and `error`. A job that was stopped is
 taken up by the same command. Exit status: 0 every row was scored, 3 some rows carry an error, 1 the job stopped, 2 an
 option is wrong, 130 or 143 it was interrupted.
 """
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from cluster.connect import connect
 from jobs.command import EXIT_ROW_ERRORS, parse, run_command
-from jobs.options import CorpusOptions, ScoringOptions
+from jobs.options import CorpusOptions, ReadingOptions
 from jobs.runs.ledger import UnitStats
 from jobs.scoring.run import ScoringRun
 from serve_app.reward_model import ModelSpec
@@ -30,14 +32,14 @@ if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
 
 
-class ScoreConfig(ScoringOptions, CorpusOptions):
+class ScoreConfig(ReadingOptions, CorpusOptions):
     """Score every conversation of a Parquet corpus; the same command resumes a stopped job."""
 
     model: str | None = None
     """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing; by
     default tiny, and with --via-serve whatever the application serves."""
     output_prefix: str = ""
-    """Put in front of the names of the four new columns."""
+    """Put in front of the names of the new columns."""
 
 
 def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.score") -> int:

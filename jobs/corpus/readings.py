@@ -207,6 +207,15 @@ def same_reading(corpus: Corpus, detect: Callable[[pa.Schema], ReadingT], *, pai
     return next(iter(found))
 
 
+def columns_of(corpus: Corpus, choice: ReadingChoice) -> Reading:
+    """The columns of conversations or of pairs, the same in every file.
+
+    Raises:
+        CorpusError: a file has none, several, or others than the file before it.
+    """
+    return same_reading(corpus, lambda schema: reading_of(schema, choice), pairs_flag="--reads pairs")
+
+
 def conversation_columns(corpus: Corpus, chosen: ConversationColumns) -> ConversationColumns:
     """The columns of conversations, the same in every file.
 

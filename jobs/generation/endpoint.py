@@ -60,7 +60,7 @@ def headers_of(endpoint: Endpoint) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ChatAnswer:
     """Candidates in the server's order, and how many more used up all their tokens before any text: on thinking."""
 
     candidates: list[Candidate]
@@ -69,7 +69,7 @@ class Answer:
 
 async def ask(
     http: httpx.AsyncClient, endpoint: Endpoint, prompt: Prompt, sampling: Sampling, *, seed: int | None
-) -> Answer:
+) -> ChatAnswer:
     """Ask once for `sampling.num_candidates`; between one and so many come back, those without text counted.
 
     Raises:
@@ -108,7 +108,7 @@ def _body(endpoint: Endpoint, prompt: Prompt, sampling: Sampling, seed: int | No
     return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
 
 
-def _answer(content: bytes, wanted: int) -> Answer:
+def _answer(content: bytes, wanted: int) -> ChatAnswer:
     try:
         choices = json.loads(content)["choices"]
         found = [(choice["message"].get("content"), choice.get("finish_reason")) for choice in choices]
@@ -125,7 +125,7 @@ def _answer(content: bytes, wanted: int) -> Answer:
     if not usable and not num_spent:
         reasons = ", ".join(sorted({str(reason) for _, reason in found}))
         raise PassingError(f"the answer holds no text (choices: {len(found)}, finish_reason: {reasons or 'none'})")
-    return Answer(usable, num_spent)
+    return ChatAnswer(usable, num_spent)
 
 
 def _is_text(text: object) -> bool:
@@ -295,7 +295,7 @@ class HttpGenerator:
             "(finish_reason: length); raise --max-new-tokens"
         )
 
-    async def _ask(self, prompt: Prompt, num_came: int, num_failures: int) -> Answer:
+    async def _ask(self, prompt: Prompt, num_came: int, num_failures: int) -> ChatAnswer:
         """Ask for the candidates that are still missing, with another seed than before."""
         rest = dataclasses.replace(self._sampling, num_candidates=self._sampling.num_candidates - num_came)
         seed = (

@@ -286,7 +286,7 @@ def test_an_endpoint_that_is_dead_is_called_so() -> None:
         assert "--generator-model" not in str(caught.value)
     for status, told in ((503, "still starting"), (401, "refuses the API key")):
         with (
-            serving(lambda request, status=status: refusal(status)) as server,
+            serving(scripted(refusal(status))) as server,
             pytest.raises(GeneratorError, match=told) as caught,
         ):
             only_model(server.url + "/v1", None)
