@@ -19,7 +19,9 @@ if __name__ == "__main__":  # before what takes a second to import, so that sign
     launch("jobs.score")
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+
+from pydantic import PositiveInt, model_validator
 
 from cluster.connect import connect
 from jobs.command import EXIT_ROW_ERRORS, parse, run_command
@@ -40,6 +42,15 @@ class ScoreConfig(ReadingOptions, CorpusOptions):
     default tiny, and with --via-serve whatever the application serves."""
     output_prefix: str = ""
     """Put in front of the names of the new columns."""
+    show: PositiveInt | None = None
+    """Print this many of the first conversations as the model would read them, with their numbers of tokens, and stop:
+    nothing is scored or written, and Ray is not started."""
+
+    @model_validator(mode="after")
+    def _shown_by_a_model(self) -> Self:
+        if self.show is not None and self.via_serve is not None:
+            raise ValueError("--show reads the tokenizer of --model: name the model and leave --via-serve out")
+        return self
 
 
 def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.score") -> int:
@@ -52,13 +63,17 @@ def run(config: ScoreConfig, *, load: Callable[[ModelSpec], RewardModel] = Model
     """Score a corpus as `config` says; the counts of the whole output.
 
     Args:
-        config: the job.
+        config: the job; with `show` its first rows are printed and the counts are zero.
         load: makes the model on a worker.
 
     Raises:
         RaywardError: the job cannot start, or stops; what is committed stays.
     """
     scoring = ScoringRun(config, source=config.input, output=config.output, prefix=config.output_prefix, load=load)
+    if config.show is not None:
+        for text in scoring.preview(config.show):
+            print(text, end="")
+        return UnitStats()
     with connect(config.address) as resources:
         total = scoring.run(resources)
     print(scoring.summary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from jobs.runs.pipeline import Stage
 from jobs.runs.placement import ActorPool, plan_actors, shortage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
 from jobs.scoring.pair_stage import PAIR_SCORE_COLUMNS, PairScorer, accuracy_told
+from jobs.scoring.preview import preview
 from jobs.scoring.spec import Model, check_reference, identity_of_model, record_of_model, spec_of
 from jobs.scoring.stage import SCORE_COLUMNS, ConversationScorer, UnitScorer, warnings_told
 from jobs.scoring.via_serve import UNITS_AT_ONCE, ServedModelSource
@@ -73,6 +74,10 @@ class ScoringRun:
         added = [prefix + name for name in (PAIR_SCORE_COLUMNS if self._reads_pairs else SCORE_COLUMNS)]
         check_output(self._corpus, added=added, system_prompt_column=options.system_prompt_column)
         self.summary = ""
+
+    def preview(self, num_rows: int) -> Iterator[str]:
+        """The first rows as the model would read them; see `preview.py`."""
+        return preview(self._corpus, self._columns, self._system_prompt, self._options, num_rows=num_rows)
 
     def run(self, resources: ClusterResources) -> UnitStats:
         """Score what is left on the connected Ray; the counts of the whole output. `summary` tells of it afterwards.
