@@ -202,7 +202,7 @@ def same_reading(corpus: Corpus, detect: Callable[[pa.Schema], ReadingT], *, pai
             (first, one), (second, other) = found.items()
             raise CorpusError(
                 f"{one.path} has {_title(first)}, {other.path} has {_title(second)}; run the job on each by itself, or "
-                f"name columns that all files have, such as with {_flags(first, pairs_flag)}"
+                "name columns that all files have"
             )
     return next(iter(found))
 

@@ -187,7 +187,7 @@ def test_score_columns_that_are_there_need_a_prefix(tmp_path: Path) -> None:
 def test_files_with_their_conversations_in_different_columns_are_refused(tmp_path: Path) -> None:
     corpus(tmp_path / "in", 4)
     write(tmp_path / "in" / "c.parquet", [{"prompt": "hi", "response": "yes"}])
-    with pytest.raises(CorpusError, match=r"a\.parquet has its conversations in .*c\.parquet in"):
+    with pytest.raises(CorpusError, match=r"a\.parquet has conversations in .*c\.parquet has"):
         run(config(tmp_path))
 
 
