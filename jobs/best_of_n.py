@@ -29,8 +29,9 @@ from pydantic import BaseModel, NonNegativeInt, PositiveInt
 
 from cluster.connect import ClusterResources, connect
 from jobs.command import EXIT_ROW_ERRORS, OptionGroup, parse, run_command
-from jobs.corpus.conversations import ConversationColumns, SystemPrompt, prompt_columns_of
+from jobs.corpus.conversations import ConversationColumns, SystemPrompt
 from jobs.corpus.files import Corpus, auto_rows_per_unit
+from jobs.corpus.readings import prompt_columns_of
 from jobs.corpus.storage import identity_of
 from jobs.generation.choosing import ADDED_COLUMNS, CANDIDATE_COLUMNS, CandidateScorer, ChoosingTerms
 from jobs.generation.options import GeneratorOptions, SamplingOptions

@@ -17,6 +17,8 @@ from pydantic import (
 )
 
 from jobs.corpus.conversations import ConversationColumns
+from jobs.corpus.preferences import PreferenceColumns
+from jobs.corpus.readings import ReadingChoice
 from serve_app.reward_model.tiny import NAME as TINY
 from serve_app.reward_model.tokenizer import Truncation
 
@@ -135,3 +137,38 @@ class ScoringOptions(EngineOptions):
         return ConversationColumns(
             self.messages_column, self.prompt_column, self.response_column, self.reference_column
         )
+
+    @property
+    def choice(self) -> ReadingChoice | None:
+        """What was said of how rows are read; None for a job that reads conversations alone."""
+        return None
+
+
+class ReadingOptions(ScoringOptions):
+    """Options of a job that reads pairs as well as conversations."""
+
+    reads: Literal["conversations", "pairs"] | None = None
+    """What a row is: one conversation, or a pair with a chosen and a rejected side. By default the columns tell."""
+    chosen_column: ColumnName | None = None
+    """Column of the chosen side of pairs: messages, a transcript, or a response to --prompt-column."""
+    rejected_column: ColumnName | None = None
+    """Column of the rejected side of pairs, like --chosen-column."""
+
+    @model_validator(mode="after")
+    def _one_reading(self) -> Self:
+        sides = self.chosen_column is not None or self.rejected_column is not None
+        if sides and self.reads == "conversations":
+            raise ValueError("--chosen-column and --rejected-column name pairs: leave --reads conversations out")
+        if (sides or self.reads == "pairs") and (self.messages_column or self.response_column):
+            raise ValueError("pairs have --chosen-column and --rejected-column: leave the columns of conversations out")
+        return self
+
+    @property
+    def choice(self) -> ReadingChoice:
+        """What was said of how rows are read. Columns of pairs that are named are read without any others."""
+        named = None
+        if self.chosen_column is not None or self.rejected_column is not None:
+            named = PreferenceColumns(
+                self.chosen_column or "chosen", self.rejected_column or "rejected", self.prompt_column
+            )
+        return ReadingChoice(self.columns, named, self.reads)

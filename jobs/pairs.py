@@ -24,8 +24,8 @@ from pydantic import Field, NonNegativeFloat
 
 from cluster.connect import connect
 from jobs.command import parse, run_command
-from jobs.corpus.conversations import conversation_columns
 from jobs.corpus.files import MAX_UNIT_ROWS, Corpus
+from jobs.corpus.readings import conversation_columns
 from jobs.corpus.storage import identity_of
 from jobs.grouping.pairs import PairStage, PairStats, Strategy
 from jobs.grouping.ranks import num_partitions, stretches

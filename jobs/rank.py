@@ -25,8 +25,8 @@ from pydantic import PositiveInt, model_validator
 
 from cluster.connect import connect
 from jobs.command import EXIT_ROW_ERRORS, parse, run_command
-from jobs.corpus.conversations import conversation_columns
 from jobs.corpus.files import MAX_UNIT_ROWS, Corpus
+from jobs.corpus.readings import conversation_columns
 from jobs.corpus.storage import identity_of
 from jobs.errors import CorpusError
 from jobs.grouping.keys import GroupKeys

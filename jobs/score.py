@@ -4,7 +4,9 @@
 
 The input is a file, a folder, a glob or an s3://, gs:// or hdfs:// URI. Conversations are in a `messages` column (a
 list of {role, content}, or a JSON string of one), or in `prompt` and `response`. The output folder gets every input
-row with all its columns and four more: `score`, `num_tokens`, `truncated` and `error`. A job that was stopped is
+row with all its columns and four more: `score`, `num_tokens`, `truncated` and `error`. Rows with `chosen` and
+`rejected` are pairs: both sides are scored, and the new columns are `chosen_score`, `rejected_score`, `margin`,
+`chosen_num_tokens`, `rejected_num_tokens`, `truncated` and `error`. A job that was stopped is
 taken up by the same command. Exit status: 0 every row was scored, 3 some rows carry an error, 1 the job stopped, 2 an
 option is wrong, 130 or 143 it was interrupted.
 """
@@ -17,11 +19,13 @@ if __name__ == "__main__":  # before what takes a second to import, so that sign
     launch("jobs.score")
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+
+from pydantic import PositiveInt, model_validator
 
 from cluster.connect import connect
 from jobs.command import EXIT_ROW_ERRORS, parse, run_command
-from jobs.options import CorpusOptions, ScoringOptions
+from jobs.options import CorpusOptions, ReadingOptions
 from jobs.runs.ledger import UnitStats
 from jobs.scoring.run import ScoringRun
 from serve_app.reward_model import ModelSpec
@@ -30,14 +34,23 @@ if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
 
 
-class ScoreConfig(ScoringOptions, CorpusOptions):
+class ScoreConfig(ReadingOptions, CorpusOptions):
     """Score every conversation of a Parquet corpus; the same command resumes a stopped job."""
 
     model: str | None = None
     """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing; by
     default tiny, and with --via-serve whatever the application serves."""
     output_prefix: str = ""
-    """Put in front of the names of the four new columns."""
+    """Put in front of the names of the new columns."""
+    show: PositiveInt | None = None
+    """Print this many of the first conversations as the model would read them, with their numbers of tokens, and stop:
+    nothing is scored or written, and Ray is not started."""
+
+    @model_validator(mode="after")
+    def _shown_by_a_model(self) -> Self:
+        if self.show is not None and self.via_serve is not None:
+            raise ValueError("--show reads the tokenizer of --model: name the model and leave --via-serve out")
+        return self
 
 
 def main(args: Sequence[str] | None = None, *, prog: str = "python -m jobs.score") -> int:
@@ -50,13 +63,17 @@ def run(config: ScoreConfig, *, load: Callable[[ModelSpec], RewardModel] = Model
     """Score a corpus as `config` says; the counts of the whole output.
 
     Args:
-        config: the job.
+        config: the job; with `show` its first rows are printed and the counts are zero.
         load: makes the model on a worker.
 
     Raises:
         RaywardError: the job cannot start, or stops; what is committed stays.
     """
     scoring = ScoringRun(config, source=config.input, output=config.output, prefix=config.output_prefix, load=load)
+    if config.show is not None:
+        for text in scoring.preview(config.show):
+            print(text, end="")
+        return UnitStats()
     with connect(config.address) as resources:
         total = scoring.run(resources)
     print(scoring.summary)

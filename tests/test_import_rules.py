@@ -25,7 +25,7 @@ COMMANDS = {
 }
 # Each floor of jobs imports from those before it, and from itself where it is a package.
 FLOORS = (
-    {"jobs.errors", "jobs.command"},
+    {"jobs.errors", "jobs.command", "jobs.intervals"},
     {"jobs.corpus"},
     {"jobs.options"},
     {"jobs.runs"},

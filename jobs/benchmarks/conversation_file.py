@@ -19,6 +19,7 @@ from jobs.benchmarks.rewardbench2 import TIES
 from jobs.corpus.files import Corpus
 from jobs.corpus.reader import UnitReader
 from jobs.corpus.storage import OutputFolder
+from jobs.corpus.turns import cells
 from jobs.errors import CorpusError, OutputError
 
 ROWS_AT_ONCE = 256
@@ -95,10 +96,11 @@ def _tables(corpus: Corpus, dataset: Dataset) -> Iterator[pa.Table]:
     for _, table in reader.read(corpus.units(ROWS_AT_ONCE)):
         if isinstance(table, CorpusError):
             raise table
-        rows = table.to_pylist()
-        for place, cells in enumerate(rows, start=row):
-            ties.add(place, cells)
-        lines = [line for place, cells in enumerate(rows, start=row) for line in _lines(place, cells, dataset)]
+        columns = [cells(column) for column in table.columns]
+        rows = [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
+        for place, own in enumerate(rows, start=row):
+            ties.add(place, own)
+        lines = [line for place, own in enumerate(rows, start=row) for line in _lines(place, own, dataset)]
         row += len(rows)
         yield pa.Table.from_pylist(lines, CONVERSATIONS_SCHEMA)
 

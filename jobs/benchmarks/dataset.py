@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.benchmarks.rewardbench2 import TIES, ties_number
-from jobs.corpus.conversations import describe, is_messages, is_text, without_nulls
+from jobs.corpus.conversations import describe, is_messages, is_text
 from jobs.corpus.files import Corpus
+from jobs.corpus.turns import without_nulls
 from jobs.errors import CorpusError
 from serve_app.reward_model.conversation import Conversation
 from serve_app.reward_model.errors import ConversationError
@@ -96,6 +97,8 @@ class Dataset:
 
     def answers(self, cells: Mapping[str, Any]) -> list[Answer]:
         """The answers of a row, the right ones first. A row that has none gives one, which tells why."""
+        if problem := self._unreadable(cells):
+            return [Answer(0, None, problem)]
         if self.benchmark is Benchmark.REWARDBENCH:
             texts, num_correct = [cells[CHOSEN], cells[REJECTED]], 1
         else:
@@ -104,18 +107,23 @@ class Dataset:
             texts, num_correct = [*cells[CHOSEN], *cells[REJECTED]], int(cells["num_correct"])
         return [self._answer(cells, text, num_correct, place) for place, text in enumerate(texts)]
 
+    def _unreadable(self, cells: Mapping[str, Any]) -> str | None:
+        """The problem of a row in which a cell cannot be read, such as text that is not UTF-8."""
+        found = (f"{name}: {cell}" for name, cell in cells.items() if isinstance(cell, ConversationError))
+        return next(found, None)
+
     def subset(self, cells: Mapping[str, Any]) -> str:
         """The row's subset, `(none)` where it is null."""
-        return NO_SUBSET if cells["subset"] is None else str(cells["subset"])
+        return NO_SUBSET if not isinstance(cells["subset"], str) else cells["subset"]
 
     def id(self, cells: Mapping[str, Any]) -> str | None:
         """The row's id as a string, None where it has none."""
-        return None if cells.get("id") is None else str(cells["id"])
+        return None if cells.get("id") is None or isinstance(cells["id"], ConversationError) else str(cells["id"])
 
     def system_prompt(self, cells: Mapping[str, Any]) -> str | None:
         """The row's system message, None where it has none."""
-        text: str | None = None if self.system_prompt_column is None else cells[self.system_prompt_column]
-        return text
+        cell = None if self.system_prompt_column is None else cells[self.system_prompt_column]
+        return cell if isinstance(cell, str) else None
 
     def ties_number(self, cells: Mapping[str, Any]) -> tuple[str, int] | None:
         """The kind and number of a row of RewardBench 2's Ties, None for other rows.

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from jobs.corpus.conversations import ConversationColumns, SystemPrompt, prompts
 from jobs.corpus.files import Unit
+from jobs.corpus.turns import cells_or_none
 from jobs.generation.candidates import Candidate, Generation
 from jobs.generation.stage import without_generations
 from jobs.runs.attempts import GuardedModel
@@ -179,7 +180,7 @@ class CandidateScorer:
     ) -> Iterator[Conversation | ConversationError]:
         """Each candidate behind its prompt, prompt by prompt; their order is that of `generations`."""
         column = self._terms.system_prompt.column
-        cells = [None] * table.num_rows if column is None else table.column(column).to_pylist()
+        cells = cells_or_none(table, column)
         for row, generation, cell in zip(rows, generations, cells, strict=True):
             if isinstance(row, Conversation):
                 for candidate in generation.candidates:

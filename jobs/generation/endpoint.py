@@ -59,10 +59,18 @@ def headers_of(endpoint: Endpoint) -> dict[str, str]:
     return {"User-Agent": "rayward", "Accept": "application/json", "Content-Type": "application/json", **key}
 
 
+@dataclass(frozen=True, slots=True)
+class ChatAnswer:
+    """Candidates in the server's order, and how many more used up all their tokens before any text: on thinking."""
+
+    candidates: list[Candidate]
+    num_spent: int = 0
+
+
 async def ask(
     http: httpx.AsyncClient, endpoint: Endpoint, prompt: Prompt, sampling: Sampling, *, seed: int | None
-) -> list[Candidate]:
-    """Ask once for `sampling.num_candidates`; between one and so many come back, in the server's order.
+) -> ChatAnswer:
+    """Ask once for `sampling.num_candidates`; between one and so many come back, those without text counted.
 
     Raises:
         PassingError: nothing of use came back, but may when asked again.
@@ -81,7 +89,7 @@ async def ask(
         raise PassingError(f"{type(error).__name__}: {error}") from error
     if response.status_code != 200:
         raise _failure(response, endpoint)
-    return _candidates(response.content)[: sampling.num_candidates]
+    return _answer(response.content, sampling.num_candidates)
 
 
 def _body(endpoint: Endpoint, prompt: Prompt, sampling: Sampling, seed: int | None) -> bytes:
@@ -100,17 +108,24 @@ def _body(endpoint: Endpoint, prompt: Prompt, sampling: Sampling, seed: int | No
     return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
 
 
-def _candidates(content: bytes) -> list[Candidate]:
+def _answer(content: bytes, wanted: int) -> ChatAnswer:
     try:
         choices = json.loads(content)["choices"]
         found = [(choice["message"].get("content"), choice.get("finish_reason")) for choice in choices]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PassingError(f"the answer is no chat completion: {type(error).__name__}") from error
-    usable = [Candidate(text, str(reason) if reason else None) for text, reason in found if _is_text(text)]
-    if not usable:
+    # A text of no characters that was cut off for its length: some servers write "" in place of null.
+    is_spent = [reason == "length" and text in (None, "") for text, reason in found]
+    usable = [
+        Candidate(text, str(reason) if reason else None)
+        for (text, reason), spent in zip(found, is_spent, strict=True)
+        if not spent and _is_text(text)
+    ][:wanted]
+    num_spent = min(sum(is_spent), wanted - len(usable))
+    if not usable and not num_spent:
         reasons = ", ".join(sorted({str(reason) for _, reason in found}))
         raise PassingError(f"the answer holds no text (choices: {len(found)}, finish_reason: {reasons or 'none'})")
-    return usable
+    return ChatAnswer(usable, num_spent)
 
 
 def _is_text(text: object) -> bool:
@@ -214,7 +229,7 @@ class HttpGenerator:
                 "leave fields out, --extra-body changes them"
             ) from error
         except PassingError as error:
-            # An answer without text is what a model gives that begins by thinking, 429 that of one that is busy.
+            # An answer without text is what some give to one token, 429 that of a server that is busy.
             if not str(error).startswith(("the answer holds no text", "HTTP 429")):
                 raise GeneratorError(f"{self._endpoint.url} does not answer a trial request: {error}") from error
 
@@ -241,15 +256,21 @@ class HttpGenerator:
         return generations
 
     async def _generation(self, prompt: Prompt) -> Generation:
-        """Ask until all candidates came, it is refused, or the retries are used up; what came is kept."""
+        """Ask until all candidates came, it is refused, or the retries are used up; what came is kept.
+
+        A candidate whose tokens all went into thinking is not asked for again: most likely it would end the same way.
+        """
         wanted = self._sampling.num_candidates
         came: list[Candidate] = []
+        num_spent = 0
         failure: str | None = None
         num_failures = 0
         async with self._slots:  # kept while waiting to ask again: a server that is overloaded gets less to do
-            while len(came) < wanted and failure is None:
+            while len(came) + num_spent < wanted and failure is None:
                 try:
-                    came += await self._ask(prompt, len(came), num_failures)
+                    answer = await self._ask(prompt, len(came) + num_spent, num_failures)
+                    came += answer.candidates
+                    num_spent += answer.num_spent
                 except RefusedError as error:
                     failure = str(error)
                 except PassingError as error:
@@ -257,14 +278,24 @@ class HttpGenerator:
                     num_failures += 1
                     if num_failures > self._endpoint.max_retries or error.retry_after_s > LONGEST_RETRY_AFTER_S:
                         failure = f"{error} (asked {num_failures} times)"
-                        self._barren += [] if came else [prompt.key]
+                        self._barren += [] if came or num_spent else [prompt.key]
                         if len(self._barren) >= OUTAGE_PROMPTS:
                             raise self._outage(failure) from error
                     else:
                         await asyncio.sleep(wait_s)
-        return Generation(tuple(came), (failure,) * (wanted - len(came)) if failure else ())
+        failures = (self._spent,) * num_spent
+        failures += (failure,) * (wanted - len(came) - num_spent) if failure else ()
+        return Generation(tuple(came), failures)
 
-    async def _ask(self, prompt: Prompt, num_came: int, num_failures: int) -> list[Candidate]:
+    @property
+    def _spent(self) -> str:
+        """The reason of a candidate without text."""
+        return (
+            f"all {self._sampling.max_new_tokens} tokens went into thinking, none into the response "
+            "(finish_reason: length); raise --max-new-tokens"
+        )
+
+    async def _ask(self, prompt: Prompt, num_came: int, num_failures: int) -> ChatAnswer:
         """Ask for the candidates that are still missing, with another seed than before."""
         rest = dataclasses.replace(self._sampling, num_candidates=self._sampling.num_candidates - num_came)
         seed = (
@@ -272,9 +303,9 @@ class HttpGenerator:
             if self._sampling.seed is not None
             else None
         )
-        candidates = await ask(self._http, self._endpoint, prompt, rest, seed=seed)
+        answer = await ask(self._http, self._endpoint, prompt, rest, seed=seed)
         self._barren.clear()
-        return candidates
+        return answer
 
     def _outage(self, reason: str) -> GeneratorError:
         return GeneratorError(
@@ -292,7 +323,7 @@ def only_model(url: str, api_key: str | None) -> str:
     """The model that an endpoint serves, where it lists exactly one.
 
     Raises:
-        GeneratorError: it lists none or several, or cannot be reached.
+        GeneratorError: it lists none or several, refuses the key, or cannot be reached.
     """
     import httpx
 
@@ -301,7 +332,17 @@ def only_model(url: str, api_key: str | None) -> str:
         response = httpx.get(f"{url}/models", headers=headers_of(endpoint), timeout=CONNECT_TIMEOUT_S)
         response.raise_for_status()
         names = [str(model["id"]) for model in response.json()["data"]]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise GeneratorError(
+            f"{url} cannot be reached ({type(error).__name__}: {error}); is the server running, and is --generator its "
+            "address up to /v1?"
+        ) from error
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError) as error:
+        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
+        if status in (401, 402, 403):
+            raise GeneratorError(f"{url} refuses the API key, with HTTP {status}; see --api-key-env") from error
+        if status in (408, 429) or status >= 500:
+            raise GeneratorError(f"{url} does not answer, with HTTP {status}; is the server still starting?") from error
         raise GeneratorError(
             f"{url}/models does not list the models: {error}; name one with --generator-model"
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.corpus.conversations import ConversationColumns, conversations
-from serve_app.reward_model.conversation import Conversation
+from jobs.corpus.conversations import ConversationColumns, conversations, parse_turns
+from jobs.corpus.turns import cells, prompt_turns
+from serve_app.reward_model.conversation import Conversation, Message
+from serve_app.reward_model.errors import ConversationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class GroupKeys:
         return [str(self.conversation.prompt)]
 
     def of(self, table: pa.Table) -> NDArray[np.uint64]:
-        """The key of each row: [rows, 2], zeros where the column is null or there is no prompt to be read.
+        """The key of each row: [rows, 2], zeros where the column is null, cannot be read or holds no prompt.
 
         Keys are BLAKE2b digests of 128 bits: among a billion groups two share one with a probability of 1e-21.
         """
@@ -50,8 +53,8 @@ def _keys_of_values(column: pa.ChunkedArray, *, as_prompt: bool = False) -> NDAr
     try:
         encoded = column.combine_chunks().dictionary_encode()
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # nested values
-        return _joined([_value_key(value, as_prompt=as_prompt) for value in column.to_pylist()])
-    known = [_value_key(value, as_prompt=as_prompt) for value in encoded.dictionary.to_pylist()]
+        return _joined([_value_key(value, as_prompt=as_prompt) for value in cells(column)])
+    known = [_value_key(value, as_prompt=as_prompt) for value in cells(pa.chunked_array([encoded.dictionary]))]
     places = encoded.indices.fill_null(len(known)).to_numpy(zero_copy_only=False)
     keys: NDArray[np.uint64] = _joined([*known, _EMPTY])[places]
     return keys
@@ -66,18 +69,25 @@ def _joined(keys: list[bytes]) -> NDArray[np.uint64]:
 
 
 def _value_key(value: Any, *, as_prompt: bool) -> bytes:
-    if value is None:
+    if value is None or isinstance(value, ConversationError):
         return _EMPTY
-    if as_prompt:
-        turns = [["user", value]] if isinstance(value, str) else [[turn["role"], turn["content"]] for turn in value]
-        return _digest(turns)
-    return _digest(value)
+    if not as_prompt:
+        return _digest(value)
+    turns = prompt_turns(value)
+    if not turns:  # a response may stand alone, as it may in `messages`
+        return _digest([])
+    parsed = parse_turns(turns)
+    return _messages_key(parsed.messages) if isinstance(parsed, Conversation) else _EMPTY
 
 
 def _prompt_key(row: Conversation | Exception) -> bytes:
     if not isinstance(row, Conversation):
         return _EMPTY
-    return _digest([[message.role, message.content] for message in row.prompt])
+    return _messages_key(row.prompt)
+
+
+def _messages_key(messages: Sequence[Message]) -> bytes:
+    return _digest([[message.role, message.content] for message in messages])
 
 
 def _digest(value: Any) -> bytes:

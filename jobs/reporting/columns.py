@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from jobs.corpus.conversations import ConversationColumns
 from jobs.corpus.files import Corpus
+from jobs.corpus.readings import conversation_reading
 from jobs.errors import CorpusError
 from jobs.grouping.keys import GroupKeys
 
@@ -177,7 +178,7 @@ class _Finder:
         named = self._chosen.texts != ConversationColumns()
         for path, schema in self._files:
             try:
-                yield ConversationColumns.detect(schema, self._chosen.texts)
+                yield conversation_reading(schema, self._chosen.texts)
             except CorpusError as error:
                 if named:
                     raise CorpusError(f"{path}: {error}") from None

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from jobs.intervals import interval
 from jobs.reporting.figures import (
     ACCENT,
     HEIGHT,
@@ -22,7 +23,7 @@ from jobs.reporting.figures import (
     points,
     whole_numbers,
 )
-from jobs.reporting.pairs import PairCounts, interval
+from jobs.reporting.pairs import PairCounts
 from jobs.reporting.stats import FINE_BINS, Axis, sums
 
 MARGIN_BINS = (12, 20, 32, 48)

@@ -16,21 +16,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from jobs.corpus.turns import cells
 from jobs.errors import CorpusError
 from jobs.grouping.quantiles import ScoreSummary, quantiles
 from jobs.grouping.ranks import scores_of
 from jobs.reporting.columns import ReportColumns
 from jobs.reporting.stats import Axis
+from serve_app.reward_model.errors import ConversationError
 
 MAX_VALUES = 200
 NO_VALUE = "(none)"
+UNREADABLE = "(not valid UTF-8)"
 LABELS = {"chosen": 1, "true": 1, "1": 1, "rejected": 0, "false": 0, "0": 0}
 
 
 def values_of(column: pa.ChunkedArray) -> frozenset[str]:
     """The distinct values as text, `(none)` for null; some `MAX_VALUES + 1` of them where there are more."""
     unique = pc.cast(column, pa.large_string()).unique()
-    return frozenset(_named(value) for value in unique.slice(0, MAX_VALUES + 1).to_pylist())
+    return frozenset(_named(value) for value in _readable(unique.slice(0, MAX_VALUES + 1)))
 
 
 def codes_of(column: pa.ChunkedArray, values: Sequence[str]) -> NDArray[np.int64]:
@@ -50,8 +53,15 @@ def _encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
     """The place of each row's value in the list of distinct ones, which null stands behind."""
     text = pa.concat_arrays([pa.array([], pa.large_string()), *pc.cast(column, pa.large_string()).chunks])
     encoded = text.dictionary_encode()
-    known = encoded.dictionary.to_pylist()
+    known = [value for value in _readable(encoded.dictionary) if value is not None]
+    assert len(known) == len(encoded.dictionary)
     return encoded.indices.fill_null(len(known)).to_numpy(zero_copy_only=False).astype(np.int64), known
+
+
+def _readable(values: pa.Array) -> list[str | None]:
+    """The texts of an array; those that are not UTF-8 have one name in common."""
+    found = cells(pa.chunked_array([values]))
+    return [UNREADABLE if isinstance(value, ConversationError) else value for value in found]
 
 
 def _named(value: str | None) -> str:

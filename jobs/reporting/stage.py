@@ -20,6 +20,7 @@ from pyarrow import fs
 
 from jobs.corpus.files import Unit
 from jobs.corpus.reader import UnitReader
+from jobs.corpus.turns import cells
 from jobs.grouping.exchange import Pieces, gathered, results, scatter
 from jobs.grouping.ranks import Stretch
 from jobs.reporting.columns import ReportColumns
@@ -27,6 +28,7 @@ from jobs.reporting.counts import Counts, counts_of
 from jobs.reporting.extremes import RowPlace, ShownRow, shown_row, text_columns
 from jobs.reporting.pairs import LabelledRows, PairsByColumn, joined, pairs_of_prompts, pairs_of_rows, split
 from jobs.reporting.scales import Extents, Scales, settled
+from serve_app.reward_model.errors import ConversationError
 
 MAX_SHARES = 200
 # Ray keeps results below 100 kB in the memory of the driver. What a stretch, 1/200 of a corpus, makes for a share of so
@@ -203,11 +205,17 @@ def _read_rows(
         for name, place in wanted:
             if _is_in(unit, starts[unit], place):
                 row = place.row - starts[unit]
-                cells = table.slice(row, 1).to_pylist()[0]
+                values = {column: _readable(table.column(column).slice(row, 1)) for column in table.column_names}
                 found[name, place] = shown_row(
-                    cells, columns[name], stage.columns, file=unit.name, row=unit.first_row + row
+                    values, columns[name], stage.columns, file=unit.name, row=unit.first_row + row
                 )
     return [found]
+
+
+def _readable(column: pa.ChunkedArray) -> Any:
+    """The one value of a column, or why it cannot be read."""
+    (value,) = cells(column)
+    return f"({value})" if isinstance(value, ConversationError) else value
 
 
 def _is_in(unit: Unit, start: int, place: RowPlace) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from jobs.intervals import interval
 from jobs.reporting.counts import LengthCounts
-from jobs.reporting.pairs import PairCounts, interval
+from jobs.reporting.pairs import PairCounts
 
 MIN_ROWS_OF_TREND = 10
 # Cohen (1988) calls correlations from these on small, medium and large.

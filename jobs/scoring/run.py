@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.connect import ClusterResources
-from jobs.corpus.conversations import SystemPrompt, columns_of
+from jobs.corpus.conversations import SystemPrompt
 from jobs.corpus.files import Corpus, auto_rows_per_unit
+from jobs.corpus.preferences import PreferenceColumns
+from jobs.corpus.readings import Reading, check_output, columns_of, conversation_columns
 from jobs.corpus.storage import identity_of
 from jobs.options import ScoringOptions
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.placement import ActorPool, plan_actors, shortage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
+from jobs.scoring.pair_stage import PAIR_SCORE_COLUMNS, PairScorer, accuracy_told
+from jobs.scoring.preview import preview
 from jobs.scoring.spec import Model, check_model_files, check_reference, identity_of_model, record_of_model, spec_of
-from jobs.scoring.stage import ConversationScorer, UnitScorer, warnings_told
+from jobs.scoring.stage import SCORE_COLUMNS, ConversationScorer, UnitScorer, warnings_told
 from jobs.scoring.via_serve import UNITS_AT_ONCE, ServedModelSource
 from serve_app.reward_model import ModelSpec
 from serve_app.reward_model.tiny import NAME as TINY
@@ -62,12 +66,21 @@ class ScoringRun:
         )
         self._ledger = Ledger(output)
         self._corpus = corpus or Corpus.open(source, output=output)
-        self._columns = columns_of(
-            self._corpus, options.columns, output_prefix=prefix, system_prompt_column=options.system_prompt_column
+        self._columns: Reading = (
+            conversation_columns(self._corpus, options.columns)
+            if options.choice is None
+            else columns_of(self._corpus, options.choice)
         )
         if options.via_serve is None:
             check_model_files(options)
+        self._reads_pairs = isinstance(self._columns, PreferenceColumns)
+        added = [prefix + name for name in (PAIR_SCORE_COLUMNS if self._reads_pairs else SCORE_COLUMNS)]
+        check_output(self._corpus, added=added, system_prompt_column=options.system_prompt_column)
         self.summary = ""
+
+    def preview(self, num_rows: int) -> Iterator[str]:
+        """The first rows as the model would read them; see `preview.py`."""
+        return preview(self._corpus, self._columns, self._system_prompt, self._options, num_rows=num_rows)
 
     def run(self, resources: ClusterResources) -> UnitStats:
         """Score what is left on the connected Ray; the counts of the whole output. `summary` tells of it afterwards.
@@ -101,20 +114,21 @@ class ScoringRun:
     ) -> UnitStats:
         run = self._unit_run(model, served)
         self._announce(run, model, pool, served)
-        make_scorer = partial(
-            UnitScorer,
-            load,
-            self._ledger,
-            columns=self._columns,
-            system_prompt=self._system_prompt,
-            truncation=self._options.truncation,
-            max_tokens=self._options.max_tokens,
-            prefix=self._prefix,
-            strict=self._options.strict,
-        )
-        progress = run.run([Stage(make_scorer, pool, 1 if served is None else UNITS_AT_ONCE)])
+        progress = run.run([Stage(self._make_scorer(load), pool, 1 if served is None else UNITS_AT_ONCE)])
         self.summary = _summary(self._output, progress)
         return progress.total
+
+    def _make_scorer(self, load: Callable[[], ConversationScorer]) -> Callable[[], UnitScorer | PairScorer]:
+        terms: dict[str, Any] = {
+            "system_prompt": self._system_prompt,
+            "truncation": self._options.truncation,
+            "max_tokens": self._options.max_tokens,
+            "prefix": self._prefix,
+            "strict": self._options.strict,
+        }
+        if isinstance(self._columns, PreferenceColumns):
+            return partial(PairScorer, load, self._ledger, columns=self._columns, **terms)
+        return partial(UnitScorer, load, self._ledger, columns=self._columns, **terms)
 
     def _unit_run(self, model: Model, served: ServedModelSource | None) -> UnitRun:
         options = self._options
@@ -127,7 +141,7 @@ class ScoringRun:
             **identity_of_model(model),
             "truncation": options.truncation,
             "max_tokens": options.max_tokens,
-            "columns": self._columns.identity,
+            "pairs" if self._reads_pairs else "columns": self._columns.identity,
             "output_prefix": self._prefix,
             "rows_per_unit": rows_per_unit,
         }
@@ -172,8 +186,9 @@ class ScoringRun:
 def _summary(output: str, progress: Progress) -> str:
     total, new = progress.total, progress.stats
     before = f" ({total.rows - new.rows:,} of them before)" if total.rows > new.rows else ""
+    told = accuracy_told(total.counts) + warnings_told(total.counts)
     return (
         f"{total.rows:,} rows in {output}{before}: {total.rows - total.errors:,} scored, {total.errors:,} with "
-        f"errors, {total.tokens:,} tokens{warnings_told(total.counts)}; this run {new.rows:,} rows in "
+        f"errors, {total.tokens:,} tokens{told}; this run {new.rows:,} rows in "
         f"{clock(progress.seconds)}, {progress.tokens_per_s:,.0f} tokens/s with start-up"
     )

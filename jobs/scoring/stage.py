@@ -18,6 +18,8 @@ from serve_app.reward_model.conversation import WARNING_KINDS, Conversation
 from serve_app.reward_model.errors import ConversationError
 from serve_app.reward_model.tokenizer import Truncation
 
+SCORE_COLUMNS = ("score", "num_tokens", "truncated", "error")
+
 
 class DeadRowError(ScoringError):
     """The scoring process died on this row alone."""

@@ -159,6 +159,11 @@ class Tokenizer:
             raise encoded
         return encoded.token_ids
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, with the special tokens in it: for showing what a model reads."""
+        text: str = self._backend.decode(list(token_ids), skip_special_tokens=False)
+        return text
+
     def encode_batch(
         self,
         conversations: Sequence[ConversationLike | ConversationError],

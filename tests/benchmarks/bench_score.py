@@ -25,9 +25,10 @@ import tyro
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from cluster.connect import connect, local_cores
-from jobs.corpus.conversations import ConversationColumns, conversations
+from jobs.corpus.conversations import conversations
 from jobs.corpus.files import Corpus, auto_rows_per_unit
 from jobs.corpus.reader import UnitReader
+from jobs.corpus.readings import conversation_reading
 from jobs.score import ScoreConfig, run
 from serve_app.reward_model import Conversation, RewardModel
 from serve_app.reward_model.tiny import NAME as TINY
@@ -85,7 +86,7 @@ def main() -> int:
 def _conversations(source: str) -> list[list[Conversation]]:
     """The conversations of each unit that the job cuts the corpus into."""
     corpus = Corpus.open(source)
-    columns = ConversationColumns.detect(corpus.schemas[0])
+    columns = conversation_reading(corpus.schemas[0])
     units = corpus.units(auto_rows_per_unit(corpus.num_rows))
     tables = [table for _, table in UnitReader(corpus.filesystem).read(units)]
     return [[row for row in conversations(table, columns) if isinstance(row, Conversation)] for table in tables]

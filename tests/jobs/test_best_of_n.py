@@ -274,7 +274,7 @@ def test_a_generator_that_is_not_there_stops_the_job_before_anything_is_written(
     write(tmp_path / "one.parquet", [{"prompt": "Hi"}])
     arguments = ["--prompts", str(tmp_path / "one.parquet"), "--output", str(tmp_path / "out")]
     for generator, reason in (
-        ("http://127.0.0.1:9/v1", "http://127.0.0.1:9/v1/models does not list the models"),
+        ("http://127.0.0.1:9/v1", "http://127.0.0.1:9/v1 cannot be reached"),
         ("http://me:pw@host/v1", "put the key into the environment"),
         ("./nowhere", "model folder ./nowhere does not exist"),
     ):

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -187,3 +188,27 @@ def test_the_command_line_tells_what_has_no_rank(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
+
+
+def test_a_cell_that_cannot_be_read_leaves_its_row_without_score_and_group(tmp_path: Path) -> None:
+    """Text that is not UTF-8 and a null turn of a prompt, through scoring and ranking."""
+    turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    asked = [{"role": "user", "content": "hi"}]
+    texts = pa.array([b"yes", b"caf\xe9", b"no", b"a", b"b"], pa.binary())
+    data = {
+        "prompt": pa.array([asked, asked, asked, [None], None], turns),
+        "response": pa.Array.from_buffers(pa.string(), 5, texts.buffers()),
+    }
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table(data), tmp_path / "in" / "a.parquet")
+    total = run(config(tmp_path, model="tiny", dtype="float32", cpus_per_actor=1))
+    assert (total.rows, total.unscored, total.ungrouped) == (5, 3, 2)
+    found = read_parts(tmp_path / "out")
+    assert found["group_size"].to_pylist() == [3, 3, 3, None, None]
+    assert [rank is None for rank in found["rank"].to_pylist()] == [False, True, False, True, True]
+    errors = found["error"].to_pylist()
+    assert errors[1] == "ConversationError: response: the text is not valid UTF-8 (byte 3: unexpected end of data)"
+    assert [error and error.partition(": ")[2] for error in errors[3:]] == [
+        "message 0 is NoneType, not an object with 'role' and 'content'",
+        "the prompt is null",
+    ]

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from jobs.corpus.conversations import ConversationColumns, conversations, prompts
+from jobs.corpus.readings import conversation_reading
 from jobs.demo import SAMPLE
 from serve_app.reward_model.conversation import Conversation
 from tests.jobs.sample import sample_table
@@ -33,7 +34,7 @@ def test_each_prompt_has_two_to_four_responses_of_which_one_is_preferred() -> No
 
 def test_rows_are_conversations_and_prompts_by_the_names_that_jobs_look_for() -> None:
     table = pq.read_table(SAMPLE)
-    columns = ConversationColumns.detect(table.schema, ConversationColumns())
+    columns = conversation_reading(table.schema, ConversationColumns())
     assert (columns.prompt, columns.response) == ("prompt", "response")
     assert all(isinstance(row, Conversation) for row in conversations(table, columns))
     assert all(isinstance(row, Conversation) for row in prompts(table, columns))

@@ -187,7 +187,7 @@ def test_score_columns_that_are_there_need_a_prefix(tmp_path: Path) -> None:
 def test_files_with_their_conversations_in_different_columns_are_refused(tmp_path: Path) -> None:
     corpus(tmp_path / "in", 4)
     write(tmp_path / "in" / "c.parquet", [{"prompt": "hi", "response": "yes"}])
-    with pytest.raises(CorpusError, match=r"a\.parquet has its conversations in .*c\.parquet in"):
+    with pytest.raises(CorpusError, match=r"a\.parquet has conversations in .*c\.parquet has"):
         run(config(tmp_path))
 
 
@@ -297,3 +297,30 @@ def test_the_help_tells_what_every_option_does(
     for name in ScoreConfig.model_fields:
         assert "--" + name.replace("_", "-") in printed
     assert "python -m jobs.score --input data/" in printed
+
+
+def test_pairs_are_scored_on_both_sides_and_resume_as_pairs(
+    tmp_path: Path, tiny: RewardModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """UltraFeedback's form: the prompt stands in both sides, and `messages` is the chosen one again."""
+    sides = [(chat(f"Count to {n}.", "one, two"), chat(f"Count to {n}.", "I would rather not.")) for n in range(10)]
+    rows: list[dict[str, Any]] = [
+        {"prompt": one[0]["content"], "chosen": one, "rejected": two, "messages": one} for one, two in sides
+    ]
+    write(tmp_path / "in" / "a.parquet", [*rows, rows[0] | {"rejected": None}])
+    with pytest.raises(CorpusError, match=r"(?s)can be read in 2 ways.*--messages-column messages.*--reads pairs"):
+        run(config(tmp_path))
+    total = run(config(tmp_path, reads="pairs"))
+    table = read_parts(tmp_path / "out")
+    chosen, rejected = (tiny.get_scores([row[side] for row in sides]) for side in (0, 1))
+    assert table["chosen_score"].to_pylist() == [*chosen, chosen[0]]
+    assert table["rejected_score"].to_pylist() == [*rejected, None]
+    assert table["margin"].to_pylist() == [
+        *(pa.array(chosen, pa.float32()).to_numpy() - pa.array(rejected, pa.float32()).to_numpy()).tolist(),
+        None,
+    ]
+    assert table["error"].to_pylist() == [None] * 10 + ["rejected: ConversationError: it is null"]
+    assert (total.rows, total.errors, total.counts["pairs"]) == (11, 1, 10)
+    assert "of 10 pairs (95 % interval " in capsys.readouterr().out
+    with pytest.raises(OutputError, match="columns"):
+        run(config(tmp_path, reads="conversations"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -69,3 +70,21 @@ def test_files_of_two_kinds_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "in" / "b.parquet", [TIES | {"id": "ref:1"}])
     with pytest.raises(CorpusError, match=r"a\.parquet has the columns .* of RewardBench, .*b\.parquet has"):
         make(tmp_path)
+
+
+def test_text_that_is_not_utf8_is_its_rows_problem(tmp_path: Path) -> None:
+    rows = [PAIR | {"prompt": "fine"}, PAIR, PAIR]
+    table = pa.Table.from_pylist(rows)
+    for name, texts in (("chosen", [b"a", b"caf\xe9", b"b"]), ("subset", [b"s", b"s", b"\xff"])):
+        latin = pa.Array.from_buffers(pa.string(), 3, pa.array(texts, pa.binary()).buffers())
+        table = table.set_column(table.column_names.index(name), name, latin)
+    (tmp_path / "in").mkdir()
+    pq.write_table(table, tmp_path / "in" / "a.parquet")
+    make(tmp_path)
+    found = pq.read_table(made(tmp_path)).to_pylist()
+    assert [(row["row"], row["num_correct"], row["subset"]) for row in found] == [
+        (0, 1, "s"), (0, 1, "s"), (1, 0, "s"), (2, 0, "(none)")
+    ]  # fmt: skip
+    assert [row["problem"] and row["problem"][:39] for row in found] == [
+        None, None, "chosen: the text is not valid UTF-8 (by", "subset: the text is not valid UTF-8 (by"
+    ]  # fmt: skip

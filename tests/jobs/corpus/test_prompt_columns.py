@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.corpus.conversations import ConversationColumns, prompt_columns_of, prompts
+from jobs.corpus.conversations import ConversationColumns, prompts
 from jobs.corpus.files import Corpus
+from jobs.corpus.readings import prompt_columns_of
 from jobs.errors import CorpusError
 from serve_app.reward_model.conversation import Conversation, Message
 from tests.conftest import chat
@@ -41,7 +42,7 @@ def test_the_column_is_found_or_named(
     ("row", "chosen", "reason"),
     [
         ({"text": "Hi"}, {}, r"neither a 'prompt' column nor 'messages'.*\nColumns found: text \(string\)"),
-        ({"prompt": "Hi", "messages": chat("Hi")}, {}, "both 'messages' and 'prompt'; say which"),
+        ({"prompt": "Hi", "messages": chat("Hi")}, {}, "can be read in 2 ways; say which"),
         ({"prompt": 3}, {}, "column 'prompt' is int64; --prompt-column takes a string or a list"),
         ({"prompt": "Hi"}, {"prompt": "a", "messages": "b"}, "--messages-column excludes --prompt-column"),
         ({"prompt": "Hi", "response": "Yes"}, {}, r"already has the columns \['response'\].*--output-prefix"),
@@ -50,13 +51,15 @@ def test_the_column_is_found_or_named(
 def test_columns_that_do_not_fit_are_refused(
     tmp_path: Path, row: dict[str, Any], chosen: dict[str, str], reason: str
 ) -> None:
-    with pytest.raises(CorpusError, match=rf"a\.parquet.*{reason}"):
+    with pytest.raises(CorpusError, match=rf"(?s)a\.parquet.*{reason}"):
         found(tmp_path, [row], **chosen)
 
 
 def test_files_that_differ_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "b.parquet", [{"messages": chat("Hi")}])
-    with pytest.raises(CorpusError, match=r"a\.parquet has its prompts in 'prompt', .*b\.parquet in 'messages'"):
+    with pytest.raises(
+        CorpusError, match=r"a\.parquet has prompts in 'prompt', .*b\.parquet has conversations in 'messages'"
+    ):
         found(tmp_path, [{"prompt": "Hi"}])
 
 

@@ -267,5 +267,47 @@ def test_the_only_model_is_found_and_a_choice_is_asked_for() -> None:
         assert server.requests[0].headers["Authorization"] == "Bearer key"
     with serving(models("qwen", "llama")) as server, pytest.raises(GeneratorError, match="2 models: qwen, llama"):
         only_model(server.url + "/v1", None)
+    with serving(lambda request: Reply({"data": [3]})) as server, pytest.raises(GeneratorError, match="does not list"):
+        only_model(server.url + "/v1", None)
     with serving(lambda request: Reply(b"<html>")) as server, pytest.raises(GeneratorError, match="--generator-model"):
         only_model(server.url + "/v1", None)
+
+
+def test_an_endpoint_that_is_dead_is_called_so() -> None:
+    with serving(everything) as server:
+        url = server.url + "/v1"
+    for dead, told in (
+        (url, "is the server running"),
+        ("http://[", "is the server running"),
+        ("ftp://x", "address up to"),
+    ):
+        with pytest.raises(GeneratorError, match=told) as caught:
+            only_model(dead, None)
+        assert "--generator-model" not in str(caught.value)
+    for status, told in ((503, "still starting"), (401, "refuses the API key")):
+        with (
+            serving(scripted(refusal(status))) as server,
+            pytest.raises(GeneratorError, match=told) as caught,
+        ):
+            only_model(server.url + "/v1", None)
+        assert "--generator-model" not in str(caught.value)
+
+
+SPENT = "all 512 tokens went into thinking, none into the response (finish_reason: length); raise --max-new-tokens"
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_tokens_that_all_went_into_thinking_are_the_prompts_reason_and_no_outage(nothing: str | None) -> None:
+    thinking = choices(nothing, nothing, nothing, finish_reason="length")
+    with asking(lambda request: thinking) as (generator, server):
+        rows = [prompt(row=row) for row in range(OUTAGE_PROMPTS + 4)]
+        assert generator.generate(rows) == [Generation((), (SPENT,) * 3)] * len(rows)
+        assert len(server.requests) == len(rows)
+
+
+def test_candidates_beside_those_that_only_thought_are_kept() -> None:
+    half = choices("answer 0", None, finish_reason="length")
+    with asking(scripted(half, choices("answer 1"))) as (generator, server):
+        (generation,) = generator.generate([prompt()])
+    assert generation == Generation((Candidate("answer 0", "length"), Candidate("answer 1", "stop")), (SPENT,))
+    assert [request.body["n"] for request in server.requests] == [3, 1]

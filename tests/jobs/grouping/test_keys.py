@@ -48,6 +48,17 @@ def test_no_rows_have_no_keys() -> None:
     assert GroupKeys(None, ConversationColumns(messages="messages")).of(empty).shape == (0, 2)
 
 
+def test_a_prompt_that_cannot_be_read_has_no_key() -> None:
+    by_prompt = GroupKeys(None, ConversationColumns(prompt="prompt", response="response"))
+    bad: list[Any] = [[None], [{"role": "user", "content": None}], None, chat("hi")]
+    assert [any(key) for key in by_prompt.of(pa.table({"prompt": bad})).tolist()] == [False, False, False, True]
+    raw = pa.array([b"a", b"caf\xe9", b"a"], pa.binary())
+    latin = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+    for key in (by_prompt, GroupKeys("prompt", None)):
+        first, bad_key, again = key.of(pa.table({"prompt": latin})).tolist()
+        assert first == again != bad_key == [0, 0]
+
+
 def test_a_prompt_is_the_same_as_text_or_as_messages() -> None:
     by_prompt = GroupKeys(None, ConversationColumns(prompt="prompt", response="response"))
     by_messages = GroupKeys(None, ConversationColumns(messages="messages"))

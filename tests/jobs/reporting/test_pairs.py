@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs.intervals import interval
 from jobs.reporting.pairs import (
     CONFIDENCE_BINS,
     MAX_SIDE,
     LabelledRows,
     PairCounts,
     PairsByColumn,
-    interval,
     joined,
     paired_rows,
     pairs_of_prompts,

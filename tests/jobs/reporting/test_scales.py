@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from jobs.errors import CorpusError
 from jobs.grouping.quantiles import ScoreSummary
-from jobs.reporting.scales import LengthScale, MidRanks, ScoreScale, settled
+from jobs.reporting.scales import LengthScale, MidRanks, ScoreScale, codes_of, settled, values_of
 from jobs.reporting.stats import CoMoments
 from tests.jobs.reporting.corpora import COLUMNS, scales_of, scored
 
@@ -86,3 +86,11 @@ def test_columns_that_were_guessed_go_and_those_that_were_named_are_refused() ->
         settled(replace(COLUMNS, guessed_label=True), scales)
     with pytest.raises(CorpusError, match="labels are booleans, 1 and 0"):
         settled(replace(COLUMNS, guessed_by=True), scales)
+
+
+def test_values_that_are_not_utf8_have_one_name() -> None:
+    texts = pa.array([b"a", b"caf\xe9", None, b"\xff"], pa.binary())
+    column = pa.chunked_array([pa.Array.from_buffers(pa.string(), 4, texts.buffers())])
+    values = sorted(values_of(column))
+    assert values == ["(none)", "(not valid UTF-8)", "a"]
+    assert codes_of(column, values).tolist() == [2, 1, 0, 1]

@@ -1,0 +1,153 @@
+"""The scoring stage of pairs: both sides of each row in one pass, so that their prompt is computed once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.corpus.conversations import SystemPrompt
+from jobs.corpus.files import Unit
+from jobs.corpus.preferences import PreferenceColumns, preference_pairs
+from jobs.intervals import interval
+from jobs.runs.attempts import GuardedModel
+from jobs.runs.ledger import Ledger, UnitStats
+from jobs.scoring.stage import ConversationScorer, DeadRowError, outcomes_of, reason_of, warning_counts
+from serve_app.reward_model import Score, ScoringError
+from serve_app.reward_model.tokenizer import Truncation
+
+PAIR_SCORE_COLUMNS = (
+    "chosen_score",
+    "rejected_score",
+    "margin",
+    "chosen_num_tokens",
+    "rejected_num_tokens",
+    "truncated",
+    "error",
+)
+
+PairOutcome: TypeAlias = tuple[Score | ScoringError, Score | ScoringError]
+"""What became of the chosen and of the rejected side."""
+
+
+class PairScorer:
+    """Scores units of pairs: adds the `PAIR_SCORE_COLUMNS` to their tables. `load` makes the model."""
+
+    def __init__(
+        self,
+        load: Callable[[], ConversationScorer],
+        ledger: Ledger,
+        *,
+        columns: PreferenceColumns,
+        system_prompt: SystemPrompt,
+        truncation: Truncation,
+        max_tokens: int | None,
+        prefix: str,
+        strict: bool = False,
+    ) -> None:
+        self._guarded = GuardedModel(load, ledger)
+        self._columns = columns
+        self._system_prompt = system_prompt
+        self._truncation = truncation
+        self._max_tokens = max_tokens
+        self._prefix = prefix
+        self._strict = strict
+
+    def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
+        """The unit's table with the scores of its pairs, in input order, and its counts.
+
+        Raises:
+            RaywardError: the model cannot be loaded, or scoring fails in a way that is no row's fault.
+        """
+        attempt = self._guarded.begin(unit, table.num_rows)
+        started = time.perf_counter()
+        outcomes = attempt.results(
+            lambda model, first, stop: self._score_rows(model, table.slice(first, stop - first)), given_up=_died
+        )
+        stats = pair_stats(outcomes, seconds=time.perf_counter() - started)
+        return pair_columns(table, outcomes, prefix=self._prefix), stats
+
+    def _score_rows(self, model: ConversationScorer, table: pa.Table) -> list[PairOutcome]:
+        sides = [side for row in preference_pairs(table, self._columns, self._system_prompt) for side in row]
+        outcomes = outcomes_of(
+            model, sides, truncation=self._truncation, max_tokens=self._max_tokens, strict=self._strict
+        )
+        return list(zip(outcomes[::2], outcomes[1::2], strict=True))
+
+
+def _died(strikes: int) -> PairOutcome:
+    return DeadRowError.after(strikes), DeadRowError.after(strikes)
+
+
+def pair_stats(outcomes: Sequence[PairOutcome], *, seconds: float) -> UnitStats:
+    """Counts of scored pairs: a row is an error where a side of it is; `pairs_tied` have equal scores."""
+    scores = [outcome for row in outcomes for outcome in row if isinstance(outcome, Score)]
+    whole = [
+        (chosen.value, rejected.value)
+        for chosen, rejected in outcomes
+        if isinstance(chosen, Score) and isinstance(rejected, Score)
+    ]
+    counts = {
+        "pairs": len(whole),
+        "pairs_right": sum(chosen > rejected for chosen, rejected in whole),
+        "pairs_tied": sum(chosen == rejected for chosen, rejected in whole),
+        **warning_counts(scores),
+    }
+    tokens = sum(score.num_tokens for score in scores)
+    return UnitStats(len(outcomes), len(outcomes) - len(whole), tokens, seconds, counts=counts)
+
+
+def accuracy_told(counts: Mapping[str, int]) -> str:
+    """What a summary says of the pairs among `counts`: nothing where there are none. A tie counts as half right."""
+    pairs, tied = counts.get("pairs", 0), counts.get("pairs_tied", 0)
+    if not pairs:
+        return ""
+    right = counts.get("pairs_right", 0) + tied / 2
+    low, high = interval(right, pairs)
+    ties = f", {tied:,} ties as half" if tied else ""
+    return (
+        f"; accuracy {right / pairs:.1%} of {pairs:,} pairs (95 % interval {float(low):.1%} to {float(high):.1%}{ties})"
+    )
+
+
+def pair_columns(table: pa.Table, outcomes: Sequence[PairOutcome], *, prefix: str) -> pa.Table:
+    """`table` with the `PAIR_SCORE_COLUMNS` more.
+
+    Scores and the margin (chosen minus rejected) are float32, numbers of tokens int32. `truncated` says whether a side
+    was shortened, `error` why one has no score. A side that could be scored keeps its score beside the other's error.
+    """
+    chosen, rejected = (
+        [side if isinstance(side, Score) else None for side in sides]
+        for sides in (zip(*outcomes, strict=True) if outcomes else ((), ()))
+    )
+    pairs = list(zip(chosen, rejected, strict=True))
+    margins = [np.float32(one.value) - np.float32(two.value) if one and two else None for one, two in pairs]
+    columns = {
+        "chosen_score": pa.array([score and score.value for score in chosen], pa.float32()),
+        "rejected_score": pa.array([score and score.value for score in rejected], pa.float32()),
+        "margin": pa.array(margins, pa.float32()),
+        "chosen_num_tokens": pa.array([score and score.num_tokens for score in chosen], pa.int32()),
+        "rejected_num_tokens": pa.array([score and score.num_tokens for score in rejected], pa.int32()),
+        "truncated": pa.array(
+            [one.truncated or two.truncated if one and two else None for one, two in pairs], pa.bool_()
+        ),
+        "error": pa.array([_reason(row) for row in outcomes], pa.string()),
+    }
+    for name in PAIR_SCORE_COLUMNS:
+        table = table.append_column(prefix + name, columns[name])
+    return table
+
+
+def _reason(outcome: PairOutcome) -> str | None:
+    """The error of each side by its name; once where both have the same."""
+    told = {
+        name: reason_of(side)
+        for name, side in zip(("chosen", "rejected"), outcome, strict=True)
+        if isinstance(side, ScoringError)
+    }
+    if len(told) == 2 and told["chosen"] == told["rejected"]:
+        return f"both: {told['chosen']}"
+    return "; ".join(f"{name}: {reason}" for name, reason in told.items()) or None
