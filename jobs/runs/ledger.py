@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 from pydantic import BaseModel
 
+from jobs.corpus.features import described
 from jobs.corpus.files import FOOTER_THREADS, Unit
 from jobs.corpus.storage import OBJECT_STORES, output_filesystem, whole_file
 from jobs.errors import OutputError
@@ -194,7 +195,7 @@ class Ledger:
         Raises:
             OutputError: it cannot be written.
         """
-        metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != b"huggingface"}
+        metadata = described(table.schema)
         metadata[STATS_KEY] = json.dumps(dataclasses.asdict(stats)).encode()
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata(metadata), sink)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -135,14 +134,6 @@ def test_a_broken_manifest_is_an_error(ledger: Ledger, content: str) -> None:
     Path(ledger.manifest_path).write_text(content)
     with pytest.raises(OutputError, match=r"_manifest\.json (cannot be read|is not a manifest)"):
         ledger.check(IDENTITY, [])
-
-
-def test_huggingface_metadata_is_dropped_since_it_would_not_fit_the_columns(ledger: Ledger, units: list[Unit]) -> None:
-    table = TABLE.replace_schema_metadata({"huggingface": json.dumps({"info": {}}), "owner": "me"})
-    commit(ledger, units[0], table)
-    metadata = pq.read_schema(ledger.path(units[0])).metadata
-    assert b"huggingface" not in metadata
-    assert metadata[b"owner"] == b"me"
 
 
 @pytest.fixture
