@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from jobs.corpus.files import Unit, file_fingerprint
+from jobs.corpus.storage import told
 from jobs.errors import CorpusError
 
 MAX_BATCH_ROWS = 4096
@@ -50,9 +51,7 @@ class UnitReader:
         path = units[0].path
         done = 0
         try:
-            info = self._filesystem.get_file_info(path)
-            if file_fingerprint(info) != units[0].fingerprint:
-                raise CorpusError(f"{path} changed while the job was running; start again with a new --output")
+            self._check_unchanged(units[0])
             with self._filesystem.open_input_file(path) as source:
                 file = _opened(source)
                 while done < len(units):
@@ -63,8 +62,16 @@ class UnitReader:
         except CorpusError as error:
             yield from ((unit, error) for unit in units[done:])
         except (pa.ArrowException, OSError) as error:
-            reason = f"{path} cannot be read from row {units[done].first_row} on: {error}"
+            reason = f"{told(self._filesystem, path)} cannot be read from row {units[done].first_row} on: {error}"
             yield from ((unit, CorpusError(reason)) for unit in units[done:])
+
+    def _check_unchanged(self, unit: Unit) -> None:
+        info = self._filesystem.get_file_info(unit.path)
+        where = told(self._filesystem, unit.path)
+        if info.type == fs.FileType.NotFound:
+            raise CorpusError(f"{where} was deleted while the job was running; restore it and restart")
+        if file_fingerprint(self._filesystem, info) != unit.fingerprint:
+            raise CorpusError(f"{where} changed while the job was running; start again with a new --output")
 
 
 def _opened(source: pa.NativeFile) -> pq.ParquetFile:
@@ -86,7 +93,7 @@ def _int96_unit(whole: pq.ParquetFile, source: pa.NativeFile) -> str | None:
         CorpusError: one value of the file needs ns, and another is outside the years 1677 to 2262, all that ns holds.
     """
     leaves = [whole.schema.column(index) for index in range(len(whole.schema))]
-    columns = sorted({leaf.path.partition(".")[0] for leaf in leaves if leaf.physical_type == "INT96"})
+    columns = [leaf.path for leaf in leaves if leaf.physical_type == "INT96"]
     if not columns:
         return None
     micros = pq.ParquetFile(source, metadata=whole.metadata, coerce_int96_timestamp_unit="us")

@@ -15,6 +15,7 @@ from jobs.corpus.files import Corpus
 from jobs.corpus.storage import below
 from jobs.errors import CorpusError
 from jobs.options import ColumnName, CorpusOptions, EngineOptions, ScoringOptions
+from jobs.runs.ledger import Ledger
 from jobs.scoring.run import ScoringRun
 from serve_app.reward_model import ModelSpec
 
@@ -53,10 +54,12 @@ class ScoredInput:
 
     Raises:
         CorpusError: the input has no scores and no model is named, or it has both.
+        OutputError: the output is no location, or its bucket is not there.
     """
 
     def __init__(self, options: ScoredOptions, *, load: Callable[[ModelSpec], RewardModel] = ModelSpec.load) -> None:
         self._options = options
+        Ledger(options.output)  # raises where no output can be
         self.corpus = Corpus.open(options.input, output=options.output)
         """The input as it is."""
         self._scoring: ScoringRun | None = None
