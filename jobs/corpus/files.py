@@ -92,20 +92,22 @@ class Corpus:
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
     @classmethod
-    def open(cls, source: str, *, output: str | None = None) -> Corpus:
+    def open(cls, source: str, *, output: str | None = None, companion: str | None = None) -> Corpus:
         """Find the Parquet files of `source` and read their footers.
 
         Args:
             source: a file, a folder (searched to its depths; names that start with `_` or `.` are passed over), a
                 glob with `*`, `?` and `**`, or a URI that pyarrow.fs knows, such as `s3://bucket/folder`.
             output: the job's own output folder, a path or URI, which is passed over.
+            companion: a folder of the job's own beside it, which is passed over too.
 
         Raises:
             CorpusError: nothing is found, or files are not Parquet; the text names each.
         """
         filesystem, path = filesystem_of(source)
-        excluded = None if output is None else _below(output, source, filesystem)
-        if excluded is not None and (_base(path) + "/").startswith(excluded):
+        own = [folder for folder in (output, companion) if folder is not None]
+        excluded = tuple(start for folder in own if (start := _below(folder, source, filesystem)) is not None)
+        if (_base(path) + "/").startswith(excluded):
             raise CorpusError(f"the input {source} is inside the output folder {output}; choose another --output")
         infos = _find(filesystem, path, excluded)
         if not infos:
@@ -162,7 +164,7 @@ def _even(rows: int, limit: int) -> list[int]:
     return [rows * (part + 1) // parts - rows * part // parts for part in range(parts)]
 
 
-def _find(filesystem: fs.FileSystem, path: str, excluded: str | None) -> list[fs.FileInfo]:
+def _find(filesystem: fs.FileSystem, path: str, excluded: tuple[str, ...]) -> list[fs.FileInfo]:
     pattern = _pattern(path) if re.search(r"[*?]", path) else None
     base = _base(path)
     try:
@@ -177,7 +179,7 @@ def _find(filesystem: fs.FileSystem, path: str, excluded: str | None) -> list[fs
 
     def wanted(info: fs.FileInfo) -> bool:
         place = os.path.realpath(info.path) if isinstance(filesystem, fs.LocalFileSystem) else info.path
-        if info.type != fs.FileType.File or (excluded and place.startswith(excluded)):
+        if info.type != fs.FileType.File or place.startswith(excluded):
             return False
         if pattern:
             return pattern.fullmatch(info.path) is not None

@@ -104,6 +104,23 @@ def below(folder: str, name: str) -> str:
     return f"{address.rstrip('/')}/{name}{options}"
 
 
+def beside(folder: str, suffix: str) -> str:
+    """The location of a companion of `folder`, in the same folder as it: its name between `_` and `suffix`. A corpus
+    passes over names that begin so.
+
+    Raises:
+        OutputError: it is a whole bucket, which nothing can be beside.
+    """
+    if not _is_uri(folder):
+        parent, _, name = output_filesystem(folder)[1].rpartition("/")
+        return f"{parent}/_{name}{suffix}"
+    address, options = _cut(folder)
+    parent, _, name = address.rstrip("/").rpartition("/")
+    if parent.endswith("/"):
+        raise OutputError(f"--output {folder} is a whole bucket; name a folder in it")
+    return f"{parent}/_{name}{suffix}{options}"
+
+
 def folder_of(location: str) -> str:
     """The folder of a location that may be a Parquet file, a glob, or a folder itself.
 
