@@ -126,14 +126,14 @@ def test_new_input_files_are_welcome(ledger: Ledger, units: list[Unit], tmp_path
 
 def test_parts_without_a_manifest_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "out" / "part-x.parquet", [{"id": 1}])
-    with pytest.raises(OutputError, match="1 unit files but no _manifest"):
+    with pytest.raises(OutputError, match="1 unit files but no .manifest"):
         Ledger(str(tmp_path / "out")).check(IDENTITY, [])
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "null", '{"identity": null}', "3"])
 def test_a_broken_manifest_is_an_error(ledger: Ledger, content: str) -> None:
     Path(ledger.manifest_path).write_text(content)
-    with pytest.raises(OutputError, match=r"_manifest\.json (cannot be read|is not a manifest)"):
+    with pytest.raises(OutputError, match=r"\.manifest\.json (cannot be read|is not a manifest)"):
         ledger.check(IDENTITY, [])
 
 
@@ -187,8 +187,9 @@ def test_a_folder_with_the_manifest_of_an_earlier_version_resumes(ledger: Ledger
     commit(ledger, units[0])
     old = Path(ledger.folder) / "_manifest.json"
     Path(ledger.manifest_path).rename(old)
-    again = begin(Path(ledger.folder))
+    again = Ledger(ledger.folder)
     assert list(again.check(IDENTITY, units)) == [units[0].id]
+    again.begin({"identity": IDENTITY})
     assert not old.exists()
     with pytest.raises(OutputError, match="other settings"):
         again.check(IDENTITY | {"dtype": "bfloat16"}, units)
