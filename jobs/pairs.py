@@ -5,7 +5,7 @@
 Candidates of one prompt are paired: the best with the worst, the best with others at random, or all. The output folder
 gets a row for each pair, in the layout that TRL calls conversational: `prompt`, `chosen` and `rejected` are lists of
 messages; `score_chosen`, `score_rejected` and `margin` are theirs. With --model the input is scored first, prompts
-shared, into OUTPUT/_scored. The same command resumes a stopped job. Exit status: 0 done, 1 the job
+shared, into _OUTPUT_scored beside it. The same command resumes a stopped job. Exit status: 0 done, 1 the job
 stopped, 2 an option is wrong, 130 or 143 it was interrupted.
 """
 

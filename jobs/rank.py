@@ -5,7 +5,7 @@
 Rows group by the prompt of their conversation, or by a column (--group-by). The output folder gets every row with all
 its columns, in input order, and three more: `rank` (0 the best; equal scores in input order), `group_size`, and
 `margin`, what the best of the group scores more. A row without a score has no rank and no margin. With --model the
-input is scored first, prompts shared, into OUTPUT/_scored. The same command resumes a stopped job.
+input is scored first, prompts shared, into _OUTPUT_scored beside it. The same command resumes a stopped job.
 Exit status: 0 every row has a rank, 3 some have none, 1 the job stopped, 2 an option is wrong, 130 or 143 it was
 interrupted.
 """

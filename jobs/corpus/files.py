@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from jobs.corpus.storage import filesystem_of
+from jobs.corpus.storage import filesystem_of, same_store, told
 from jobs.errors import CorpusError
 
 FOOTER_THREADS = 16
@@ -91,20 +92,22 @@ class Corpus:
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
     @classmethod
-    def open(cls, source: str, *, output: str | None = None) -> Corpus:
+    def open(cls, source: str, *, output: str | None = None, companion: str | None = None) -> Corpus:
         """Find the Parquet files of `source` and read their footers.
 
         Args:
             source: a file, a folder (searched to its depths; names that start with `_` or `.` are passed over), a
                 glob with `*`, `?` and `**`, or a URI that pyarrow.fs knows, such as `s3://bucket/folder`.
             output: the job's own output folder, a path or URI, which is passed over.
+            companion: a folder of the job's own beside it, which is passed over too.
 
         Raises:
             CorpusError: nothing is found, or files are not Parquet; the text names each.
         """
         filesystem, path = filesystem_of(source)
-        excluded = _below(output, filesystem)
-        if excluded is not None and (_base(path) + "/").startswith(excluded):
+        own = [folder for folder in (output, companion) if folder is not None]
+        excluded = tuple(start for folder in own if (start := _below(folder, source, filesystem)) is not None)
+        if (_base(path) + "/").startswith(excluded):
             raise CorpusError(f"the input {source} is inside the output folder {output}; choose another --output")
         infos = _find(filesystem, path, excluded)
         if not infos:
@@ -116,7 +119,7 @@ class Corpus:
             raise CorpusError("these input files are not readable Parquet:\n  " + "\n  ".join(broken[:5]) + more)
         base = _base(path)
         read = [(info, footer) for info, footer in zip(infos, footers, strict=True) if not isinstance(footer, str)]
-        files = tuple(_input_file(info, footer, base) for info, footer in read)
+        files = tuple(_input_file(filesystem, info, footer, base) for info, footer in read)
         return cls(filesystem, files, tuple(footer.schema.to_arrow_schema() for _, footer in read))
 
     def units(self, rows_per_unit: int) -> list[Unit]:
@@ -124,12 +127,11 @@ class Corpus:
         return [unit for file in self.files for unit in _units_of(file, rows_per_unit)]
 
 
-def _below(output: str | None, filesystem: fs.FileSystem) -> str | None:
-    """The beginning of paths below the output folder, if it is on `filesystem`."""
-    if output is None:
-        return None
+def _below(output: str, source: str, filesystem: fs.FileSystem) -> str | None:
+    """The beginning of paths below the output folder, if it is in the store of `source`."""
     output_filesystem, folder = filesystem_of(output)
-    return folder.rstrip("/") + "/" if output_filesystem.equals(filesystem) else None
+    shared = output_filesystem.equals(filesystem) or same_store(output, source)
+    return folder.rstrip("/") + "/" if shared else None
 
 
 def auto_rows_per_unit(num_rows: int) -> int:
@@ -162,22 +164,22 @@ def _even(rows: int, limit: int) -> list[int]:
     return [rows * (part + 1) // parts - rows * part // parts for part in range(parts)]
 
 
-def _find(filesystem: fs.FileSystem, path: str, excluded: str | None) -> list[fs.FileInfo]:
+def _find(filesystem: fs.FileSystem, path: str, excluded: tuple[str, ...]) -> list[fs.FileInfo]:
     pattern = _pattern(path) if re.search(r"[*?]", path) else None
     base = _base(path)
     try:
         root = filesystem.get_file_info(base if pattern else path)
         if root.type == fs.FileType.NotFound:
-            raise CorpusError(f"input {path} does not exist")
+            raise CorpusError(f"input {told(filesystem, path)} does not exist")
         if root.type == fs.FileType.File:
             return [root]
         infos = filesystem.get_file_info(fs.FileSelector(root.path, recursive=True))
-    except OSError as error:
-        raise CorpusError(f"input {path} cannot be listed: {error}") from error
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(f"input {told(filesystem, path)} cannot be listed: {error}") from error
 
     def wanted(info: fs.FileInfo) -> bool:
         place = os.path.realpath(info.path) if isinstance(filesystem, fs.LocalFileSystem) else info.path
-        if info.type != fs.FileType.File or (excluded and place.startswith(excluded)):
+        if info.type != fs.FileType.File or place.startswith(excluded):
             return False
         if pattern:
             return pattern.fullmatch(info.path) is not None
@@ -204,23 +206,30 @@ def _pattern(glob: str) -> re.Pattern[str]:
 
 def _footer(filesystem: fs.FileSystem, info: fs.FileInfo) -> pq.FileMetaData | str:
     try:
-        with filesystem.open_input_file(info.path) as source:
-            return pq.read_metadata(source)
+        # Told the size, which the listing has, it does not ask the store for it.
+        fragment = ds.ParquetFileFormat().make_fragment(info.path, filesystem=filesystem, file_size=info.size)
+        return fragment.metadata
     except (pa.ArrowException, OSError) as error:
-        return f"{info.path} ({info.size} bytes): {error}"
+        return f"{told(filesystem, info.path)} ({info.size} bytes): {error}"
 
 
-def _input_file(info: fs.FileInfo, footer: pq.FileMetaData, base: str) -> InputFile:
+def _input_file(filesystem: fs.FileSystem, info: fs.FileInfo, footer: pq.FileMetaData, base: str) -> InputFile:
     name = info.path[len(base) :].strip("/") if info.path != base else info.base_name
     groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
     return InputFile(
         path=info.path,
         name=name,
-        fingerprint=file_fingerprint(info),
+        fingerprint=file_fingerprint(filesystem, info),
         row_groups=tuple((group.num_rows, group.total_byte_size) for group in groups),
     )
 
 
-def file_fingerprint(info: fs.FileInfo) -> str:
-    """The size and time of change of a file, which change when it does."""
-    return f"{info.size}-{info.mtime_ns}"
+def file_fingerprint(filesystem: fs.FileSystem, info: fs.FileInfo) -> str:
+    """The size and time of change of a file, which change when it does.
+
+    An S3 store may list milliseconds while it answers with whole seconds where one file is asked for.
+    """
+    mtime_ns = info.mtime_ns
+    if filesystem.type_name == "s3" and mtime_ns is not None:
+        mtime_ns -= mtime_ns % 1_000_000_000
+    return f"{info.size}-{mtime_ns}"

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from jobs.corpus.files import Unit, file_fingerprint
+from jobs.corpus.storage import told
 from jobs.errors import CorpusError
 
 MAX_BATCH_ROWS = 4096
@@ -50,10 +51,9 @@ class UnitReader:
         path = units[0].path
         done = 0
         try:
-            info = self._filesystem.get_file_info(path)
-            if file_fingerprint(info) != units[0].fingerprint:
-                raise CorpusError(f"{path} changed while the job was running; start again with a new --output")
-            with pq.ParquetFile(self._filesystem.open_input_file(path), buffer_size=READ_BUFFER_BYTES) as file:
+            self._check_unchanged(units[0])
+            with self._filesystem.open_input_file(path) as source:
+                file = _opened(source)
                 while done < len(units):
                     run = _contiguous(units[done:])
                     for unit, table in zip(run, _tables(file, run, self._columns), strict=True):
@@ -62,8 +62,55 @@ class UnitReader:
         except CorpusError as error:
             yield from ((unit, error) for unit in units[done:])
         except (pa.ArrowException, OSError) as error:
-            reason = f"{path} cannot be read from row {units[done].first_row} on: {error}"
+            reason = f"{told(self._filesystem, path)} cannot be read from row {units[done].first_row} on: {error}"
             yield from ((unit, CorpusError(reason)) for unit in units[done:])
+
+    def _check_unchanged(self, unit: Unit) -> None:
+        info = self._filesystem.get_file_info(unit.path)
+        where = told(self._filesystem, unit.path)
+        if info.type == fs.FileType.NotFound:
+            raise CorpusError(f"{where} was deleted while the job was running; restore it and restart")
+        if file_fingerprint(self._filesystem, info) != unit.fingerprint:
+            raise CorpusError(f"{where} changed while the job was running; start again with a new --output")
+
+
+def _opened(source: pa.NativeFile) -> pq.ParquetFile:
+    """The file with its footer read once."""
+    whole = pq.ParquetFile(source)
+    return pq.ParquetFile(
+        source,
+        metadata=whole.metadata,
+        buffer_size=READ_BUFFER_BYTES,
+        coerce_int96_timestamp_unit=_int96_unit(whole, source),
+    )
+
+
+def _int96_unit(whole: pq.ParquetFile, source: pa.NativeFile) -> str | None:
+    """The unit that the old INT96 timestamps of a file are read in, which Parquet does not tell; None where there are
+    none. It is us, which holds every date, or ns where a value needs it: the columns are read once more to see that.
+
+    Raises:
+        CorpusError: one value of the file needs ns, and another is outside the years 1677 to 2262, all that ns holds.
+    """
+    leaves = [whole.schema.column(index) for index in range(len(whole.schema))]
+    columns = [leaf.path for leaf in leaves if leaf.physical_type == "INT96"]
+    if not columns:
+        return None
+    micros = pq.ParquetFile(source, metadata=whole.metadata, coerce_int96_timestamp_unit="us")
+    outside = fine = False
+    for group in range(whole.num_row_groups):
+        read = micros.read_row_group(group, columns=columns)
+        nanos = whole.read_row_group(group, columns=columns)
+        try:
+            fine |= not read.cast(nanos.schema).equals(nanos)
+        except pa.ArrowInvalid:
+            outside = True
+    if fine and outside:
+        raise CorpusError(
+            f"the INT96 timestamps in {', '.join(columns)} hold both nanoseconds and dates that nanoseconds cannot "
+            "reach; write the file with another type of timestamps"
+        )
+    return "ns" if fine else "us"
 
 
 def _contiguous(units: Sequence[Unit]) -> list[Unit]:
@@ -79,7 +126,7 @@ def _contiguous(units: Sequence[Unit]) -> list[Unit]:
 def _tables(file: pq.ParquetFile, run: list[Unit], columns: Sequence[str] | None) -> Iterator[pa.Table]:
     first_group, skip = _row_group_at(file.metadata, run[0].first_row)
     batch_rows = min(MAX_BATCH_ROWS, max(1, *(unit.num_rows for unit in run)))
-    pending = file.schema_arrow.empty_table()
+    pending = pa.Table.from_batches([], schema=file.schema_arrow)  # `empty_table` knows no lists of extension types
     if columns is not None:
         pending = pending.select(columns)
     batches = _batches(file, first_group, batch_rows, pending.column_names)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 import pyarrow as pa
 from pyarrow import fs
@@ -15,28 +16,65 @@ from jobs.errors import CorpusError, OutputError
 
 # On these a write becomes visible as a whole when it ends, and a rename is a copy.
 OBJECT_STORES = ("s3", "gcs", "abfs")
+SCHEMES = {"s3": "s3", "gcs": "gs", "abfs": "abfs", "hdfs": "hdfs"}
+# Names of URI options whose values are secrets.
+SECRET_OPTION = re.compile(r"secret|password|token|(^|_)key|(^|_)sig|sas")
 # Beginning of the temporary names of unfinished files; a corpus passes over names that begin with a dot.
 UNFINISHED = ".unfinished-"
 
 
 def filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a path or URI, and the absolute path on it. In a URI `?` starts options, it is no wildcard.
+    """The filesystem of a path or URI, and the absolute path on it. In a URI `?` starts options, it is no wildcard, and
+    characters may be percent-encoded or not.
 
     Raises:
-        CorpusError: it is no location.
+        CorpusError: it is no location, or holds a secret.
     """
+    if not _is_uri(location):
+        local = unquote(location.removeprefix("file://")) if location.startswith("file://") else location
+        return fs.LocalFileSystem(), _resolved(os.path.abspath(os.path.expanduser(local)))
+    address, options = _cut(location)
+    _refuse_secrets(address, options)
+    if "//" in address.partition("://")[2].rstrip("/"):
+        raise CorpusError(f"{location}: a folder in it has no name; write one / where it has //")
+    plain, star, tail = address.partition("*")
+    folder, _, start = plain.rpartition("/") if star else (address, "", "")
     try:
-        if location.startswith("file://"):
-            location = unquote(location.removeprefix("file://"))
-        if "://" not in location:
-            return fs.LocalFileSystem(), _resolved(os.path.abspath(os.path.expanduser(location)))
-        address, options = _cut(location)
-        plain, star, tail = address.partition("*")
-        folder, _, start = plain.rpartition("/") if star else (address, "", "")
-        filesystem, path = fs.FileSystem.from_uri(folder + options)
-        return filesystem, f"{path.rstrip('/')}/{start}*{tail}" if star else path
+        filesystem, path = fs.FileSystem.from_uri(_encoded(folder.rstrip("/")) + options)
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(f"{location}: {error}") from error
+    return filesystem, f"{path.rstrip('/')}/{unquote(start)}*{unquote(tail)}" if star else path
+
+
+def told(filesystem: fs.FileSystem, path: str) -> str:
+    """A path on a filesystem as a user writes it: a URI where it is not local."""
+    scheme = SCHEMES.get(filesystem.type_name)
+    return f"{scheme}://{path}" if scheme else path
+
+
+def same_store(one: str, other: str) -> bool:
+    """Whether two locations are URIs of one object store, whatever options say of its region and the like."""
+    if not (_is_uri(one) and _is_uri(other)):
+        return False
+    return _store(one) == _store(other)
+
+
+def check_bucket(filesystem: fs.FileSystem, path: str) -> None:
+    """Refuse a path on an object store whose bucket is not there, or not open to us.
+
+    Raises:
+        OutputError: so it is.
+    """
+    if filesystem.type_name not in OBJECT_STORES:
+        return
+    bucket = path.partition("/")[0]
+    where = told(filesystem, path)
+    try:
+        info = filesystem.get_file_info(bucket)
+    except (pa.ArrowException, OSError) as error:
+        raise OutputError(f"--output {where}: its bucket {bucket} cannot be used: {error}") from error
+    if info.type == fs.FileType.NotFound:
+        raise OutputError(f"--output {where}: there is no bucket {bucket}; make it first, or check the endpoint")
 
 
 def output_filesystem(location: str) -> tuple[fs.FileSystem, str]:
@@ -52,15 +90,35 @@ def output_filesystem(location: str) -> tuple[fs.FileSystem, str]:
 
 
 def identity_of(location: str) -> str:
-    """The form of a location that a run's identity has: the same from any working folder."""
-    is_local = "://" not in location or location.startswith("file://")
-    return filesystem_of(location)[1] if is_local else location
+    """The form of a location that a run's identity has: the same from any working folder, however a URI is written, and
+    without its options and secrets, which say how a store is reached."""
+    if not _is_uri(location):
+        return filesystem_of(location)[1]
+    scheme, _, rest = _cut(location)[0].partition("://")
+    return f"{scheme}://{unquote(_without_secret(rest)).rstrip('/')}"
 
 
 def below(folder: str, name: str) -> str:
     """The location of `name` inside `folder`, which is a path, or a URI with or without options."""
     address, options = _cut(folder)
     return f"{address.rstrip('/')}/{name}{options}"
+
+
+def beside(folder: str, suffix: str) -> str:
+    """The location of a companion of `folder`, in the same folder as it: its name between `_` and `suffix`. A corpus
+    passes over names that begin so.
+
+    Raises:
+        OutputError: it is a whole bucket, which nothing can be beside.
+    """
+    if not _is_uri(folder):
+        parent, _, name = output_filesystem(folder)[1].rpartition("/")
+        return f"{parent}/_{name}{suffix}"
+    address, options = _cut(folder)
+    parent, _, name = address.rstrip("/").rpartition("/")
+    if parent.endswith("/"):
+        raise OutputError(f"--output {folder} is a whole bucket; name a folder in it")
+    return f"{parent}/_{name}{suffix}{options}"
 
 
 def folder_of(location: str) -> str:
@@ -171,7 +229,7 @@ class OutputFolder:
                 if info.base_name.startswith(UNFINISHED):
                     self.filesystem.delete_file(info.path)
         except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error}") from error
+            raise OutputError(f"{told(self.filesystem, path)} cannot be written: {error}") from error
         with _created(self.filesystem, path) as stream:
             yield stream
 
@@ -184,13 +242,52 @@ def _created(filesystem: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
         with whole_file(filesystem, path) as stream:
             yield stream
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error}") from error
+        raise OutputError(f"{told(filesystem, path)} cannot be written: {error}") from error
+
+
+def _is_uri(location: str) -> bool:
+    """Whether it is a URI of something other than the local filesystem."""
+    return "://" in location and not location.startswith("file://")
 
 
 def _cut(location: str) -> tuple[str, str]:
     """The address of a location, and the options of a URI with their question mark."""
     address, mark, options = location.partition("?") if "://" in location else (location, "", "")
     return address, mark + options
+
+
+def _encoded(address: str) -> str:
+    """The address of a URI with what may not stand in it percent-encoded."""
+    scheme, _, rest = address.partition("://")
+    stray = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", rest)
+    return f"{scheme}://{quote(stray, safe='/%:@!$&()*+,;=~')}"
+
+
+def _refuse_secrets(address: str, options: str) -> None:
+    """Raise where a URI holds a secret: it would be in manifests, reports and the list of processes."""
+    user = address.partition("://")[2].partition("/")[0].rpartition("@")[0]
+    secret = [name for name, _ in parse_qsl(options.removeprefix("?")) if SECRET_OPTION.search(name)]
+    if ":" in user or secret or "@" in options:
+        where = f"{address.partition('://')[0]}://{_without_secret(address.partition('://')[2])}"
+        raise CorpusError(
+            f"{where}: there is a password or key in this URI, which would be written to manifests and reports; leave "
+            "it out and set the environment of the store, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+
+
+def _without_secret(rest: str) -> str:
+    """The part of a URI after `://` without user and password, where it has a password."""
+    authority, slash, path = rest.partition("/")
+    user, at, host = authority.rpartition("@")
+    return f"{host}{slash}{path}" if at and ":" in user else rest
+
+
+def _store(location: str) -> tuple[str, str]:
+    """Scheme and endpoint of a URI."""
+    address, options = _cut(location)
+    endpoint = dict(parse_qsl(options.removeprefix("?"))).get("endpoint_override")
+    endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return address.partition("://")[0], endpoint.rpartition("://")[2].rstrip("/")
 
 
 def _resolved(path: str) -> str:

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,14 +19,19 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 from pydantic import BaseModel
 
+from jobs.corpus.features import described
 from jobs.corpus.files import FOOTER_THREADS, Unit
-from jobs.corpus.storage import OBJECT_STORES, output_filesystem, whole_file
+from jobs.corpus.storage import OBJECT_STORES, check_bucket, identity_of, output_filesystem, told, whole_file
 from jobs.errors import OutputError
 
 logger = logging.getLogger(__name__)
 Stats = TypeVar("Stats")
 
 WORK = "_rayward_work"
+# `datasets` takes each file whose name does not begin with a dot for data. Earlier versions wrote the other.
+MANIFEST, OLD_MANIFEST = ".manifest.json", "_manifest.json"
+# Entries of an identity that are paths or URIs.
+LOCATIONS = ("input", "prompts")
 STATS_KEY = b"rayward.stats"
 
 
@@ -69,15 +74,28 @@ class UnitStats:
 
 
 class Ledger:
-    """The output folder of one run, named by its id. It travels to the workers that commit."""
+    """The output folder of one run, named by its id. It travels to the workers that commit.
+
+    Args:
+        output: its path or URI.
+
+    Raises:
+        OutputError: it is no location, or is in a bucket that is not there or not open to us.
+    """
 
     def __init__(self, output: str) -> None:
         self.filesystem, self.folder = output_filesystem(output)
+        check_bucket(self.filesystem, self.folder)
         self.run = uuid.uuid4().hex
 
     @property
+    def location(self) -> str:
+        """The output folder as a user writes it."""
+        return told(self.filesystem, self.folder)
+
+    @property
     def manifest_path(self) -> str:
-        return f"{self.folder}/_manifest.json"
+        return f"{self.folder}/{MANIFEST}"
 
     @property
     def work_folder(self) -> str:
@@ -107,18 +125,19 @@ class Ledger:
         """
         self._check_identity(identity)
         if strays := sorted(set(self._file_paths()) - set(paths)):
+            stray = told(self.filesystem, strays[0])
             raise OutputError(
-                f"{self.folder} holds unit files of another run, such as {strays[0]}; choose another --output"
+                f"{self.location} holds unit files of another run, such as {stray}; choose another --output"
             )
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
         previous = self.read_manifest()
         if previous is None and (strays := self._file_paths()):
             raise OutputError(
-                f"{self.folder} holds {len(strays)} unit files but no _manifest.json; choose another --output"
+                f"{self.location} holds {len(strays)} unit files but no {MANIFEST}; choose another --output"
             )
         if previous is not None:
-            _refuse_other(previous["identity"], identity, self.folder)
+            _refuse_other(previous["identity"], identity, self.location)
 
     def begin(self, manifest: Mapping[str, Any]) -> None:
         """Make the folder, or take it over from the run before, and write the manifest.
@@ -136,25 +155,37 @@ class Ledger:
         try:
             self.filesystem.create_dir(self.work_folder, recursive=True)
         except OSError as error:
-            raise OutputError(f"the output folder {self.folder} cannot be written: {error}") from error
-        self.write_manifest(manifest)
+            raise OutputError(f"the output folder {self.location} cannot be written: {error}") from error
+        self._put(self.manifest_path, self._manifest_bytes(manifest))
+        with suppress(OSError):  # it is not there, or is not read any more
+            self.filesystem.delete_file(f"{self.folder}/{OLD_MANIFEST}")
 
     def read_manifest(self) -> dict[str, Any] | None:
         """The manifest of the run that began the folder, or None where there is none."""
-        try:
-            with self.filesystem.open_input_stream(self.manifest_path) as file:
-                manifest = json.loads(file.read())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise OutputError(f"{self.manifest_path} cannot be read: {error}") from error
-        if not isinstance(manifest, dict) or not isinstance(manifest.get("identity"), dict):
-            raise OutputError(f"{self.manifest_path} is not a manifest of rayward; choose another --output")
-        return manifest
+        for path in (self.manifest_path, f"{self.folder}/{OLD_MANIFEST}"):
+            try:
+                with self.filesystem.open_input_stream(path) as file:
+                    manifest = json.loads(file.read())
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                raise OutputError(f"{told(self.filesystem, path)} cannot be read: {error}") from error
+            if not isinstance(manifest, dict) or not isinstance(manifest.get("identity"), dict):
+                where = told(self.filesystem, path)
+                raise OutputError(f"{where} is not a manifest of rayward; choose another --output")
+            return manifest
+        return None
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        """Replace the manifest; it gets this run's id."""
-        self.write(self.manifest_path, json.dumps({"run": self.run, **manifest}, indent=2).encode())
+        """Replace the manifest; it gets this run's id.
+
+        Raises:
+            OutputError: it cannot be written, for example because another job has taken the folder over.
+        """
+        self.write(self.manifest_path, self._manifest_bytes(manifest))
+
+    def _manifest_bytes(self, manifest: Mapping[str, Any]) -> bytes:
+        return json.dumps({"run": self.run, **manifest}, indent=2).encode()
 
     def done(self, units: Sequence[Unit]) -> dict[str, UnitStats]:
         """The units, by id, whose files are there whole, for as many rows as planned.
@@ -167,7 +198,7 @@ class Ledger:
         files = self._file_paths()
         if strays := sorted(set(files) - planned.keys()):
             raise OutputError(
-                f"{len(strays)} unit files in {self.folder} come from input files that have changed or gone since, "
+                f"{len(strays)} unit files in {self.location} come from input files that have changed or gone since, "
                 f"for one {strays[0].rpartition('/')[2]}; choose another --output, or restore the input"
             )
         with ThreadPoolExecutor(FOOTER_THREADS) as pool:
@@ -194,7 +225,7 @@ class Ledger:
         Raises:
             OutputError: it cannot be written.
         """
-        metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != b"huggingface"}
+        metadata = described(table.schema)
         metadata[STATS_KEY] = json.dumps(dataclasses.asdict(stats)).encode()
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata(metadata), sink)
@@ -225,16 +256,25 @@ class Ledger:
         Raises:
             OutputError: it cannot be written, for example because another job has taken the folder over.
         """
+        # A store does not tell that a folder, which is a name there, was taken away; the manifest does.
+        if (self.read_manifest() or {}).get("run", self.run) != self.run:
+            raise self._taken_over
+        self._put(path, content)
+
+    def _put(self, path: str, content: bytes | pa.Buffer) -> None:
         try:
             with whole_file(self.filesystem, path, scratch=self.work_folder) as file:
                 file.write(content)
         except OSError as error:
-            if self._is_taken_over():
-                raise OutputError(f"another job has taken over {self.folder}; this one stops") from error
-            raise OutputError(f"{path} cannot be written: {error}") from error
+            if self._work_is_gone():
+                raise self._taken_over from error
+            raise OutputError(f"{told(self.filesystem, path)} cannot be written: {error}") from error
 
-    def _is_taken_over(self) -> bool:
-        """Whether the working folder is gone, which an object store, where folders are names, does not tell."""
+    @property
+    def _taken_over(self) -> OutputError:
+        return OutputError(f"another job has taken over {self.location}; this one stops")
+
+    def _work_is_gone(self) -> bool:
         if self.filesystem.type_name in OBJECT_STORES:
             return False
         return bool(self.filesystem.get_file_info(self.work_folder).type == fs.FileType.NotFound)
@@ -260,6 +300,7 @@ class Ledger:
 
 
 def _refuse_other(previous: Mapping[str, Any], identity: Mapping[str, Any], folder: str) -> None:
+    previous, identity = _located(previous), _located(identity)
     keys = [*identity, *(key for key in previous if key not in identity)]
     differing = [key for key in keys if previous.get(key) != identity.get(key)]
     if differing:
@@ -268,6 +309,12 @@ def _refuse_other(previous: Mapping[str, Any], identity: Mapping[str, Any], fold
             f"{folder} holds the work of a run with other settings:\n" + "\n".join(lines) + "\n"
             "Restart with the settings there, or choose another --output."
         )
+
+
+def _located(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity with its locations in today's form, which earlier versions wrote as they were given."""
+    located = {key: value for key, value in identity.items() if key in LOCATIONS and isinstance(value, str)}
+    return {**identity, **{key: identity_of(value) if "://" in value else value for key, value in located.items()}}
 
 
 @contextmanager

@@ -150,7 +150,7 @@ class UnitRun:
         if self.max_errors is not None and total.errors > self.max_errors:
             raise TooManyErrorsError(
                 f"{total.errors} rows failed, --max-errors allows {self.max_errors}; their reasons are in the column "
-                f"{self.error_column} of {self.ledger.folder}"
+                f"{self.error_column} of {self.ledger.location}"
             )
 
 

@@ -12,9 +12,10 @@ from pydantic import Field
 from cluster.connect import ClusterResources
 from jobs.command import OptionGroup
 from jobs.corpus.files import Corpus
-from jobs.corpus.storage import below
+from jobs.corpus.storage import below, beside
 from jobs.errors import CorpusError
 from jobs.options import ColumnName, CorpusOptions, EngineOptions, ScoringOptions
+from jobs.runs.ledger import Ledger
 from jobs.scoring.run import ScoringRun
 from serve_app.reward_model import ModelSpec
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
-SCORED = "_scored"
+SCORED = "_scored"  # what the name of the scored corpus ends in; earlier versions made it a folder inside the output
 # Engine options that such a job needs for its own work too.
 ALWAYS_USED = ("rows_per_unit", "address")
 
@@ -53,18 +54,22 @@ class ScoredInput:
 
     Raises:
         CorpusError: the input has no scores and no model is named, or it has both.
+        OutputError: the output is no location, or its bucket is not there.
     """
 
     def __init__(self, options: ScoredOptions, *, load: Callable[[ModelSpec], RewardModel] = ModelSpec.load) -> None:
         self._options = options
-        self.corpus = Corpus.open(options.input, output=options.output)
+        Ledger(options.output)  # raises where no output can be
+        scores_first = options.model is not None or options.via_serve is not None
+        scored = _scored_location(options.output) if scores_first else None
+        self.corpus = Corpus.open(options.input, output=options.output, companion=scored)
         """The input as it is."""
         self._scoring: ScoringRun | None = None
         self.location = options.input
         """Where the scored rows are, or will be."""
-        if options.model is not None or options.via_serve is not None:
+        if scored is not None:
             self._check_unscored()
-            self.location = below(options.output, SCORED)
+            self.location = scored
             self._scoring = ScoringRun(
                 options,
                 source=options.input,
@@ -100,6 +105,12 @@ class ScoredInput:
                 f"the input has a column {column!r} already: leave --model and --via-serve out to use it, or name the "
                 f"new one with --score-column, such as --score-column new_{column}"
             )
+
+
+def _scored_location(output: str) -> str:
+    """Beside the output, where no reader of it finds the rows a second time; inside where a run has begun it there."""
+    before = below(output, SCORED)
+    return beside(output, SCORED) if Ledger(before).read_manifest() is None else before
 
 
 def _check_scored(corpus: Corpus, column: str) -> None:

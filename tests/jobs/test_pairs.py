@@ -114,7 +114,7 @@ def test_an_unscored_corpus_is_scored_first(tmp_path: Path) -> None:
     rows = written(tmp_path / "in", 5)
     total = run(config(tmp_path, model="tiny", score_column="tiny_score", dtype="float32", cpus_per_actor=2))
     assert (total.prompts, total.pairs) == (5, 5)
-    scored = {row["response"]: row["tiny_score"] for row in read_parts(tmp_path / "out" / "_scored").to_pylist()}
+    scored = {row["response"]: row["tiny_score"] for row in read_parts(tmp_path / "_out_scored").to_pylist()}
     assert scored.keys() == {row["response"] for row in rows}
     for pair in read_parts(tmp_path / "out").to_pylist():
         assert pair["score_chosen"] == scored[pair["chosen"][0]["content"]] > pair["score_rejected"]

@@ -9,7 +9,16 @@ import pytest
 from pyarrow import fs
 
 from jobs.corpus import storage
-from jobs.corpus.storage import OutputFile, OutputFolder, below, filesystem_of, folder_of, identity_of, whole_file
+from jobs.corpus.storage import (
+    OutputFile,
+    OutputFolder,
+    below,
+    beside,
+    filesystem_of,
+    folder_of,
+    identity_of,
+    whole_file,
+)
 from jobs.errors import CorpusError, OutputError
 
 
@@ -106,3 +115,11 @@ def test_paths_are_taken_from_where_the_user_stands(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     assert filesystem_of("in")[1] == filesystem_of("./in/")[1] == identity_of("in") == str(tmp_path / "in")
     assert identity_of("s3://bucket/in") == "s3://bucket/in"
+
+
+def test_a_companion_is_beside_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert beside("out/", "_scored") == beside(f"file://{tmp_path}/out", "_scored") == f"{tmp_path}/_out_scored"
+    assert beside("s3://bucket/deep/out/?region=x", "_scored") == "s3://bucket/deep/_out_scored?region=x"
+    with pytest.raises(OutputError, match="a whole bucket"):
+        beside("s3://bucket/", "_scored")

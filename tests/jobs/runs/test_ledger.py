@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.dataset import dataset
 
 from jobs.corpus.files import Corpus, Unit
 from jobs.errors import OutputError
@@ -126,23 +126,15 @@ def test_new_input_files_are_welcome(ledger: Ledger, units: list[Unit], tmp_path
 
 def test_parts_without_a_manifest_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "out" / "part-x.parquet", [{"id": 1}])
-    with pytest.raises(OutputError, match="1 unit files but no _manifest"):
+    with pytest.raises(OutputError, match="1 unit files but no .manifest"):
         Ledger(str(tmp_path / "out")).check(IDENTITY, [])
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "null", '{"identity": null}', "3"])
 def test_a_broken_manifest_is_an_error(ledger: Ledger, content: str) -> None:
     Path(ledger.manifest_path).write_text(content)
-    with pytest.raises(OutputError, match=r"_manifest\.json (cannot be read|is not a manifest)"):
+    with pytest.raises(OutputError, match=r"\.manifest\.json (cannot be read|is not a manifest)"):
         ledger.check(IDENTITY, [])
-
-
-def test_huggingface_metadata_is_dropped_since_it_would_not_fit_the_columns(ledger: Ledger, units: list[Unit]) -> None:
-    table = TABLE.replace_schema_metadata({"huggingface": json.dumps({"info": {}}), "owner": "me"})
-    commit(ledger, units[0], table)
-    metadata = pq.read_schema(ledger.path(units[0])).metadata
-    assert b"huggingface" not in metadata
-    assert metadata[b"owner"] == b"me"
 
 
 @pytest.fixture
@@ -189,3 +181,25 @@ def test_the_facts_of_a_run_are_in_its_manifest_from_the_start(tmp_path: Path) -
         results["rows"] = 3
     ended = ledger.read_manifest() or {}
     assert (ended["status"], ended["model"], ended["rows"]) == ("complete", {"name": "tiny"}, 3)
+
+
+def test_a_folder_with_the_manifest_of_an_earlier_version_resumes(ledger: Ledger, units: list[Unit]) -> None:
+    commit(ledger, units[0])
+    old = Path(ledger.folder) / "_manifest.json"
+    Path(ledger.manifest_path).rename(old)
+    again = Ledger(ledger.folder)
+    assert list(again.check(IDENTITY, units)) == [units[0].id]
+    again.begin({"identity": IDENTITY})
+    assert not old.exists()
+    with pytest.raises(OutputError, match="other settings"):
+        again.check(IDENTITY | {"dtype": "bfloat16"}, units)
+
+
+def test_other_libraries_read_the_output_folder_as_it_is(ledger: Ledger, units: list[Unit], tmp_path: Path) -> None:
+    datasets, pandas = pytest.importorskip("datasets"), pytest.importorskip("pandas")
+    for unit in units:
+        commit(ledger, unit)
+    ledger.finish({"identity": IDENTITY})
+    found = datasets.load_dataset("parquet", data_dir=ledger.folder, cache_dir=str(tmp_path / "cache"))
+    assert found["train"].num_rows == len(pandas.read_parquet(ledger.folder)) == 30
+    assert dataset(ledger.folder).count_rows() == 30

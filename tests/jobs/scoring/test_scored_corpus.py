@@ -52,3 +52,20 @@ def test_planning_reads_each_footer_once(
     monkeypatch.setattr(files, "filesystem_of", lambda location: (counting, location))
     ScoredInput(kind(input=str(tmp_path / "in"), output=str(tmp_path / "out"), model=model))
     assert handler.opened == {"a.parquet": 1, "b.parquet": 1}
+
+
+def test_the_scored_corpus_is_beside_the_output_and_never_its_own_input(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", [{"prompt": "hi", "response": "yes"}])
+    options = RankConfig(input=f"{tmp_path}/**/*.parquet", output=str(tmp_path / "out"), model="tiny")
+    scored = tmp_path / "_out_scored"
+    assert ScoredInput(options).location == str(scored)
+    write(scored / "part-a.parquet", [{"prompt": "hi", "response": "yes", "score": 1.0}])
+    assert [file.name for file in ScoredInput(options).corpus.files] == ["a.parquet"]
+
+
+def test_a_corpus_that_an_earlier_version_scored_inside_the_output_is_taken_up_there(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.parquet", [{"prompt": "hi", "response": "yes"}])
+    options = RankConfig(input=str(tmp_path / "in"), output=str(tmp_path / "out"), model="tiny")
+    (tmp_path / "out" / "_scored").mkdir(parents=True)
+    (tmp_path / "out" / "_scored" / "_manifest.json").write_text('{"identity": {}}')
+    assert ScoredInput(options).location == str(tmp_path / "out" / "_scored")
