@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -28,8 +28,7 @@ logger = logging.getLogger(__name__)
 Stats = TypeVar("Stats")
 
 WORK = "_rayward_work"
-# `datasets` takes each file whose name does not begin with a dot for data. Earlier versions wrote the other.
-MANIFEST, OLD_MANIFEST = ".manifest.json", "_manifest.json"
+MANIFEST = "_manifest.json"
 # Entries of an identity that are paths or URIs.
 LOCATIONS = ("input", "prompts")
 STATS_KEY = b"rayward.stats"
@@ -157,24 +156,20 @@ class Ledger:
         except OSError as error:
             raise OutputError(f"the output folder {self.location} cannot be written: {error}") from error
         self._put(self.manifest_path, self._manifest_bytes(manifest))
-        with suppress(OSError):  # it is not there, or is not read any more
-            self.filesystem.delete_file(f"{self.folder}/{OLD_MANIFEST}")
 
     def read_manifest(self) -> dict[str, Any] | None:
         """The manifest of the run that began the folder, or None where there is none."""
-        for path in (self.manifest_path, f"{self.folder}/{OLD_MANIFEST}"):
-            try:
-                with self.filesystem.open_input_stream(path) as file:
-                    manifest = json.loads(file.read())
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError) as error:
-                raise OutputError(f"{told(self.filesystem, path)} cannot be read: {error}") from error
-            if not isinstance(manifest, dict) or not isinstance(manifest.get("identity"), dict):
-                where = told(self.filesystem, path)
-                raise OutputError(f"{where} is not a manifest of rayward; choose another --output")
-            return manifest
-        return None
+        where = told(self.filesystem, self.manifest_path)
+        try:
+            with self.filesystem.open_input_stream(self.manifest_path) as file:
+                manifest = json.loads(file.read())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{where} cannot be read: {error}") from error
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("identity"), dict):
+            raise OutputError(f"{where} is not a manifest of rayward; choose another --output")
+        return manifest
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace the manifest; it gets this run's id.

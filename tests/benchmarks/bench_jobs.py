@@ -134,7 +134,7 @@ def score_and_rank(folder: Path, config: BenchConfig) -> dict[str, float]:
 
 
 def _manifest(output: Path) -> dict[str, float]:
-    manifest: dict[str, float] = json.loads((output / ".manifest.json").read_text())
+    manifest: dict[str, float] = json.loads((output / "_manifest.json").read_text())
     return manifest
 
 

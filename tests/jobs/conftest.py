@@ -49,7 +49,7 @@ def start_and_wait(command: list[str], output: Path, *, num_parts: int) -> subpr
     driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + TIMEOUT_S
     try:
-        while not (output / ".manifest.json").exists() or len(list(output.glob("part-*"))) < num_parts:
+        while not (output / "_manifest.json").exists() or len(list(output.glob("part-*"))) < num_parts:
             assert driver.poll() is None, f"the job ended by itself with {driver.returncode}"
             assert time.monotonic() < deadline, "the job commits nothing"
             time.sleep(0.02)

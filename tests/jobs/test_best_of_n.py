@@ -228,7 +228,7 @@ def test_every_prompt_of_a_bad_endpoint_ends_with_its_best_or_a_reason_and_a_res
         )
         with pytest.raises(GeneratorError, match="seems to be down: .*the same command goes on"):
             run(job.model_copy(update={"request_timeout_s": 5.0}))
-        assert json.loads((output / ".manifest.json").read_text())["status"] == "stopped"
+        assert json.loads((output / "_manifest.json").read_text())["status"] == "stopped"
         committed = {row["id"] for row in read_parts(output).to_pylist()} if list(output.glob("part-*")) else set()
         assert committed <= set(range(12))
         before = Counter(conduct.asked)
@@ -238,7 +238,7 @@ def test_every_prompt_of_a_bad_endpoint_ends_with_its_best_or_a_reason_and_a_res
         assert {request.headers["Authorization"] for request in server.requests} == {"Bearer the secret"}
     assert conduct.streamed
     assert (total.rows, total.errors, total.counts) == (24, 2, {"candidates": 65, "answered_in_part": 1})
-    assert "the secret" not in (output / ".manifest.json").read_text()
+    assert "the secret" not in (output / "_manifest.json").read_text()
     table = read_parts(output)
     assert table.select(["id", "prompt"]).to_pylist() == rows
     found = table.to_pylist()

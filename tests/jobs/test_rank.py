@@ -46,7 +46,7 @@ def test_groups_that_span_files_and_units_are_ranked_in_input_order(tmp_path: Pa
     assert table["margin"].to_pylist() == [4.0, 0.0, 4.0, None, 3.0, 0.0, 0.0, None]
     assert table["group_size"].to_pylist() == [4] * 8
     assert (total.rows, total.written, total.unscored, total.ungrouped) == (8, 8, 2, 0)
-    manifest = json.loads((tmp_path / "out" / ".manifest.json").read_text())
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert manifest["score_quantiles"]["0.5"] == 2.0
     assert run(config(tmp_path, rows_per_unit=2)) == total
 

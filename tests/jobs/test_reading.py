@@ -31,7 +31,7 @@ def config(tmp_path: Path, **options: Any) -> ScoreConfig:
 
 
 def manifest(tmp_path: Path) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads((tmp_path / "out" / ".manifest.json").read_text())
+    read: dict[str, Any] = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     return read
 
 

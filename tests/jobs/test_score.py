@@ -70,7 +70,7 @@ def test_every_row_is_scored_with_its_columns_and_in_order(tmp_path: Path, tiny:
 
 
 def test_the_manifest_records_the_run_and_working_folders_go(finished: Path) -> None:
-    manifest = json.loads((finished / "out" / ".manifest.json").read_text())
+    manifest = json.loads((finished / "out" / "_manifest.json").read_text())
     assert (manifest["status"], manifest["rows"], manifest["errors"]) == ("complete", 20, 0)
     assert manifest["identity"]["dtype"] == "float32"
     assert len(manifest["identity"]["model_fingerprint"]) == 16
@@ -80,7 +80,7 @@ def test_the_manifest_records_the_run_and_working_folders_go(finished: Path) -> 
     assert manifest["tokens"] > 0
     assert manifest["seconds"] > 0
     assert [path.name for path in (finished / "out").iterdir() if not path.name.startswith("part-")] == [
-        ".manifest.json"
+        "_manifest.json"
     ]
 
 
@@ -125,7 +125,7 @@ def test_more_errors_than_allowed_stop_the_job(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.parquet", [row, *[row | {"response": None}] * 5])
     with pytest.raises(TooManyErrorsError, match=r"5 rows failed, --max-errors allows 4"):
         run(config(tmp_path, max_errors=4))
-    manifest = json.loads((tmp_path / "out" / ".manifest.json").read_text())
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert manifest["status"] == "stopped"
     assert manifest["reason"].startswith("TooManyErrorsError: 5 rows failed")
     assert run(config(tmp_path, max_errors=5)).errors == 5
@@ -209,11 +209,11 @@ def test_actors_that_do_not_fit_are_refused_before_anything_is_written(tmp_path:
 
 
 def test_a_refused_restart_leaves_the_manifest_as_it_was(tmp_path: Path, again: dict[str, str]) -> None:
-    before = (tmp_path / "out" / ".manifest.json").read_text()
+    before = (tmp_path / "out" / "_manifest.json").read_text()
     with pytest.raises(OutputError):
         run(config(tmp_path, **again, truncation="left"))
     run(config(tmp_path, **again))
-    assert (tmp_path / "out" / ".manifest.json").read_text() == before
+    assert (tmp_path / "out" / "_manifest.json").read_text() == before
 
 
 def test_a_model_that_is_not_there_stops_the_job_at_once(tmp_path: Path) -> None:

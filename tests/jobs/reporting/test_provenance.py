@@ -11,7 +11,7 @@ from jobs.reporting.provenance import Provenance
 
 def manifest(folder: Path, identity: dict[str, Any], **more: Any) -> Path:
     folder.mkdir()
-    (folder / ".manifest.json").write_text(json.dumps({"identity": identity, **more}))
+    (folder / "_manifest.json").write_text(json.dumps({"identity": identity, **more}))
     return folder
 
 
@@ -39,7 +39,7 @@ def test_pairs_that_were_made_of_scores_are_known(tmp_path: Path) -> None:
 
 def test_what_is_no_manifest_tells_nothing(tmp_path: Path) -> None:
     assert Provenance.of(str(tmp_path)).records == ()
-    (tmp_path / ".manifest.json").write_text("[]")
+    (tmp_path / "_manifest.json").write_text("[]")
     assert Provenance.of(str(tmp_path)).records == ()
     loop = manifest(tmp_path / "loop", {"job": "rank", "input": str(tmp_path / "loop")})
     assert Provenance.of(str(loop)).records == ()

@@ -41,7 +41,7 @@ def test_a_job_ended_and_killed_gives_the_output_of_one_left_alone(
     _, told = driver.communicate(timeout=TIMEOUT_S)
     assert driver.returncode == 128 + signal.SIGTERM
     assert told.splitlines()[-1] == "jobs.score interrupted; what is committed stays"
-    assert json.loads((output / ".manifest.json").read_text())["status"] == "stopped"
+    assert json.loads((output / "_manifest.json").read_text())["status"] == "stopped"
 
     kill_after(command, output, len(list(output.glob("part-*"))) + 2)
     before = {path: path.stat().st_mtime_ns for path in output.glob("part-*")}

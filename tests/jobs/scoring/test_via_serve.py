@@ -77,7 +77,7 @@ def test_replicas_that_die_cost_no_row_and_own_actors_take_the_output_over(
     assert (done[0].rows, done[0].errors) == (NUM_ROWS, 1)
     assert not replica_pids().keys() & before.keys()
     check(tmp_path, tiny)
-    manifest = json.loads((tmp_path / ".manifest.json").read_text())
+    manifest = json.loads((tmp_path / "_manifest.json").read_text())
     assert manifest["arguments"]["via_serve"] == APP
     assert manifest["via_serve"]["deployment"] == "tiny"
     assert manifest["arguments"]["model"] is None
