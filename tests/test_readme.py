@@ -97,8 +97,6 @@ def environment(local_ray: None, tmp_path: Path) -> dict[str, str]:
     commands = tmp_path / "bin"
     commands.mkdir()
     (commands / "python").symlink_to(sys.executable)
-    if shutil.which("rayward", path=str(Path(sys.executable).parent)) is None:
-        _stand_in_for_rayward(commands / "rayward")
     return os.environ | {
         "PATH": os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(ROOT),
@@ -106,17 +104,6 @@ def environment(local_ray: None, tmp_path: Path) -> dict[str, str]:
         "COLUMNS": "100",
         "NO_COLOR": "1",
     }
-
-
-def _stand_in_for_rayward(path: Path) -> None:
-    """REMOVE once the console script is there: `rayward best-of-n ...` becomes `python -m jobs.best_of_n ...`."""
-    path.write_text(
-        "#!/bin/bash\n"
-        'name="${1//-/_}"; shift\n'
-        'case "$name" in plan) module=cluster.plan ;; *) module="jobs.$name" ;; esac\n'
-        f'exec "{sys.executable}" -m "$module" "$@"\n'
-    )
-    path.chmod(0o755)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in MINUTES)) for name in PAGES])

@@ -21,7 +21,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "settings no JSON": (lambda folder: (folder / "tokenizer_config.json").write_text("{"), r"/tokenizer_config\.json"),
     "no config": (lambda folder: (folder / "config.json").unlink(), r"model holds no config\.json"),
     "config no JSON": (lambda folder: (folder / "config.json").write_text("no"), r"model/config\.json cannot be read"),
-    "config a list": (lambda folder: (folder / "config.json").write_text("[]"), r"model/config\.json has a field"),
+    "config a list": (lambda folder: (folder / "config.json").write_text("[]"), r"/config\.json holds no JSON object"),
     "empty weights": (
         lambda folder: (folder / "model.safetensors").write_bytes(b""),
         r"model/model\.safetensors cannot be read",

@@ -133,7 +133,7 @@ def test_parts_without_a_manifest_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", "null", '{"identity": null}', "3"])
 def test_a_broken_manifest_is_an_error(ledger: Ledger, content: str) -> None:
     Path(ledger.manifest_path).write_text(content)
-    with pytest.raises(OutputError, match=r"\.manifest\.json (cannot be read|is not a manifest)"):
+    with pytest.raises(OutputError, match=r"_manifest\.json (cannot be read|is not a manifest)"):
         ledger.check(IDENTITY, [])
 
 
