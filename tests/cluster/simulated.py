@@ -30,6 +30,13 @@ TOKENS_PER_S = 0.4 * 989e12 / (2 * 7e9)
 TOKEN_BUDGET = 8192
 
 
+class LastToken:
+    """A head that reads one place, the last token."""
+
+    def read_positions(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        return (len(token_ids) - 1,)
+
+
 class SleepingDecoder:
     """Takes a 7B model's time; a sequence's score follows from its token ids alone."""
 
@@ -37,12 +44,14 @@ class SleepingDecoder:
         self.config = config
         self.device = torch.device("cpu")
         self.dtype = torch.bfloat16
+        self.head = LastToken()
         self._tokens_per_s = tokens_per_s
 
     def score(self, sequences: Sequence[Sequence[int]], groups: Sequence[Group]) -> Tensor:
         lengths = [len(sequence) for sequence in sequences]
         time.sleep(sum(group.num_rows(lengths) for group in groups) / self._tokens_per_s)
-        return torch.tensor([expected_score(sequences[member]) for group in groups for member in group.members])
+        scores = [expected_score(sequences[member]) for group in groups for member in group.members]
+        return torch.tensor(scores)[:, None]
 
     def release_buffers(self) -> None:
         pass
