@@ -54,7 +54,7 @@ def both_ways(model: RewardModel, sequences: list[list[int]], monkeypatch: pytes
 def test_real_candidates(
     model: RewardModel, shared: Path, monkeypatch: pytest.MonkeyPatch, budget: int, share: float
 ) -> None:
-    table = pq.read_table(shared / "data" / "rm_bench_candidates.parquet").slice(0, 120)
+    table = pq.read_table(shared / "data" / "rm_bench_candidates.parquet").slice(0, 42)
     rows = table.select(["prompt", "response"]).to_pylist()
     random.Random(3).shuffle(rows)
     encoded = [model.tokenizer.encode(chat(row["prompt"], row["response"])) for row in rows]
