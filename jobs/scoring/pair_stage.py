@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
-from jobs.corpus.conversations import SystemPrompt
 from jobs.corpus.files import Unit
 from jobs.corpus.preferences import PreferenceColumns, preference_pairs
 from jobs.intervals import interval
-from jobs.runs.attempts import GuardedModel
-from jobs.runs.ledger import Ledger, UnitStats
-from jobs.scoring.stage import ConversationScorer, DeadRowError, outcomes_of, reason_of, warning_counts
+from jobs.runs.ledger import UnitStats
+from jobs.scoring.stage import ConversationScorer, DeadRowError, TableScorer, outcomes_of, reason_of, warning_counts
 from serve_app.reward_model import Score, ScoringError
-from serve_app.reward_model.tokenizer import Truncation
 
 PAIR_SCORE_COLUMNS = (
     "chosen_score",
@@ -33,28 +30,8 @@ PairOutcome: TypeAlias = tuple[Score | ScoringError, Score | ScoringError]
 """What became of the chosen and of the rejected side."""
 
 
-class PairScorer:
-    """Scores units of pairs: adds the `PAIR_SCORE_COLUMNS` to their tables. `load` makes the model."""
-
-    def __init__(
-        self,
-        load: Callable[[], ConversationScorer],
-        ledger: Ledger,
-        *,
-        columns: PreferenceColumns,
-        system_prompt: SystemPrompt,
-        truncation: Truncation,
-        max_tokens: int | None,
-        prefix: str,
-        strict: bool = False,
-    ) -> None:
-        self._guarded = GuardedModel(load, ledger)
-        self._columns = columns
-        self._system_prompt = system_prompt
-        self._truncation = truncation
-        self._max_tokens = max_tokens
-        self._prefix = prefix
-        self._strict = strict
+class PairScorer(TableScorer[PreferenceColumns]):
+    """Scores units of pairs: adds the `PAIR_SCORE_COLUMNS` to their tables."""
 
     def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
         """The unit's table with the scores of its pairs, in input order, and its counts.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -19,6 +19,8 @@ from serve_app.reward_model.errors import ConversationError
 from serve_app.reward_model.tokenizer import Truncation
 
 SCORE_COLUMNS = ("score", "num_tokens", "truncated", "error")
+
+Columns = TypeVar("Columns")
 
 
 class DeadRowError(ScoringError):
@@ -40,15 +42,18 @@ class ConversationScorer(Protocol):
         ...
 
 
-class UnitScorer:
-    """Scores units: adds `score`, `num_tokens`, `truncated` and `error` to their tables. `load` makes the model."""
+class TableScorer(Generic[Columns]):
+    """Terms of a stage that scores tables: columns, the system prompt, limits, and the prefix of what it adds.
+
+    `load` makes the model, whose process may die on some rows.
+    """
 
     def __init__(
         self,
         load: Callable[[], ConversationScorer],
         ledger: Ledger,
         *,
-        columns: ConversationColumns,
+        columns: Columns,
         system_prompt: SystemPrompt,
         truncation: Truncation,
         max_tokens: int | None,
@@ -62,6 +67,10 @@ class UnitScorer:
         self._max_tokens = max_tokens
         self._prefix = prefix
         self._strict = strict
+
+
+class UnitScorer(TableScorer[ConversationColumns]):
+    """Scores units: adds `score`, `num_tokens`, `truncated` and `error` to their tables."""
 
     def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
         """The unit's table with its scores, in input order, and its counts.
