@@ -80,10 +80,11 @@ class ModelHandle:
         replies = await self._score_parts([TokenBatch.of([ids[place] for place in part]) for part in parts])
         scores: dict[int, Score] = {}
         for part, reply in zip(parts, replies, strict=True):
-            for place, outcome in zip(part, reply.outcomes(), strict=True):
-                if isinstance(outcome, ScoringError):
-                    raise _api_error(outcome, param(place))
-                scores[place] = Score(outcome, len(ids[place]), encoded[place].truncated, encoded[place].warnings)
+            for place, outputs in zip(part, reply.outputs(), strict=True):
+                score = encoded[place].scored(outputs, self._decoder_config.head.attributes)
+                if isinstance(score, ScoringError):
+                    raise _api_error(score, param(place))
+                scores[place] = score
         return [scores[place] for place in range(len(conversations))]
 
     async def ready(self) -> bool:

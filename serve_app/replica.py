@@ -27,6 +27,7 @@ from serve_app.batching.errors import (
 from serve_app.batching.wire import Refusal, ScoreReply, TokenBatch
 from serve_app.config import ModelConfig
 from serve_app.reward_model import ModelSpec, RewardModel, ScoringError
+from serve_app.reward_model.scores import Outputs
 from serve_app.reward_model.spec import ModelFacts
 
 TOKEN_BOUNDS = [float(2**power) for power in range(6, 18)]
@@ -70,9 +71,9 @@ class ReplicaMetrics:
             self._wait.observe(seconds)
         self._tokens.inc(report.num_tokens)
 
-    def answered(self, outcomes: Sequence[float | ScoringError]) -> None:
+    def answered(self, outcomes: Sequence[Outputs | ScoringError]) -> None:
         """One request's outcomes."""
-        scores = [outcome for outcome in outcomes if not isinstance(outcome, ScoringError)]
+        scores = [outcome[0] for outcome in outcomes if not isinstance(outcome, ScoringError)]
         for bound, count in Counter(map(_bound, scores)).items():
             self._scores.inc(count, tags={"up_to": bound})
         if scores:
@@ -110,7 +111,7 @@ class RewardReplica:
         bound = config.max_queued_tokens or max(2 * scorer.token_budget, int(config.max_wait_s * self._tokens_per_s))
         self._metrics = ReplicaMetrics(config.name)
         self._batcher = TokenBatcher(
-            scorer.score,
+            scorer.outputs,
             token_budget=scorer.token_budget,
             max_queued_tokens=bound,
             stall_after_s=STALL_AFTER_S,

@@ -16,7 +16,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
@@ -30,6 +30,7 @@ from cluster.reward_pool.model_holder import ModelSlot, WeightsVersion
 from serve_app.batching.batcher import TokenBatcher
 from serve_app.batching.wire import ScoreReply, TokenBatch
 from serve_app.reward_model import Conversation, ConversationLike, ModelSpec, ScoringError
+from serve_app.reward_model.scores import Outputs
 from serve_app.reward_model.spec import dtype_name
 from serve_app.reward_model.tokenizer import EncodedConversation
 
@@ -69,7 +70,7 @@ class RewardActor:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._lock = SharedLock()
         self._slot = ModelSlot(ModelSpec())
-        self._batcher: TokenBatcher | None = None
+        self._batcher: TokenBatcher[Outputs] | None = None
         self._encoding = Encoding()
         self._encoder: RewardEncoder | None = None
         self._encoder_lock = asyncio.Lock()
@@ -230,7 +231,7 @@ class RewardActor:
             model = self._slot.model
             if self._batcher is None:
                 self._batcher = TokenBatcher(
-                    lambda lists: self._slot.score(lists),
+                    lambda lists: self._slot.outputs(lists),
                     token_budget=model.scorer.token_budget,
                     max_queued_tokens=MAX_QUEUED_TOKENS,
                     stall_after_s=STALL_AFTER_S,
@@ -243,9 +244,7 @@ class RewardActor:
         self._slot.version  # noqa: B018  # an error where there is no model yet
         async with self._encoder_lock:  # the first of many calls reads it
             if self._encoder is None:
-                named = self._slot.named
-                encoding = replace(self._encoding, chat_template=named.chat_template)
-                self._encoder = await asyncio.to_thread(RewardEncoder.of_model, named.model, named.revision, encoding)
+                self._encoder = await asyncio.to_thread(RewardEncoder, self._slot.named, self._encoding)
             return self._encoder
 
     async def _in_thread(self, work: Callable[[], T]) -> T:

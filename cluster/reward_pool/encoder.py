@@ -9,18 +9,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from cluster.reward_pool.errors import PolicyTokenizerError, RewardInputError
 from cluster.reward_pool.policy import PolicyText, unpadded, without_thinking
-from serve_app.reward_model import Conversation, ConversationError, ConversationLike, Message, ScoringError
-from serve_app.reward_model.checkpoint import read_config
-from serve_app.reward_model.model_files import resolve, tokenizer_folder
+from serve_app.reward_model import Conversation, ConversationError, ConversationLike, Message, ModelSpec, ScoringError
 from serve_app.reward_model.rendered_text import RenderedTextError
-from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
+from serve_app.reward_model.tokenizer import EncodedConversation, Truncation
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +35,6 @@ class Encoding:
         strip_thinking: leave `<think>` blocks of assistants' messages out.
         keep_default_system: keep the system prompt that the policy's template writes unasked.
         strict: refuse what is scored with a warning otherwise: see `conversation.warnings_of`.
-        chat_template: the text of a Jinja template in place of the reward model's own.
     """
 
     policy_tokenizer: Any = None
@@ -47,7 +43,6 @@ class Encoding:
     strip_thinking: bool = False
     keep_default_system: bool = False
     strict: bool = False
-    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         if self.truncation not in ("error", "right", "left"):
@@ -57,19 +52,16 @@ class Encoding:
 
 
 class RewardEncoder:
-    """Reads and tokenises for one reward model, whose configuration and tokenizer are in `folder`."""
+    """Reads and tokenises for one reward model: its small files are enough.
 
-    def __init__(self, folder: Path, encoding: Encoding) -> None:
+    Raises:
+        CheckpointError: they cannot be had.
+    """
+
+    def __init__(self, spec: ModelSpec, encoding: Encoding) -> None:
         self._encoding = encoding
         self._warned: set[str] = set()
-        self._tokenizer = Tokenizer.from_pretrained(
-            tokenizer_folder(folder), config=read_config(folder), chat_template=encoding.chat_template
-        )
-
-    @classmethod
-    def of_model(cls, model: str, revision: str | None, encoding: Encoding) -> RewardEncoder:
-        """For a model's name: its small files are enough. Raises `CheckpointError` where they cannot be had."""
-        return cls(resolve(model, revision, weights=False), encoding)
+        _config, self._tokenizer = spec.read()
 
     @cached_property
     def _policy(self) -> PolicyText | None:

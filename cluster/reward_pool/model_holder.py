@@ -14,8 +14,9 @@ from serve_app.reward_model import ChangedFilesError, ModelSpec, RewardModel, Sc
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.checkpoint import load_weights, read_config
 from serve_app.reward_model.decoder import Decoder
-from serve_app.reward_model.model_files import fingerprint, resolve, tokenizer_folder
+from serve_app.reward_model.model_files import resolve
 from serve_app.reward_model.parked_weights import ParkedWeights
+from serve_app.reward_model.scores import Outputs
 from serve_app.reward_model.tokenizer import Tokenizer
 from serve_app.reward_model.weights import DecoderWeights
 
@@ -77,13 +78,7 @@ class ModelSlot:
 
     @cached_property
     def _probe_ids(self) -> list[int]:
-        folder = resolve(self.named.model, self.named.revision, weights=False)
-        return self._encoded_probe(folder, read_config(folder))
-
-    def _encoded_probe(self, folder: Path, config: DecoderConfig) -> list[int]:
-        template = self.named.chat_template
-        tokenizer = Tokenizer.from_pretrained(tokenizer_folder(folder), config=config, chat_template=template)
-        return tokenizer.encode({"messages": PROBE_CHAT, "reference": "408" if tokenizer.takes_reference else None})
+        return _encoded_probe(self.named.read()[1])
 
     @property
     def is_asleep(self) -> bool:
@@ -111,9 +106,9 @@ class ModelSlot:
         if version is None:
             self._take(WeightsVersion(0, self._spec.model, self._spec.revision, self._model.fingerprint))
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[float | ScoringError]:
-        """The score of each sequence, in order, or the error that it alone has."""
-        return self.model.scorer.score(sequences)
+    def outputs(self, sequences: Sequence[Sequence[int]]) -> list[Outputs | ScoringError]:
+        """What the model says of each sequence, in order, or the error that it alone has."""
+        return self.model.scorer.outputs(sequences)
 
     def empty_cache(self) -> None:
         """Give the memory back that is kept between calls."""
@@ -167,14 +162,15 @@ class ModelSlot:
         current = self.model
         self._staged = None
         folder = resolve(model, revision)
-        config = read_config(folder)
+        base = self.named.base_model
+        config = read_config(folder, base_model=base, head=self.named.head, normalize=self.named.normalize)
         _check_same(current.config, config, folder)
         has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
-        if has_tokenizer and self._encoded_probe(folder, config) != self._probe_ids:
+        if has_tokenizer and _encoded_probe(self.named.read(folder)[1]) != self._probe_ids:
             raise WeightsUpdateError(f"the tokenizer or chat template in {folder} makes other token ids")
-        weights = load_weights(folder, config, device=torch.device("cpu"), dtype=current.dtype)
+        weights = load_weights(folder, config, device=torch.device("cpu"), dtype=current.dtype, base_model=base)
         self._staged = _Staged(folder, config, weights)
-        return fingerprint(folder, chat_template=self.named.chat_template)
+        return self.named.fingerprint_of(folder)
 
     def commit(self, version: WeightsVersion) -> None:
         """Score with the staged weights from now on; the ones before stay at hand until `finish` or `roll_back`.
@@ -209,6 +205,7 @@ class ModelSlot:
             staged.folder,
             token_budget=before.scorer.token_budget,
             chat_template=self.named.chat_template,
+            base_model=self.named.base_model,
         )
         return None
 
@@ -242,6 +239,10 @@ class ModelSlot:
             return self._spec.load()
         except ChangedFilesError as error:
             raise SleepError(f"{error}, or make a new pool: this one cannot give the same scores again") from None
+
+
+def _encoded_probe(tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode({"messages": PROBE_CHAT, "reference": "408" if tokenizer.takes_reference else None})
 
 
 def _check_same(ours: DecoderConfig, theirs: DecoderConfig, folder: Path) -> None:

@@ -62,6 +62,9 @@ class RewardActorPool:
         max_tokens: a limit below the model's own.
         strict: refuse what is scored with a warning in the log otherwise, as an unknown role: see `RewardModel.score`.
         chat_template: a Jinja template in place of the model's own, or the file of one: for models that have none.
+        base_model: for an adapter, the folder or id of the model it changes, in place of the one it names.
+        head: `"logit:ID"` scores with a vocabulary row's logit: see `RewardModel.from_pretrained`.
+        normalize: normalise with the checkpoint's own mean and deviation.
         timeout_s: the longest that one part of a batch may take, its wait at the actor included.
         start_timeout_s: the longest that actors may take to start, and weights to be loaded.
         max_restarts: actors replaced within an hour, before the pool gives up.
@@ -94,6 +97,9 @@ class RewardActorPool:
         max_tokens: int | None = None,
         strict: bool = False,
         chat_template: str | Path | None = None,
+        base_model: str | None = None,
+        head: str | None = None,
+        normalize: bool = False,
         timeout_s: float = 600.0,
         start_timeout_s: float = 900.0,
         max_restarts: int = 10,
@@ -102,13 +108,21 @@ class RewardActorPool:
             raise RewardInputError("num_actors, timeout_s and start_timeout_s are positive, max_restarts at least 0")
         if detached and name is None:
             raise RewardInputError("a detached pool needs a name, or nobody could find it again: name=...")
-        template = None if chat_template is None else template_text(chat_template)
-        spec = ModelSpec(absolute(model), revision, device, dtype, token_budget, quantization, chat_template=template)
-        spec.check_device()
-        encoding = Encoding(
-            policy_tokenizer, truncation, max_tokens, strip_thinking, keep_default_system, strict, template
+        spec = ModelSpec(
+            absolute(model),
+            revision,
+            device,
+            dtype,
+            token_budget,
+            quantization,
+            chat_template=None if chat_template is None else template_text(chat_template),
+            base_model=None if base_model is None else absolute(base_model),
+            head=head,
+            normalize=normalize,
         )
-        self._encoder: RewardEncoder | None = RewardEncoder.of_model(model, revision, encoding)
+        spec.check_device()
+        encoding = Encoding(policy_tokenizer, truncation, max_tokens, strip_thinking, keep_default_system, strict)
+        self._encoder: RewardEncoder | None = RewardEncoder(spec, encoding)
         self._encoder.check_policy()
         self._owns = not detached
         self._ray = contextlib.ExitStack()
@@ -294,7 +308,7 @@ class RewardActorPool:
     def _reader(self) -> RewardEncoder:
         if self._encoder is None:
             plan = self._connection.plan
-            self._encoder = RewardEncoder.of_model(plan.spec.model, plan.spec.revision, plan.encoding)
+            self._encoder = RewardEncoder(plan.spec, plan.encoding)
         return self._encoder
 
     def _control(self, method: str, *args: Any, steps: int) -> Any:

@@ -13,7 +13,15 @@ from jobs.corpus.files import Unit
 from jobs.corpus.preferences import PreferenceColumns, preference_pairs
 from jobs.intervals import interval
 from jobs.runs.ledger import UnitStats
-from jobs.scoring.stage import ConversationScorer, DeadRowError, TableScorer, outcomes_of, reason_of, warning_counts
+from jobs.scoring.stage import (
+    ConversationScorer,
+    DeadRowError,
+    TableScorer,
+    attribute_column,
+    outcomes_of,
+    reason_of,
+    warning_counts,
+)
 from serve_app.reward_model import Score, ScoringError
 
 PAIR_SCORE_COLUMNS = (
@@ -25,13 +33,17 @@ PAIR_SCORE_COLUMNS = (
     "truncated",
     "error",
 )
+PAIR_ATTRIBUTES = ("chosen_attributes", "rejected_attributes")
+"""The columns of what a gating head gives beside the two scores: each a struct with a float32 for each name."""
 
 PairOutcome: TypeAlias = tuple[Score | ScoringError, Score | ScoringError]
 """What became of the chosen and of the rejected side."""
 
 
 class PairScorer(TableScorer[PreferenceColumns]):
-    """Scores units of pairs: adds the `PAIR_SCORE_COLUMNS` to their tables."""
+    """Scores units of pairs: adds the `PAIR_SCORE_COLUMNS` to their tables, and the `PAIR_ATTRIBUTES` where the model
+    has attributes.
+    """
 
     def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
         """The unit's table with the scores of its pairs, in input order, and its counts.
@@ -45,7 +57,7 @@ class PairScorer(TableScorer[PreferenceColumns]):
             lambda model, first, stop: self._score_rows(model, table.slice(first, stop - first)), given_up=_died
         )
         stats = pair_stats(outcomes, seconds=time.perf_counter() - started)
-        return pair_columns(table, outcomes, prefix=self._prefix), stats
+        return pair_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes), stats
 
     def _score_rows(self, model: ConversationScorer, table: pa.Table) -> list[PairOutcome]:
         sides = [side for row in preference_pairs(table, self._columns, self._system_prompt) for side in row]
@@ -90,8 +102,10 @@ def accuracy_told(counts: Mapping[str, int]) -> str:
     )
 
 
-def pair_columns(table: pa.Table, outcomes: Sequence[PairOutcome], *, prefix: str) -> pa.Table:
-    """`table` with the `PAIR_SCORE_COLUMNS` more.
+def pair_columns(
+    table: pa.Table, outcomes: Sequence[PairOutcome], *, prefix: str, attributes: Sequence[str] = ()
+) -> pa.Table:
+    """`table` with the `PAIR_SCORE_COLUMNS` more, and with names of `attributes` the `PAIR_ATTRIBUTES`.
 
     Scores and the margin (chosen minus rejected) are float32, numbers of tokens int32. `truncated` says whether a side
     was shortened, `error` why one has no score. A side that could be scored keeps its score beside the other's error.
@@ -113,8 +127,12 @@ def pair_columns(table: pa.Table, outcomes: Sequence[PairOutcome], *, prefix: st
         ),
         "error": pa.array([_reason(row) for row in outcomes], pa.string()),
     }
-    for name in PAIR_SCORE_COLUMNS:
-        table = table.append_column(prefix + name, columns[name])
+    if attributes:
+        columns |= zip(
+            PAIR_ATTRIBUTES, (attribute_column(side, attributes) for side in (chosen, rejected)), strict=True
+        )
+    for name, column in columns.items():
+        table = table.append_column(prefix + name, column)
     return table
 
 

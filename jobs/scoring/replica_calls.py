@@ -22,10 +22,11 @@ from jobs.runs.attempts import Attempts
 from jobs.scoring.stage import DeadRowError
 from serve_app.batching.wire import ScoreReply, TokenBatch
 from serve_app.reward_model import ScoringError
+from serve_app.reward_model.scores import Outputs
 
 logger = logging.getLogger(__name__)
 
-Outcomes = list[float | ScoringError]
+Outcomes = list[Outputs | ScoringError]
 
 # Calls that a replica has at once: one runs, the others wait, so that it never does. Clients of the endpoint that come
 # after them wait for these too.
@@ -141,7 +142,7 @@ class ReplicaCalls:
         import ray
 
         attempts = Attempts.of(len(sequences))
-        found: dict[int, float | ScoringError] = {}
+        found: dict[int, Outputs | ScoringError] = {}
         index = 0
         while index < len(attempts.ranges):
             attempts.current = index
@@ -167,7 +168,7 @@ class ReplicaCalls:
             reply, pause_s = await self._ask(batch)
             if reply is not None and reply.failure is None:
                 self._progressed_at = time.monotonic()
-                return reply.outcomes()
+                return reply.outputs()
             num_failures += reply is not None
             if reply is not None and num_failures == MAX_FAILURES:
                 raise ScorerError(f"the model of {self._app} fails on {len(sequences)} sequences: {reply.failure}")

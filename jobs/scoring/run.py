@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,10 @@ from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.placement import ActorPool, plan_actors, shortage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
-from jobs.scoring.pair_stage import PAIR_SCORE_COLUMNS, PairScorer, accuracy_told
+from jobs.scoring.pair_stage import PAIR_ATTRIBUTES, PAIR_SCORE_COLUMNS, PairScorer, accuracy_told
 from jobs.scoring.preview import preview
 from jobs.scoring.spec import Model, check_model_files, check_reference, identity_of_model, record_of_model, spec_of
-from jobs.scoring.stage import SCORE_COLUMNS, ConversationScorer, UnitScorer, warnings_told
+from jobs.scoring.stage import ATTRIBUTES, SCORE_COLUMNS, ConversationScorer, UnitScorer, warnings_told
 from jobs.scoring.via_serve import UNITS_AT_ONCE, ServedModelSource
 from serve_app.reward_model import ModelSpec
 from serve_app.reward_model.tiny import NAME as TINY
@@ -71,12 +71,18 @@ class ScoringRun:
             if options.choice is None
             else columns_of(self._corpus, options.choice)
         )
-        if options.via_serve is None:
-            check_model_files(options)
         self._reads_pairs = isinstance(self._columns, PreferenceColumns)
-        added = [prefix + name for name in (PAIR_SCORE_COLUMNS if self._reads_pairs else SCORE_COLUMNS)]
-        check_output(self._corpus, added=added, system_prompt_column=options.system_prompt_column)
+        config = check_model_files(options) if options.via_serve is None else None
+        self._check_room(() if config is None else config.head.attributes)
         self.summary = ""
+
+    def _check_room(self, attributes: Sequence[str]) -> None:
+        """Refuse files that have a column of a name that is to be added."""
+        added: tuple[str, ...] = PAIR_SCORE_COLUMNS if self._reads_pairs else SCORE_COLUMNS
+        if attributes:
+            added += PAIR_ATTRIBUTES if self._reads_pairs else (ATTRIBUTES,)
+        names = [self._prefix + name for name in added]
+        check_output(self._corpus, added=names, system_prompt_column=self._options.system_prompt_column)
 
     def preview(self, num_rows: int) -> Iterator[str]:
         """The first rows as the model would read them; see `preview.py`."""
@@ -92,6 +98,7 @@ class ScoringRun:
         if options.via_serve is not None:
             served = ServedModelSource.of(options)
             check_reference(served.facts, options.reference_column)
+            self._check_room(served.facts.attributes)
             return self._score(served.facts, served.load, served.pool, served=served)
         model = spec_of(options, resources)
         check_reference(model, options.reference_column)
@@ -114,17 +121,22 @@ class ScoringRun:
     ) -> UnitStats:
         run = self._unit_run(model, served)
         self._announce(run, model, pool, served)
-        progress = run.run([Stage(self._make_scorer(load), pool, 1 if served is None else UNITS_AT_ONCE)])
+        progress = run.run(
+            [Stage(self._make_scorer(load, model.attributes), pool, 1 if served is None else UNITS_AT_ONCE)]
+        )
         self.summary = _summary(self._output, progress)
         return progress.total
 
-    def _make_scorer(self, load: Callable[[], ConversationScorer]) -> Callable[[], UnitScorer | PairScorer]:
+    def _make_scorer(
+        self, load: Callable[[], ConversationScorer], attributes: tuple[str, ...]
+    ) -> Callable[[], UnitScorer | PairScorer]:
         terms: dict[str, Any] = {
             "system_prompt": self._system_prompt,
             "truncation": self._options.truncation,
             "max_tokens": self._options.max_tokens,
             "prefix": self._prefix,
             "strict": self._options.strict,
+            "attributes": attributes,
         }
         if isinstance(self._columns, PreferenceColumns):
             return partial(PairScorer, load, self._ledger, columns=self._columns, **terms)

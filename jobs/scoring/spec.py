@@ -8,6 +8,7 @@ from cluster.connect import ClusterResources
 from jobs.errors import CorpusError
 from jobs.options import EngineOptions
 from serve_app.reward_model import ModelSpec
+from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.chat_template import template_text
 from serve_app.reward_model.model_files import resolve
 from serve_app.reward_model.spec import ModelFacts
@@ -17,9 +18,9 @@ Model: TypeAlias = ModelSpec | ModelFacts
 """The model of a job: a resolved spec for actors of its own, or the facts of a served model."""
 
 
-def check_model_files(options: EngineOptions) -> None:
-    """Read the model's configuration and tokenizer and open its weight files, so that a file which is missing or
-    broken is told before Ray starts.
+def check_model_files(options: EngineOptions) -> DecoderConfig:
+    """Read the model's configuration, which is returned, and its tokenizer, and open its weight files, so that a file
+    which is missing or broken is told before Ray starts.
 
     Raises:
         CheckpointError: one is; the message names it.
@@ -28,8 +29,9 @@ def check_model_files(options: EngineOptions) -> None:
 
     spec = _named(options, options.device)
     folder = resolve(spec.model, spec.revision)
-    spec.read(folder)
+    config, _tokenizer = spec.read(folder)
     check_weight_files(folder, base_model=spec.base_model)
+    return config
 
 
 def spec_of(options: EngineOptions, resources: ClusterResources) -> ModelSpec:

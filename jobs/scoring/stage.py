@@ -19,6 +19,8 @@ from serve_app.reward_model.errors import ConversationError
 from serve_app.reward_model.tokenizer import Truncation
 
 SCORE_COLUMNS = ("score", "num_tokens", "truncated", "error")
+ATTRIBUTES = "attributes"
+"""The column of what a gating head gives beside the score: a struct with a float32 for each name."""
 
 Columns = TypeVar("Columns")
 
@@ -45,6 +47,7 @@ class ConversationScorer(Protocol):
 class TableScorer(Generic[Columns]):
     """Terms of a stage that scores tables: columns, the system prompt, limits, and the prefix of what it adds.
 
+    `attributes` are the names of those that the model gives beside a score.
     `load` makes the model, whose process may die on some rows.
     """
 
@@ -59,6 +62,7 @@ class TableScorer(Generic[Columns]):
         max_tokens: int | None,
         prefix: str,
         strict: bool = False,
+        attributes: Sequence[str] = (),
     ) -> None:
         self._guarded = GuardedModel(load, ledger)
         self._columns = columns
@@ -67,10 +71,11 @@ class TableScorer(Generic[Columns]):
         self._max_tokens = max_tokens
         self._prefix = prefix
         self._strict = strict
+        self._attributes = attributes
 
 
 class UnitScorer(TableScorer[ConversationColumns]):
-    """Scores units: adds `score`, `num_tokens`, `truncated` and `error` to their tables."""
+    """Scores units: adds the `SCORE_COLUMNS` to their tables, and the `ATTRIBUTES` of a model that has any."""
 
     def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
         """The unit's table with its scores, in input order, and its counts.
@@ -88,7 +93,7 @@ class UnitScorer(TableScorer[ConversationColumns]):
         tokens = sum(outcome.num_tokens for outcome in outcomes if isinstance(outcome, Score))
         errors = sum(isinstance(outcome, ScoringError) for outcome in outcomes)
         stats = UnitStats(len(outcomes), errors, tokens, seconds, counts=warning_counts(outcomes))
-        return score_columns(table, outcomes, prefix=self._prefix), stats
+        return score_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes), stats
 
     def _score_rows(self, model: ConversationScorer, table: pa.Table) -> list[Score | ScoringError]:
         rows = conversations(table, self._columns, self._system_prompt)
@@ -121,10 +126,13 @@ def warnings_told(counts: Mapping[str, int]) -> str:
     return f"; warnings: {', '.join(found)} (--strict makes them errors)" if found else ""
 
 
-def score_columns(table: pa.Table, outcomes: Sequence[Score | ScoringError], *, prefix: str) -> pa.Table:
+def score_columns(
+    table: pa.Table, outcomes: Sequence[Score | ScoringError], *, prefix: str, attributes: Sequence[str] = ()
+) -> pa.Table:
     """`table` with four columns more: float32 `score`, int32 `num_tokens`, bool `truncated` and string `error`.
 
-    A row that could not be scored has the reason in `error`, and null in the other three.
+    With names of `attributes` there is a fifth. A row that could not be scored has the reason in `error`, and null in
+    the others.
     """
     scores = [outcome if isinstance(outcome, Score) else None for outcome in outcomes]
     reasons = [reason_of(outcome) if isinstance(outcome, ScoringError) else None for outcome in outcomes]
@@ -134,9 +142,17 @@ def score_columns(table: pa.Table, outcomes: Sequence[Score | ScoringError], *, 
         "truncated": pa.array([score and score.truncated for score in scores], pa.bool_()),
         "error": pa.array(reasons, pa.string()),
     }
+    if attributes:
+        columns[ATTRIBUTES] = attribute_column(scores, attributes)
     for name, column in columns.items():
         table = table.append_column(prefix + name, column)
     return table
+
+
+def attribute_column(scores: Sequence[Score | None], names: Sequence[str]) -> pa.Array:
+    """The attributes of each score: struct of a float32 for each name, null where there is no score."""
+    rows = [None if score is None else dict(score.attributes) for score in scores]
+    return pa.array(rows, pa.struct([(name, pa.float32()) for name in names]))
 
 
 def reason_of(error: ScoringError) -> str:

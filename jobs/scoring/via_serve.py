@@ -14,7 +14,7 @@ from typing import Any
 from jobs.errors import ServedModelError
 from jobs.options import ScoringOptions
 from jobs.runs.placement import ActorPool, plan_forwarders
-from jobs.scoring.replica_calls import ReplicaCalls, num_replicas
+from jobs.scoring.replica_calls import Outcomes, ReplicaCalls, num_replicas
 from serve_app.batching.parts import cut, prompt_keys
 from serve_app.reward_model import Conversation, Score, ScoringError
 from serve_app.reward_model.model_files import resolve
@@ -50,7 +50,8 @@ class ServedModel:
                 f"configuration or tokenizer of {facts.model} on {os.uname().nodename} are not those of the replicas; "
                 "serve it with a revision, or from a shared folder"
             )
-        _, self._tokenizer = facts.spec.read(folder)
+        config, self._tokenizer = facts.spec.read(folder)
+        self._attributes = config.head.attributes
         self._calls = calls
         self._part_tokens = min(facts.token_budget, MAX_PART_TOKENS)
 
@@ -68,14 +69,14 @@ class ServedModel:
             ScorerError: the replicas make no progress, keep dying, or serve another model by now.
         """
         outcomes: dict[int, Score | ScoringError] = {}
-        pending: list[tuple[dict[int, EncodedConversation], Future[list[float | ScoringError]]]] = []
+        pending: list[tuple[dict[int, EncodedConversation], Future[Outcomes]]] = []
         try:
             encode = partial(self._tokenizer.encode_batch, truncation=truncation, max_tokens=max_tokens, strict=strict)
             for part in self._parts(conversations, encode, outcomes):
                 pending.append((part, self._calls.submit([encoded.token_ids for encoded in part.values()])))
             for part, answer in pending:
-                for (place, encoded), value in zip(part.items(), answer.result(), strict=True):
-                    outcomes[place] = _outcome(value, encoded)
+                for (place, encoded), outputs in zip(part.items(), answer.result(), strict=True):
+                    outcomes[place] = encoded.scored(outputs, self._attributes)
         finally:
             for _, answer in pending:
                 answer.cancel()
@@ -103,12 +104,6 @@ class ServedModel:
             ids = [item.token_ids for item in encoded.values()]
             for part in cut(ids, [keys[place] for place in ready], max_tokens=self._part_tokens):
                 yield {ready[at]: encoded[ready[at]] for at in part}
-
-
-def _outcome(value: float | ScoringError, encoded: EncodedConversation) -> Score | ScoringError:
-    if isinstance(value, ScoringError):
-        return value
-    return Score(value, len(encoded.token_ids), encoded.truncated, encoded.warnings)
 
 
 @dataclass(frozen=True, slots=True)

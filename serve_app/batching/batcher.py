@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
 
 from serve_app.batching.batch_queue import BatchQueue, Request, RequestBatch
 from serve_app.batching.errors import (
@@ -29,9 +30,10 @@ from serve_app.reward_model.errors import ScoringError
 
 logger = logging.getLogger(__name__)
 
-Outcomes = list[float | ScoringError]
-Run = Callable[[list[list[int]]], Outcomes]
-"""`SequenceScorer.score`: the outcome of each sequence, in order."""
+Given = TypeVar("Given")
+Outcomes: TypeAlias = list[Given | ScoringError]
+Run: TypeAlias = Callable[[list[list[int]]], Outcomes[Given]]
+"""`SequenceScorer.outputs`: what a model gives for each sequence, in order."""
 
 MAX_FAILURES_IN_A_ROW = 8
 """Batches that may fail whole, one after the other, before `check_health` does: a CUDA error stays until the end of
@@ -59,14 +61,14 @@ class BatchReport:
 
 
 @dataclass(slots=True)
-class _Caller:
+class _Caller(Generic[Given]):
     """The future of a request's outcomes, which `submit` waits for, and the timer of its deadline."""
 
-    future: asyncio.Future[Outcomes]
+    future: asyncio.Future[Outcomes[Given]]
     timer: asyncio.TimerHandle | None = None
 
 
-class TokenBatcher:
+class TokenBatcher(Generic[Given]):
     """Scores concurrent requests in batches, on one device. Use from one event loop; `close` it in the end.
 
     Args:
@@ -82,7 +84,7 @@ class TokenBatcher:
 
     def __init__(
         self,
-        run: Run,
+        run: Run[Given],
         *,
         token_budget: int,
         max_queued_tokens: int,
@@ -101,7 +103,7 @@ class TokenBatcher:
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="batcher")
-        self._callers: dict[Request, _Caller] = {}
+        self._callers: dict[Request, _Caller[Given]] = {}
         self._is_closed = False
         self._is_tending = False
         # Under the lock from here on.
@@ -127,7 +129,7 @@ class TokenBatcher:
         running = self._running
         return 0 if running is None else running.num_tokens
 
-    async def submit(self, sequences: Sequence[list[int]], *, deadline: float | None = None) -> Outcomes:
+    async def submit(self, sequences: Sequence[list[int]], *, deadline: float | None = None) -> Outcomes[Given]:
         """The outcome of each sequence, in order. They run in one batch. Cancelling gives their place up.
 
         Args:
@@ -304,9 +306,9 @@ class TokenBatcher:
             self._running = batch
             return batch
 
-    def _forward(self, batch: RequestBatch) -> dict[Request, Outcomes | ForwardError]:
+    def _forward(self, batch: RequestBatch) -> dict[Request, Outcomes[Given] | ForwardError]:
         """Each request's outcomes. Where the pass fails, the batch is halved, in n requests at most 2 n - 1 passes."""
-        outcomes: dict[Request, Outcomes | ForwardError] = {}
+        outcomes: dict[Request, Outcomes[Given] | ForwardError] = {}
         parts = [list(batch.requests)]
         while parts:
             part = [request for request in parts.pop() if not request.is_withdrawn]
@@ -326,7 +328,7 @@ class TokenBatcher:
         self._failures_in_a_row = self._failures_in_a_row + 1 if has_failed else 0
         return outcomes
 
-    def _score(self, requests: list[Request]) -> dict[Request, Outcomes]:
+    def _score(self, requests: list[Request]) -> dict[Request, Outcomes[Given]]:
         """One forward pass."""
         self._moved_at = self._clock()
         sequences = [sequence for request in requests for sequence in request.sequences]
@@ -358,7 +360,9 @@ class TokenBatcher:
 
     # On the event loop again.
 
-    def _deliver(self, batch: RequestBatch, outcomes: dict[Request, Outcomes | ForwardError], forward_s: float) -> None:
+    def _deliver(
+        self, batch: RequestBatch, outcomes: dict[Request, Outcomes[Given] | ForwardError], forward_s: float
+    ) -> None:
         for request, outcome in outcomes.items():
             caller = self._callers.get(request)
             if isinstance(outcome, ForwardError):
@@ -373,7 +377,7 @@ class TokenBatcher:
             logger.exception("the observer of batches failed")
 
     def _report(
-        self, batch: RequestBatch, outcomes: dict[Request, Outcomes | ForwardError], forward_s: float
+        self, batch: RequestBatch, outcomes: dict[Request, Outcomes[Given] | ForwardError], forward_s: float
     ) -> BatchReport:
         return BatchReport(
             num_requests=len(batch.requests),
@@ -397,7 +401,7 @@ class TokenBatcher:
             caller.future.set_exception(error)
 
 
-def _num_errors(request: Request, outcome: Outcomes | ForwardError) -> int:
+def _num_errors(request: Request, outcome: Outcomes[Given] | ForwardError) -> int:
     if isinstance(outcome, ForwardError):
         return len(request.sequences)
     return sum(isinstance(result, ScoringError) for result in outcome)

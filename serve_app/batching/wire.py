@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from serve_app.batching.errors import ForwardError
 from serve_app.reward_model.errors import ScoringError
+from serve_app.reward_model.scores import Outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Refusal:
 class ScoreReply:
     """The scores of a batch, float32 [number of sequences], in order; those in `errors`, by place, have none.
 
+    `attributes`, float32 [number of sequences, A], are those of a model that has any: see `HeadConfig.attributes`.
     With a `refusal` or a `failure` there are no scores at all: the batch was not tried, or the forward pass failed for
     all of it, so that another process may do better. `weights_version` is the number of the weights that all scores
     were computed with, where those can change.
@@ -79,13 +81,19 @@ class ScoreReply:
     refusal: Refusal | None = None
     failure: ForwardError | None = None
     weights_version: int = 0
+    attributes: NDArray[np.float32] | None = None
 
     @classmethod
-    def of(cls, outcomes: Sequence[float | ScoringError], *, weights_version: int = 0) -> ScoreReply:
-        """The reply with the outcome of each sequence, in order."""
+    def of(cls, outcomes: Sequence[Outputs | ScoringError], *, weights_version: int = 0) -> ScoreReply:
+        """The reply with what the model says of each sequence, in order."""
         errors = {place: outcome for place, outcome in enumerate(outcomes) if isinstance(outcome, ScoringError)}
-        values = [0.0 if isinstance(outcome, ScoringError) else outcome for outcome in outcomes]
-        return cls(np.array(values, dtype=np.float32), errors, weights_version=weights_version)
+        width = next((len(outcome) for outcome in outcomes if not isinstance(outcome, ScoringError)), 1)
+        values = np.zeros((len(outcomes), width), dtype=np.float32)
+        for place, outcome in enumerate(outcomes):
+            if not isinstance(outcome, ScoringError):
+                values[place] = outcome
+        attributes = values[:, 1:] if width > 1 else None
+        return cls(values[:, 0], errors, weights_version=weights_version, attributes=attributes)
 
     @classmethod
     def without(cls, reason: Refusal | ForwardError) -> ScoreReply:
@@ -101,6 +109,13 @@ class ScoreReply:
         Raises:
             ValueError: there are none; look at `refusal` and `failure` first.
         """
+        return [outcome if isinstance(outcome, ScoringError) else outcome[0] for outcome in self.outputs()]
+
+    def outputs(self) -> list[Outputs | ScoringError]:
+        """Like `outcomes`, with the attributes behind each score where the model has any."""
         if self.refusal is not None or self.failure is not None:
             raise ValueError(f"there are no scores: {self.refusal or self.failure}")
-        return [self.errors.get(place, value) for place, value in enumerate(self.scores.tolist())]
+        none: list[list[float]] = [[]] * len(self.scores)
+        attributes = none if self.attributes is None else self.attributes.tolist()
+        rows = zip(self.scores.tolist(), attributes, strict=True)
+        return [self.errors.get(place) or [score, *more] for place, (score, more) in enumerate(rows)]

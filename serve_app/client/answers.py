@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NoReturn, TypeVar
 
@@ -14,11 +15,17 @@ from serve_app.client.errors import MalformedAnswerError
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The model's scalar for one conversation, how many tokens it read, and whether it was shortened to fit."""
+    """The model's scalar for one conversation, how many tokens it read, and whether it was shortened to fit.
+
+    `warnings` say what looks wrong in the conversation, such as `"unknown role: ..."`. `attributes` are what a gating
+    head weighs to make the scalar, by name; other models have none.
+    """
 
     value: float
     num_tokens: int
     truncated: bool
+    warnings: tuple[str, ...] = ()
+    attributes: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,7 @@ class ModelInfo:
 
 
 T = TypeVar("T")
+WARNING = re.compile(r"conversations\[(?P<place>\d+)\]: (?P<text>.*)", re.DOTALL)
 
 
 def read_json(content: bytes) -> Any:
@@ -95,12 +103,15 @@ def read_model(answer: object) -> str:
 
 def read_scores(answer: object, count: int) -> list[Score]:
     """`/v1/score`: one score for each of `count` conversations, in their order."""
+    warnings = _warnings(answer)
     return _by_index(
         {
-            _field(row, "index", int): Score(
+            (index := _field(row, "index", int)): Score(
                 value=_score(row),
                 num_tokens=_field(row, "num_tokens", int),
                 truncated=_field(row, "truncated", bool),
+                warnings=tuple(warnings.get(index, ())),
+                attributes=_attributes(row),
             )
             for row in _rows(answer, count)
         },
@@ -167,6 +178,25 @@ def _rows(answer: object, count: int) -> list[Any]:
     if len(rows) != count:
         _refuse(f"'results' has {len(rows)} rows, not {count}")
     return rows
+
+
+def _warnings(answer: object) -> dict[int, list[str]]:
+    """The warnings of an answer, by the place of the conversation; the server puts the field's name in front."""
+    found: dict[int, list[str]] = {}
+    if not isinstance(answer, Mapping) or "warnings" not in answer:
+        return found
+    for warning in _field(answer, "warnings", list):
+        named = WARNING.fullmatch(str(warning))
+        if named is None:
+            _refuse(f"a warning names no conversation: {warning!r}")
+        found.setdefault(int(named["place"]), []).append(named["text"])
+    return found
+
+
+def _attributes(row: object) -> dict[str, float]:
+    if not isinstance(row, Mapping) or "attributes" not in row:
+        return {}
+    return {name: _finite(value, f"attributes.{name}") for name, value in _field(row, "attributes", dict).items()}
 
 
 def _by_index(results: dict[int, T], count: int) -> list[T]:

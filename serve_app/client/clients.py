@@ -8,7 +8,8 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
 from typing import Any, TypeVar
@@ -111,39 +112,64 @@ class AsyncRewardClient:
         await self.aclose()
 
     async def score(
-        self, conversations: Sequence[Messages], *, truncation: Truncation = "error", timeout_s: float | None = None
+        self,
+        conversations: Sequence[Messages],
+        *,
+        truncation: Truncation = "error",
+        strict: bool = False,
+        timeout_s: float | None = None,
     ) -> list[Score]:
         """One score per conversation, in order.
 
         Args:
             truncation: what the server does with a conversation over the model's length: refuse it (`TooLongError`),
                 keep its start (`"right"`) or drop its oldest turns (`"left"`).
+            strict: an unknown role, a last message that is not the assistant's and an empty response are errors, not
+                `warnings` of a score.
         """
         batches = cut(_checked_list(conversations, "conversations"), self._limits)
-        return await self._within(timeout_s, lambda ends_at: self._score(batches, truncation, ends_at))
+        fields = {"truncation": truncation, "strict": strict or None}
+        return await self._within(timeout_s, lambda ends_at: self._score(batches, fields, ends_at))
 
-    async def compare(self, first: Messages, second: Messages, *, timeout_s: float | None = None) -> Comparison:
+    async def compare(
+        self, first: Messages, second: Messages, *, strict: bool = False, timeout_s: float | None = None
+    ) -> Comparison:
         """Which of two conversations is better, and how sure the model is of it."""
         body = json_object(
-            {"model": self._model}, first=encode_messages(first, "first"), second=encode_messages(second, "second")
+            {"model": self._model, "strict": strict or None},
+            first=encode_messages(first, "first"),
+            second=encode_messages(second, "second"),
         )
         return read_comparison(await self._within(timeout_s, lambda ends_at: self._post("/v1/compare", body, ends_at)))
 
-    async def rank(self, conversations: Sequence[Messages], *, timeout_s: float | None = None) -> Ranking:
+    async def rank(
+        self, conversations: Sequence[Messages], *, strict: bool = False, timeout_s: float | None = None
+    ) -> Ranking:
         """The conversations' order from the best to the worst; equal scores keep their input order."""
         batches = cut(_checked_list(conversations, "conversations"), self._limits)
-        return await self._within(timeout_s, lambda ends_at: self._rank(batches, ends_at))
+        return await self._within(timeout_s, lambda ends_at: self._rank(batches, {"strict": strict or None}, ends_at))
 
     async def best_of_n(
-        self, prompt: Messages, responses: Sequence[str], top_n: int | None = None, *, timeout_s: float | None = None
+        self,
+        prompt: Messages,
+        responses: Sequence[str],
+        top_n: int | None = None,
+        *,
+        reference: str | Messages | None = None,
+        strict: bool = False,
+        timeout_s: float | None = None,
     ) -> list[RankedResponse]:
-        """The responses to `prompt` from the best to the worst, the first `top_n` of them where that is given."""
+        """The responses to `prompt` from the best to the worst, the first `top_n` of them where that is given.
+
+        A POLAR model compares each with the `reference`.
+        """
         responses = list(_checked_list(responses, "responses"))
         if top_n is not None and top_n < 1:
             raise InvalidRequestError(f"top_n is at least 1, not {top_n}", param="top_n")
         if not responses:
             return []
-        return await self._within(timeout_s, lambda ends_at: self._best_of_n(prompt, responses, top_n, ends_at))
+        asked = _BestOfN(prompt, responses, top_n, reference, {"strict": strict or None})
+        return await self._within(timeout_s, lambda ends_at: self._best_of_n(asked, ends_at))
 
     async def models(self, *, timeout_s: float | None = None) -> list[ModelInfo]:
         """The models served, the default first."""
@@ -172,14 +198,13 @@ class AsyncRewardClient:
     async def _post(self, path: str, body: bytes, ends_at: float) -> Any:
         return await self._transport.request("POST", path, body, ends_at=ends_at)
 
-    async def _score(self, batches: Iterator[Batch], truncation: Truncation, ends_at: float) -> list[Score]:
+    async def _score(self, batches: Iterator[Batch], fields: Mapping[str, Any], ends_at: float) -> list[Score]:
         results: dict[int, list[Score]] = {}
         models: set[str] = set()
 
         async def score_batches() -> None:
             for batch in batches:  # the workers share the iterator, so each takes the next when it is free
-                fields = {"model": self._model, "truncation": truncation}
-                body = json_object(fields, conversations=batch.conversations)
+                body = json_object({"model": self._model, **fields}, conversations=batch.conversations)
                 try:
                     answer = await self._post("/v1/score", body, ends_at)
                 except RewardClientError as error:
@@ -196,34 +221,51 @@ class AsyncRewardClient:
             )
         return [score for start in sorted(results) for score in results[start]]
 
-    async def _rank(self, batches: Iterator[Batch], ends_at: float) -> Ranking:
+    async def _rank(self, batches: Iterator[Batch], fields: Mapping[str, Any], ends_at: float) -> Ranking:
         first, second = next(batches, None), next(batches, None)
         if first is None:
             return Ranking.of([])
         if second is None:
-            body = json_object({"model": self._model}, conversations=first.conversations)
+            body = json_object({"model": self._model, **fields}, conversations=first.conversations)
             return read_ranking(await self._post("/v1/rank", body, ends_at), len(first))
-        scores = await self._score(chain([first, second], batches), "error", ends_at)
+        scores = await self._score(chain([first, second], batches), fields, ends_at)
         return Ranking.of([score.value for score in scores])
 
-    async def _best_of_n(
-        self, prompt: Messages, responses: list[str], top_n: int | None, ends_at: float
-    ) -> list[RankedResponse]:
-        encoded_prompt = encode_messages(prompt, "prompt")
+    async def _best_of_n(self, asked: _BestOfN, ends_at: float) -> list[RankedResponse]:
+        responses, top_n = asked.responses, asked.top_n
+        encoded_prompt = encode_messages(asked.prompt, "prompt")
         encoded = [_encode_response(response, index) for index, response in enumerate(responses)]
         num_bytes = len(encoded_prompt) + sum(len(response) + 1 for response in encoded)
         if self._limits.hold(len(responses), num_bytes):
-            body = json_object({"model": self._model, "top_n": top_n}, prompt=encoded_prompt, responses=encoded)
+            fields = {"model": self._model, "top_n": top_n, "reference": asked.reference, **asked.fields}
+            body = json_object(fields, prompt=encoded_prompt, responses=encoded)
             return read_best_of_n(await self._post("/v1/best_of_n", body, ends_at), responses, top_n)
-        conversations = [[*prompt, {"role": "assistant", "content": response}] for response in responses]
         try:
-            scores = await self._score(cut(conversations, self._limits), "error", ends_at)
+            scores = await self._score(cut(asked.conversations(), self._limits), asked.fields, ends_at)
         except RewardClientError as error:
             if error.param is not None:  # of `/v1/score`, which the caller did not ask for
                 error.param = error.param.replace("conversations[", "responses[", 1)
             raise
         order = Ranking.of([score.value for score in scores]).order[:top_n]
         return [RankedResponse(index, responses[index], scores[index].value) for index in order]
+
+
+@dataclass(frozen=True, slots=True)
+class _BestOfN:
+    """What a call of `best_of_n` asks for; `fields` are more of its request."""
+
+    prompt: Messages
+    responses: list[str]
+    top_n: int | None
+    reference: str | Messages | None
+    fields: Mapping[str, Any]
+
+    def conversations(self) -> list[Messages]:
+        """The responses, each as a conversation of its own."""
+        answered = [[*self.prompt, {"role": "assistant", "content": response}] for response in self.responses]
+        if self.reference is None:
+            return [*answered]
+        return [{"messages": messages, "reference": self.reference} for messages in answered]
 
 
 async def _run_until_one_fails(workers: Sequence[Callable[[], Awaitable[None]]]) -> None:
@@ -309,24 +351,46 @@ class RewardClient:
         self.close()
 
     def score(
-        self, conversations: Sequence[Messages], *, truncation: Truncation = "error", timeout_s: float | None = None
+        self,
+        conversations: Sequence[Messages],
+        *,
+        truncation: Truncation = "error",
+        strict: bool = False,
+        timeout_s: float | None = None,
     ) -> list[Score]:
         """See `AsyncRewardClient.score`."""
-        return self._call(lambda client: client.score(conversations, truncation=truncation, timeout_s=timeout_s))
+        return self._call(
+            lambda client: client.score(conversations, truncation=truncation, strict=strict, timeout_s=timeout_s)
+        )
 
-    def compare(self, first: Messages, second: Messages, *, timeout_s: float | None = None) -> Comparison:
+    def compare(
+        self, first: Messages, second: Messages, *, strict: bool = False, timeout_s: float | None = None
+    ) -> Comparison:
         """See `AsyncRewardClient.compare`."""
-        return self._call(lambda client: client.compare(first, second, timeout_s=timeout_s))
+        return self._call(lambda client: client.compare(first, second, strict=strict, timeout_s=timeout_s))
 
-    def rank(self, conversations: Sequence[Messages], *, timeout_s: float | None = None) -> Ranking:
+    def rank(
+        self, conversations: Sequence[Messages], *, strict: bool = False, timeout_s: float | None = None
+    ) -> Ranking:
         """See `AsyncRewardClient.rank`."""
-        return self._call(lambda client: client.rank(conversations, timeout_s=timeout_s))
+        return self._call(lambda client: client.rank(conversations, strict=strict, timeout_s=timeout_s))
 
     def best_of_n(
-        self, prompt: Messages, responses: Sequence[str], top_n: int | None = None, *, timeout_s: float | None = None
+        self,
+        prompt: Messages,
+        responses: Sequence[str],
+        top_n: int | None = None,
+        *,
+        reference: str | Messages | None = None,
+        strict: bool = False,
+        timeout_s: float | None = None,
     ) -> list[RankedResponse]:
         """See `AsyncRewardClient.best_of_n`."""
-        return self._call(lambda client: client.best_of_n(prompt, responses, top_n, timeout_s=timeout_s))
+        return self._call(
+            lambda client: client.best_of_n(
+                prompt, responses, top_n, reference=reference, strict=strict, timeout_s=timeout_s
+            )
+        )
 
     def models(self, *, timeout_s: float | None = None) -> list[ModelInfo]:
         """See `AsyncRewardClient.models`."""

@@ -23,6 +23,7 @@ from serve_app.reward_model.families import (
     Reading,
     attribute_names,
 )
+from serve_app.reward_model.fp8_weights import Fp8Layout
 
 PAD_READINGS = ("last_non_pad", "before_first_pad")
 SUPPORTED_ROPE = ("default", "linear", "dynamic", "llama3")
@@ -85,7 +86,8 @@ class DecoderConfig:
 
     `reading` says at which token the authors' code reads the score (`families.Reading`). `windows` has one entry for
     each layer, or none where every layer sees all. `norm_offset` is what is added to the weights of norms,
-    `embedding_scale` what embeddings are multiplied by.
+    `embedding_scale` what embeddings are multiplied by. `fp8` is the layout of a checkpoint whose matrices are 8-bit
+    floats.
     """
 
     architecture: str
@@ -116,6 +118,7 @@ class DecoderConfig:
     attention_scale: float | None = None
     attention_softcap: float | None = None
     windows: tuple[Window, ...] = ()
+    fp8: Fp8Layout | None = None
 
     @property
     def query_size(self) -> int:
@@ -190,7 +193,7 @@ class DecoderConfig:
         `"value_head"` says that a value head lies beside the weights. `normalize` asks for the checkpoint's own
         normalisation of scores.
         """
-        _refuse_quantized(config)
+        fp8 = Fp8Layout.of(config)
         name, architecture = _architecture(config, head)
         family = architecture.family or _family_of(config, name)
         gemma = family in ("gemma", "gemma2")
@@ -226,6 +229,7 @@ class DecoderConfig:
             attention_scale=float(config["query_pre_attn_scalar"]) ** -0.5 if family == "gemma2" else None,
             attention_softcap=_softcap(config) if family == "gemma2" else None,
             windows=_windows(config, num_layers) if family == "gemma2" else (),
+            fp8=fp8,
         )
 
 
@@ -373,25 +377,6 @@ def _normalization(config: Mapping[str, Any]) -> Normalization | None:
     if float(std) <= 0:
         raise ValueError(f"std is {std}, not a positive number")
     return Normalization(float(mean), float(std))
-
-
-QUANTIZED = {
-    "bitsandbytes": "load the weights it was made from, in 16 bits",
-    "awq": "load the weights it was made from, in 16 bits",
-    "gptq": "load the weights it was made from, in 16 bits",
-    "compressed-tensors": "load the weights it was made from, in 16 bits; quantization='fp8' then makes 8-bit floats",
-    "fp8": "load the weights it was made from, in 16 bits; quantization='fp8' then makes 8-bit floats",
-    "fbgemm_fp8": "load the weights it was made from, in 16 bits; quantization='fp8' then makes 8-bit floats",
-}
-
-
-def _refuse_quantized(config: Mapping[str, Any]) -> None:
-    found = config.get("quantization_config") or config.get("compression_config")
-    if not found:
-        return
-    method = str(found.get("quant_method") or found.get("format") or "an unnamed method")
-    advice = QUANTIZED.get(method, "load the weights it was made from, in 16 bits")
-    raise UnsupportedArchitectureError(f"the checkpoint is quantised by {method}, which is not supported: {advice}")
 
 
 def _activation(config: Mapping[str, Any], family: Family) -> Activation:

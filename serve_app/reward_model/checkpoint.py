@@ -22,6 +22,7 @@ from serve_app.reward_model.adapters import Adapter
 from serve_app.reward_model.architecture import DecoderConfig, read_json
 from serve_app.reward_model.errors import WeightError
 from serve_app.reward_model.families import ARCHITECTURES, MODEL_TYPES, Family
+from serve_app.reward_model.fp8_weights import INPUT_SCALE_END, SCALE_ENDS, Fp8Layout
 from serve_app.reward_model.head_weights import HeadPlan
 from serve_app.reward_model.model_files import VALUE_HEAD_FILES, adapter_config, base_folder
 from serve_app.reward_model.weight_files import (
@@ -99,7 +100,7 @@ def load_weights(
         CheckpointError: there are no weight files, or one cannot be read.
         WeightError: a weight is missing, surplus or misshapen.
     """
-    source = _Source.of(folder, base_model)
+    source = _Source.of(folder, base_model, config.fp8)
     stored = source.inventory()
     plan = HeadPlan.of(config, stored)
     weights = allocate(config, device=device, dtype=dtype, head=plan)
@@ -114,7 +115,7 @@ def fill(folder: Path, places: Mapping[str, Place], *, architecture: str) -> Non
         CheckpointError: there are no weight files, or one cannot be read.
         WeightError: a weight is missing, surplus or misshapen.
     """
-    _fill(_Source(folder, tuple(weight_files(folder)), None), places, architecture=architecture)
+    _fill(_Source(folder, tuple(weight_files(folder))), places, architecture=architecture)
 
 
 # What trainers leave in a checkpoint beside the model: the head that a language model's class had, running statistics
@@ -127,23 +128,37 @@ SAVED_TWICE = ("GPTRewardModel",)
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where a model's tensors come from: `files`, and an adapter that changes them."""
+    """Where a model's tensors come from: `files`, the scales of those that are 8-bit floats, and an adapter that
+    changes them.
+    """
 
     folder: Path
     files: tuple[Path, ...]
-    adapter: Adapter | None
+    adapter: Adapter | None = None
+    fp8: Fp8Layout | None = None
 
     @classmethod
-    def of(cls, folder: Path, base_model: str | None) -> _Source:
+    def of(cls, folder: Path, base_model: str | None, fp8: Fp8Layout | None = None) -> _Source:
         config = adapter_config(folder, base_model)
         side = first_of(folder, *VALUE_HEAD_FILES)
         base = folder if config is None else base_folder(config, base_model)
         files = (*weight_files(base), *([] if side is None else [side]))
-        return cls(folder, files, None if config is None else Adapter.load(config))
+        return cls(folder, files, None if config is None else Adapter.load(config), fp8)
 
     def inventory(self) -> dict[str, StoredTensor]:
         """Every tensor by its plain name, the adapter's in place of the base's."""
         return inventory(self.files) | dict(self._replacements())
+
+    def scales(self) -> dict[str, Tensor]:
+        """The scales of 8-bit matrices by the plain names of the matrices; they are small."""
+        found: dict[str, Tensor] = {}
+        for file in self.files if self.fp8 is not None else ():
+            with stored_tensors(file) as tensors:
+                for tensor in tensors:
+                    name = plain_name(tensor.name)
+                    if name.endswith(SCALE_ENDS):
+                        found[f"{name.rpartition('.')[0]}.weight"] = tensor.read()
+        return found
 
     def tensors(self) -> Iterator[tuple[str, StoredTensor]]:
         """Plain name and content of every tensor, each to be read before the next one is asked for."""
@@ -151,8 +166,11 @@ class _Source:
         for file in self.files:
             with stored_tensors(file) as tensors:
                 named = ((plain_name(tensor.name), tensor) for tensor in tensors)
-                yield from (item for item in named if item[0] not in replaced)
+                yield from (item for item in named if item[0] not in replaced and not self._is_scale(item[0]))
         yield from replaced.items()
+
+    def _is_scale(self, name: str) -> bool:
+        return self.fp8 is not None and name.endswith((*SCALE_ENDS, INPUT_SCALE_END))
 
     def _replacements(self) -> Iterator[tuple[str, StoredTensor]]:
         if self.adapter is not None:
@@ -167,14 +185,17 @@ def _itself(tensor: Tensor) -> Tensor:
 
 def _fill(source: _Source, places: Mapping[str, Place], *, architecture: str) -> None:
     loaded: dict[str, str] = {}
+    scales = source.scales()
     for name, tensor in source.tensors():
         if name not in places and _is_left_over(name):
             logger.info("%s in %s is no part of a reward model and is left out", tensor.name, tensor.file.name)
             continue
         if name in loaded and architecture not in SAVED_TWICE:
             raise WeightError(f"weight {name} is there twice, as {loaded[name]} and {tensor.name} ({tensor.file})")
-        _put(places, name, tensor, source.adapter, architecture)
+        _put(places, name, tensor, source, scales.pop(name, None), architecture)
         loaded[name] = tensor.name
+    if scales:
+        raise WeightError(f"missing weights in {source.folder}: {min(scales)}, whose scale is there")
     adapter = source.adapter
     if adapter is not None and (unused := sorted(adapter.changes.keys() - loaded.keys() - set(LEFT_OVER))):
         raise WeightError(f"the adapter changes {unused[0]}, which its base has not ({adapter.file})")
@@ -184,14 +205,24 @@ def _fill(source: _Source, places: Mapping[str, Place], *, architecture: str) ->
 
 
 def _put(
-    places: Mapping[str, Place], name: str, tensor: StoredTensor, adapter: Adapter | None, architecture: str
+    places: Mapping[str, Place],
+    name: str,
+    tensor: StoredTensor,
+    source: _Source,
+    scale: Tensor | None,
+    architecture: str,
 ) -> None:
     place = places.get(name)
     if place is None:
         raise WeightError(f"surplus weight {tensor.name} in {tensor.file.name}: {architecture} has none")
     place.check(tensor.name, tensor.shape, tensor.file.name)
     content: Tensor = tensor.read()
-    place.copy(content if adapter is None else adapter.applied(name, content))
+    if source.fp8 is not None:
+        content = source.fp8.weight(tensor.name, content, scale)
+    if not content.is_floating_point() or content.itemsize == 1:
+        kind = str(content.dtype).removeprefix("torch.")
+        raise WeightError(f"weight {tensor.name} in {tensor.file.name} is of {kind}, and config.json names no scales")
+    place.copy(content if source.adapter is None else source.adapter.applied(name, content))
 
 
 def check_weight_files(folder: Path, *, base_model: str | None = None) -> None:

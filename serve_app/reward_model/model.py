@@ -23,7 +23,7 @@ from serve_app.reward_model.errors import ConversationError, DeviceError, Scorin
 from serve_app.reward_model.invariance import find_variance
 from serve_app.reward_model.model_files import fingerprint, resolve, tokenizer_folder
 from serve_app.reward_model.prefixes import together
-from serve_app.reward_model.scorer import Outputs, SequenceScorer
+from serve_app.reward_model.scorer import SequenceScorer
 from serve_app.reward_model.scores import Score, ranks
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
 
@@ -246,7 +246,7 @@ class RewardModel:
         able = [item.token_ids for item in encoded if isinstance(item, EncodedConversation)]
         outputs = iter(self.scorer.outputs(able))
         names = self.config.head.attributes
-        return [item if isinstance(item, ScoringError) else _score_of(next(outputs), item, names) for item in encoded]
+        return [item if isinstance(item, ScoringError) else item.scored(next(outputs), names) for item in encoded]
 
 
 def _encoded_ahead(
@@ -292,15 +292,6 @@ def _parsed(conversation: ConversationLike) -> Conversation | ConversationError:
 
 def _prompt_of(parsed: Conversation | ConversationError) -> tuple[Message, ...]:
     return parsed.prompt if isinstance(parsed, Conversation) else ()
-
-
-def _score_of(
-    outputs: Outputs | ScoringError, encoded: EncodedConversation, names: Sequence[str]
-) -> Score | ScoringError:
-    if isinstance(outputs, ScoringError):
-        return outputs
-    attributes = dict(zip(names, outputs[1:], strict=True))
-    return Score(outputs[0], len(encoded.token_ids), encoded.truncated, encoded.warnings, attributes)
 
 
 def _with_index(results: list[T | ScoringError]) -> list[T | ScoringError]:

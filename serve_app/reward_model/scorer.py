@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,13 +16,10 @@ from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.errors import DeviceMemoryError, NonFiniteScoreError, ScoringError, TokenIdsError
 from serve_app.reward_model.packing import halves, pack
 from serve_app.reward_model.prefixes import Group, group_by_prefix
+from serve_app.reward_model.scores import Outputs
 from serve_app.reward_model.token_budget import CPU_TOKEN_BUDGET, TRIAL_TOKENS, budget_for
 
 logger = logging.getLogger(__name__)
-
-
-Outputs: TypeAlias = list[float]
-"""What a model says of one sequence: its score, then the attributes of `HeadConfig.attributes`."""
 
 
 class SequenceScorer:

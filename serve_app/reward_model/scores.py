@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
+
+Outputs: TypeAlias = Sequence[float]
+"""What a model says of one sequence: its score, then the attributes of `HeadConfig.attributes`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ class ModelSpec:
         head: `"logit:ID"` reads a vocabulary row's logit: see `RewardModel.from_pretrained`.
         normalize: normalise with the checkpoint's own mean and deviation.
         takes_reference: whether conversations need a reference, as POLAR's do; `resolved` finds it out.
+        attributes: names of what a gating head gives beside the score; `resolved` finds them out.
     """
 
     model: str = tiny.NAME
@@ -57,6 +58,7 @@ class ModelSpec:
     head: str | None = None
     normalize: bool = False
     takes_reference: bool = False
+    attributes: tuple[str, ...] = ()
 
     def check_device(self) -> None:
         """Raise what can be known without the model: the quantization needs another device than the one named.
@@ -95,6 +97,7 @@ class ModelSpec:
             dtype=dtype_name(resolve_dtype(self.dtype, config, device)),
             fingerprint=self._checked(folder),
             takes_reference=tokenizer.takes_reference,
+            attributes=config.head.attributes,
         )
         found.check_device()
         return found
@@ -190,6 +193,7 @@ class ModelFacts:
     head: str | None = None
     normalize: bool = False
     takes_reference: bool = False
+    attributes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, spec: ModelSpec, model: RewardModel) -> ModelFacts:
@@ -208,6 +212,7 @@ class ModelFacts:
             head=spec.head,
             normalize=spec.normalize,
             takes_reference=model.tokenizer.takes_reference,
+            attributes=model.config.head.attributes,
         )
 
     @property

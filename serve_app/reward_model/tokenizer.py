@@ -40,6 +40,7 @@ from serve_app.reward_model.errors import (
 from serve_app.reward_model.markup import MARK, MarkedTextEncoder, Markup, escape
 from serve_app.reward_model.polar import SEPARATOR, read_polar, render_polar
 from serve_app.reward_model.rendered_text import RenderedTextReader
+from serve_app.reward_model.scores import Outputs, Score
 
 # What Llama 3's templates write where no date is given: with today's date a score would change by the day.
 DATE = "26 Jul 2024"
@@ -60,6 +61,13 @@ class EncodedConversation:
     token_ids: list[int]
     truncated: bool = False
     warnings: tuple[str, ...] = ()
+
+    def scored(self, outputs: Outputs | ScoringError, names: Sequence[str]) -> Score | ScoringError:
+        """What `outputs` of these ids make of the conversation; `names` are those of the model's attributes."""
+        if isinstance(outputs, ScoringError):
+            return outputs
+        attributes = dict(zip(names, outputs[1:], strict=True))
+        return Score(outputs[0], len(self.token_ids), self.truncated, self.warnings, attributes)
 
 
 class Tokenizer:

@@ -134,6 +134,9 @@ class ScoredConversation(_Schema):
     score: float = Field(description="The raw logit")
     num_tokens: int
     truncated: bool
+    attributes: dict[str, float] | None = Field(
+        None, description="What a gating head weighs to make the score, by name; left out for models without"
+    )
 
 
 class ScoreResponse(_Response):
@@ -215,14 +218,20 @@ def routes(service: ScoringService) -> APIRouter:
     """The routes, answered by `service`."""
     router = APIRouter(tags=["rayward"])
 
-    @router.post("/v1/score", summary="Score conversations")
+    @router.post("/v1/score", summary="Score conversations", response_model_exclude_none=True)
     async def score(request: ScoreRequest) -> ScoreResponse:
         model = service.model_name(request.model)
         scores = await service.score(
             model, _messages(request.conversations), truncation=request.truncation, strict=request.strict
         )
         results = [
-            ScoredConversation(index=index, score=score.value, num_tokens=score.num_tokens, truncated=score.truncated)
+            ScoredConversation(
+                index=index,
+                score=score.value,
+                num_tokens=score.num_tokens,
+                truncated=score.truncated,
+                attributes=dict(score.attributes) or None,
+            )
             for index, score in enumerate(scores)
         ]
         return ScoreResponse(model=model, results=results, usage=_usage(scores), warnings=_warnings(scores))

@@ -159,23 +159,3 @@ def test_several_labels_are_refused(tmp_path: Path, labels: dict[str, Any]) -> N
     weights = body() | {"score.weight": drawn(3, HIDDEN)}
     with pytest.raises(UnsupportedArchitectureError, match=r"has \d labels; a reward model has num_labels == 1"):
         load(write(tmp_path, weights, "LlamaForTokenClassification", **labels))
-
-
-@pytest.mark.parametrize(
-    ("quantized", "reason"),
-    [
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "quantised by bitsandbytes"),
-        ({"quant_method": "awq", "bits": 4}, "quantised by awq"),
-        ({"quant_method": "gptq", "bits": 4}, "quantised by gptq"),
-        (
-            {"quant_method": "compressed-tensors", "format": "float-quantized"},
-            r"compressed-tensors.*quantization='fp8'",
-        ),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, r"quantised by fp8.*quantization='fp8'"),
-        ({"quant_method": "hqq"}, "quantised by hqq.*in 16 bits"),
-    ],
-)
-def test_quantised_checkpoints_are_refused_by_their_method(quantized: dict[str, Any], reason: str) -> None:
-    config = {"architectures": ["LlamaForSequenceClassification"], "quantization_config": quantized}
-    with pytest.raises(UnsupportedArchitectureError, match=reason):
-        DecoderConfig.from_dict(config)

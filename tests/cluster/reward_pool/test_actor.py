@@ -27,6 +27,7 @@ from serve_app.reward_model import (
     RewardModel,
     ScoringError,
 )
+from serve_app.reward_model.scores import Outputs
 from serve_app.reward_model.tokenizer import EncodedConversation
 from tests.cluster.reward_pool import policies
 from tests.conftest import chat
@@ -72,13 +73,13 @@ def test_scores_are_the_engines_and_computed_in_one_thread(tiny: RewardModel) ->
 
     async def score(actor: RewardActor) -> list[float | None]:
         scorer = actor._slot.model.scorer
-        counted = scorer.score
+        counted = scorer.outputs
 
-        def counting(sequences: Sequence[Sequence[int]]) -> list[float | ScoringError]:
+        def counting(sequences: Sequence[Sequence[int]]) -> list[Outputs | ScoringError]:
             threads.add(threading.get_ident())
             return counted(sequences)
 
-        scorer.score = counting  # type: ignore[method-assign]
+        scorer.outputs = counting  # type: ignore[method-assign]
         answers = await asyncio.gather(*(actor.score([chat]) for chat in CHATS * 5))
         return [value for answer in answers for value in answer]
 
@@ -196,10 +197,10 @@ def test_encoding_is_checked_at_once(tiny: RewardModel) -> None:
         run(lambda actor: actor.score([]), tiny, policy_tokenizer="/no/such")
 
 
-def test_thoughts_are_left_out_where_asked_for(tiny: RewardModel) -> None:
+def test_thoughts_are_left_out_where_asked_for() -> None:
     thoughtful = chat("Hi", "<think>\nWell <im>.\n</think>\n\nHello")
-    stripped = RewardEncoder(tiny.folder, Encoding(strip_thinking=True))
-    kept = RewardEncoder(tiny.folder, Encoding())
+    stripped = RewardEncoder(ModelSpec(), Encoding(strip_thinking=True))
+    kept = RewardEncoder(ModelSpec(), Encoding())
     bare = kept.encode(kept.conversations([chat("Hi", "Hello")]))
     assert stripped.encode(stripped.conversations([thoughtful])) == bare
     assert kept.encode(kept.conversations([thoughtful])) != bare
@@ -211,11 +212,11 @@ def test_a_reference_and_a_template_reach_the_token_ids(tiny: RewardModel, tmp_p
     judged = {"messages": chat("Capital?", "<think>a</think>Beijing."), "reference": "Beijing."}
     folder = polar.write(tmp_path)
     model = RewardModel.from_pretrained(folder, device="cpu", dtype="float32")
-    stripped = RewardEncoder(folder, Encoding(strip_thinking=True))
+    stripped = RewardEncoder(ModelSpec(str(folder)), Encoding(strip_thinking=True))
     (item,) = stripped.encode(stripped.conversations([judged]))
     assert isinstance(item, EncodedConversation)
     assert item.token_ids == model.tokenizer.encode(judged | {"messages": chat("Capital?", "Beijing.")})
-    reader = RewardEncoder(tiny.folder, Encoding(chat_template="{{ messages[0]['content'] }}"))
+    reader = RewardEncoder(ModelSpec(chat_template="{{ messages[0]['content'] }}"), Encoding())
     (item,) = reader.encode(reader.conversations([chat("Hi", "Hello")]))
     assert (
         item
@@ -225,9 +226,9 @@ def test_a_reference_and_a_template_reach_the_token_ids(tiny: RewardModel, tmp_p
     )
 
 
-def test_what_looks_wrong_is_logged_once_or_refused(tiny: RewardModel, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_looks_wrong_is_logged_once_or_refused(caplog: pytest.LogCaptureFixture) -> None:
     odd = [chat("Hi", "Hello"), chat("Hi"), chat("Hi")]
-    lenient, strict = RewardEncoder(tiny.folder, Encoding()), RewardEncoder(tiny.folder, Encoding(strict=True))
+    lenient, strict = RewardEncoder(ModelSpec(), Encoding()), RewardEncoder(ModelSpec(), Encoding(strict=True))
     for _ in range(2):
         assert all(isinstance(item, EncodedConversation) for item in lenient.encode(lenient.conversations(odd)))
     assert [record.message.count("conversation 1 of a batch: last_not_assistant") for record in caplog.records] == [1]

@@ -31,16 +31,16 @@ def of_retrained(slot: ModelSlot, folder: Path) -> WeightsVersion:
 
 
 def test_sleep_and_wake_keep_the_bits(slot: ModelSlot) -> None:
-    before = slot.score(SEQUENCES)
+    before = slot.outputs(SEQUENCES)
     for _ in range(2):
         slot.sleep()
         slot.sleep()
         assert slot.is_asleep
         with pytest.raises(AsleepError, match="wake"):
-            slot.score(SEQUENCES)
+            slot.outputs(SEQUENCES)
         slot.wake()
         slot.wake()
-        assert slot.score(SEQUENCES) == before
+        assert slot.outputs(SEQUENCES) == before
 
 
 def test_weights_whose_files_changed_are_not_taken_for_the_old_ones(slot: ModelSlot, folder: Path) -> None:
@@ -56,33 +56,33 @@ def test_weights_whose_files_changed_are_not_taken_for_the_old_ones(slot: ModelS
 
 
 def test_an_exchange_is_final_or_taken_back(slot: ModelSlot, folder: Path, tiny: RewardModel, tmp_path: Path) -> None:
-    before, version = slot.score(SEQUENCES), slot.version
+    before, version = slot.outputs(SEQUENCES), slot.version
     new = retrained(tiny.folder, tmp_path / "new")
-    expected = RewardModel.from_pretrained(str(new), device="cpu", dtype="float32").score_token_ids(SEQUENCES).tolist()
+    expected = RewardModel.from_pretrained(str(new), device="cpu", dtype="float32").scorer.outputs(SEQUENCES)
     assert expected != before
 
     slot.commit(of_retrained(slot, new))
-    assert slot.score(SEQUENCES) == expected
+    assert slot.outputs(SEQUENCES) == expected
     slot.roll_back()
-    assert (slot.score(SEQUENCES), slot.version) == (before, version)
+    assert (slot.outputs(SEQUENCES), slot.version) == (before, version)
     slot.roll_back()
-    assert slot.score(SEQUENCES) == before
+    assert slot.outputs(SEQUENCES) == before
 
     slot.commit(of_retrained(slot, new))
     assert slot.stage(str(folder), None) != slot.version.fingerprint  # also from one without a tokenizer
     slot.finish()
     slot.roll_back()
-    assert slot.score(SEQUENCES) == expected
+    assert slot.outputs(SEQUENCES) == expected
     slot.sleep()
     slot.wake()
-    assert slot.score(SEQUENCES) == expected
+    assert slot.outputs(SEQUENCES) == expected
     assert slot.version.number == 1
 
 
 def test_staging_alone_changes_nothing(slot: ModelSlot, tiny: RewardModel, tmp_path: Path) -> None:
-    before = slot.score(SEQUENCES)
+    before = slot.outputs(SEQUENCES)
     slot.stage(str(retrained(tiny.folder, tmp_path / "new")), None)
-    assert slot.score(SEQUENCES) == before
+    assert slot.outputs(SEQUENCES) == before
     slot.roll_back()
     with pytest.raises(WeightsUpdateError, match="no staged weights"):
         slot.commit(WeightsVersion(1, "new", None, ""))
@@ -91,7 +91,7 @@ def test_staging_alone_changes_nothing(slot: ModelSlot, tiny: RewardModel, tmp_p
 def test_a_device_without_the_memory_keeps_the_old_weights(
     slot: ModelSlot, tiny: RewardModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = slot.score(SEQUENCES)
+    before = slot.outputs(SEQUENCES)
     version = of_retrained(slot, retrained(tiny.folder, tmp_path / "new"))
 
     def full(*args: object, **options: object) -> None:
@@ -100,7 +100,7 @@ def test_a_device_without_the_memory_keeps_the_old_weights(
     monkeypatch.setattr("cluster.reward_pool.model_holder.Decoder", full)
     with pytest.raises(WeightsUpdateError, match="out of memory"):
         slot.commit(version)
-    assert slot.score(SEQUENCES) == before
+    assert slot.outputs(SEQUENCES) == before
     assert slot.version.number == 0
 
 
@@ -122,7 +122,7 @@ def test_another_model_is_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=message):
         slot.stage(str(reshaped(tiny.folder, tmp_path / "other", **changes)), None)
-    slot.score(SEQUENCES)
+    slot.outputs(SEQUENCES)
 
 
 def test_another_tokenizer_or_broken_files_are_refused(slot: ModelSlot, tiny: RewardModel, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_restarted_slot_takes_up_the_version(tiny: RewardModel, folder: Path, 
     second.open(version, asleep=True)
     assert second.is_asleep
     second.wake()
-    assert second.score(SEQUENCES) == first.score(SEQUENCES)
+    assert second.outputs(SEQUENCES) == first.outputs(SEQUENCES)
     retrained(tiny.folder, tmp_path / "newer", factor=3.0).rename(tmp_path / "swap")
     (tmp_path / "swap" / "model.safetensors").replace(new / "model.safetensors")
     with pytest.raises(RewardPoolError, match="changed"):

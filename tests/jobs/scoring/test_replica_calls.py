@@ -95,7 +95,7 @@ def outcomes(replicas: Replicas, asked: Sequence[list[int]]) -> list[Any]:
 
 @pytest.mark.parametrize("trouble", [refusing("overloaded"), refusing("unavailable"), failing, dying])
 def test_what_passes_is_asked_again(trouble: Answer) -> None:
-    assert outcomes(Replicas(trouble, lengths_of), sequences(3, 1, 2)) == [3.0, 1.0, 2.0]
+    assert outcomes(Replicas(trouble, lengths_of), sequences(3, 1, 2)) == [[3.0], [1.0], [2.0]]
 
 
 def test_one_bad_row_has_its_error_and_its_neighbours_their_scores() -> None:
@@ -103,13 +103,13 @@ def test_one_bad_row_has_its_error_and_its_neighbours_their_scores() -> None:
         return ScoreReply(batch.lengths.astype(np.float32), {1: NonFiniteScoreError("nan")})
 
     first, second, third = outcomes(Replicas(one_bad), sequences(3, 1, 2))
-    assert (first, third) == (3.0, 2.0)
+    assert (first, third) == ([3.0], [2.0])
     assert isinstance(second, NonFiniteScoreError)
 
 
 def test_another_model_stops_the_job() -> None:
     one = calls(Replicas(lengths_of, refusing("another_model")))
-    assert one.submit(sequences(1)).result(120) == [1.0]
+    assert one.submit(sequences(1)).result(120) == [[1.0]]
     with pytest.raises(ScorerError, match="serves another model than when the job began"):
         one.submit(sequences(1)).result(120)
 
@@ -136,8 +136,8 @@ def test_the_row_that_kills_replicas_is_found_and_asked_for_alone() -> None:
     answers = [one.submit(part) for part in parts]
     found = [answer.result(120) for answer in answers]
     assert isinstance(found[2][guilty], DeadRowError)
-    found[2][guilty] = 6.0
-    assert found == [[float(length) for length in range(1, 9)]] * 12
+    found[2][guilty] = [6.0]
+    assert found == [[[float(length)] for length in range(1, 9)]] * 12
     assert replicas.overlaps == 2  # the two others that were under way the first time, and none later
 
 
@@ -152,7 +152,7 @@ def test_no_more_calls_are_under_way_than_the_replicas_take(monkeypatch: pytest.
     monkeypatch.setattr(replica_calls, "num_replicas", lambda app, deployment: 2)
     replicas = Replicas(watched, num_first=2 * replica_calls.CALLS_PER_REPLICA)
     one = calls(replicas)
-    assert [answer.result(120) for answer in [one.submit(sequences(1)) for _ in range(40)]] == [[1.0]] * 40
+    assert [answer.result(120) for answer in [one.submit(sequences(1)) for _ in range(40)]] == [[[1.0]]] * 40
     assert most == 2 * replica_calls.CALLS_PER_REPLICA
 
 

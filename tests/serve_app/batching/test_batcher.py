@@ -72,11 +72,11 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def batcher_of(device: Callable[..., Any], **options: Any) -> TokenBatcher:
+def batcher_of(device: Callable[..., Any], **options: Any) -> TokenBatcher[float]:
     return TokenBatcher(device, **{"token_budget": 100, "max_queued_tokens": 1_000_000} | options)
 
 
-async def occupy(batcher: TokenBatcher, device: Device) -> asyncio.Task[Any]:
+async def occupy(batcher: TokenBatcher[float], device: Device) -> asyncio.Task[Any]:
     """Keep the device busy with a request of one token."""
     task = asyncio.create_task(batcher.submit([[7]]))
     await until(lambda: len(device.calls) == 1)
@@ -84,7 +84,7 @@ async def occupy(batcher: TokenBatcher, device: Device) -> asyncio.Task[Any]:
 
 
 async def wait_in_queue(
-    batcher: TokenBatcher, requests: list[list[list[int]]], **options: Any
+    batcher: TokenBatcher[float], requests: list[list[list[int]]], **options: Any
 ) -> list[asyncio.Task[Any]]:
     """Submit in this order, and return when all are in the queue."""
     tasks = [asyncio.create_task(batcher.submit(request, **options)) for request in requests]
@@ -857,7 +857,7 @@ def test_every_request_gets_its_own_result_whatever_happens_to_others(seed: int)
     prompts = [ids(n, 30) for n in range(20)]
     requests = [random_request(chooser, n, prompts) for n in range(1000)]
 
-    async def client(batcher: TokenBatcher, request: list[list[int]], begin_s: float, patience_s: float) -> Any:
+    async def client(batcher: TokenBatcher[float], request: list[list[int]], begin_s: float, patience_s: float) -> Any:
         await asyncio.sleep(begin_s)
         return await batcher.submit(request, deadline=time.monotonic() + patience_s)
 

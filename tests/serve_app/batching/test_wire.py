@@ -9,7 +9,8 @@ import pytest
 
 from serve_app.batching.errors import ForwardError
 from serve_app.batching.wire import Refusal, ScoreReply, TokenBatch
-from serve_app.reward_model import NonFiniteScoreError, TokenIdsError
+from serve_app.reward_model import NonFiniteScoreError, ScoringError, TokenIdsError
+from serve_app.reward_model.scores import Outputs
 
 SEQUENCES = [[1, 2, 3], [], [4], [92543, 0]]
 
@@ -40,13 +41,24 @@ def test_every_float32_keeps_its_bits_and_every_error_its_place() -> None:
     bits = np.random.default_rng(0).integers(0, 1 << 32, 2000, dtype=np.uint32)
     values = bits.view(np.float32)
     values = values[np.isfinite(values)]
-    outcomes = [*values.tolist(), NonFiniteScoreError("nan"), -0.0, TokenIdsError("empty")]
+    outcomes: list[Outputs | ScoringError] = [[value] for value in values.tolist()]
+    outcomes += [NonFiniteScoreError("nan"), [-0.0], TokenIdsError("empty")]
     reply = pickle.loads(pickle.dumps(ScoreReply.of(outcomes, weights_version=3)))
     found = reply.outcomes()
     assert np.array_equal(np.array(found[: len(values)], dtype=np.float32).view(np.uint32), values.view(np.uint32))
     assert [type(found[at]) for at in (-3, -2, -1)] == [NonFiniteScoreError, float, TokenIdsError]
     assert np.signbit(found[-2])
     assert reply.weights_version == 3
+
+
+def test_attributes_stand_behind_each_score() -> None:
+    rows: list[Outputs | ScoringError] = [TokenIdsError("empty"), [0.5, 1.0, -2.0], [1.5, 3.0, 0.25]]
+    reply = pickle.loads(pickle.dumps(ScoreReply.of(rows)))
+    assert reply.outputs()[1:] == rows[1:]
+    assert reply.outcomes()[1:] == [0.5, 1.5]
+    assert isinstance(reply.outputs()[0], TokenIdsError)
+    assert ScoreReply.of([TokenIdsError("empty")]).attributes is None
+    assert ScoreReply.of([[0.5]]).outputs() == [[0.5]]
 
 
 @pytest.mark.parametrize("reason", [Refusal("overloaded", 7), ForwardError("E", "no room")])
