@@ -2,6 +2,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Two processes, each with a Ray of its own; the tests of one file stay together.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 GOLDEN := ../shared/models/tiny-internlm2-reward
 
 .PHONY: help setup demo test test-all lint bench
@@ -21,10 +23,10 @@ demo: setup ## score and rank the shipped sample with the embedded model
 	@$(BIN)/python -m jobs.demo
 
 test: setup ## run the tests but the slow ones, some 6 minutes on two cores
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: setup ## run all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: setup ## check format, style and types
 	$(BIN)/ruff format --check

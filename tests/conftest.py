@@ -51,8 +51,13 @@ def golden_bf16(golden_folder: Path) -> RewardModel:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a process that is connected to no Ray come first: `local_ray` stays to the end."""
-    items.sort(key=lambda item: "elsewhere" not in getattr(item, "fixturenames", ()))
+    """Order files: first those of a process that is connected to no Ray, since `local_ray` stays to the end; then those
+    on Ray, which take the longest, so that two processes end at about the same time.
+    """
+    fixtures: dict[Path, set[str]] = {}
+    for item in items:
+        fixtures.setdefault(item.path, set()).update(getattr(item, "fixturenames", ()))
+    items.sort(key=lambda item: ("elsewhere" not in fixtures[item.path], "local_ray" not in fixtures[item.path]))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,18 +1,49 @@
-"""Parquet files for the tests of this folder."""
+"""Parquet files and ways to run jobs for the tests of this folder."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import signal
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+
+from jobs.corpus.files import Unit
+from jobs.runs import pipeline, unit_run
+from jobs.runs.ledger import Ledger
+from jobs.runs.pipeline import Stage, UnitReport
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 600
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, threads: None) -> None:
+    """Jobs pass their units through the same reader, stages and ledger one after another in this process.
+
+    A job on Ray costs some 6 s of processor time; what becomes of rows is the same without.
+    """
+
+    def run_units(
+        units: list[Unit], *, filesystem: fs.FileSystem, ledger: Ledger, stages: Sequence[Stage]
+    ) -> Iterator[UnitReport]:
+        task = pa.table({"units": [json.dumps([dataclasses.asdict(unit) for unit in units])]})
+        workers = [pipeline._ActorStage(stage.make, stage.pool.num_threads) for stage in stages]
+        for parcel in pipeline._read(task, filesystem=filesystem):
+            for worker in workers:
+                parcel = worker(parcel)
+            (row,) = pipeline._commit(parcel, ledger=ledger).to_pylist()
+            yield pipeline._report(row)
+
+    monkeypatch.setattr(unit_run, "run_units", run_units)
 
 
 def write(path: Path, rows: list[dict[str, Any]], *, row_group_size: int | None = None) -> Path:

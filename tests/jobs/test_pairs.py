@@ -110,6 +110,7 @@ def test_a_killed_job_ends_with_the_pairs_of_one_left_alone(tmp_path: Path) -> N
     assert read_parts(tmp_path / "out").equals(read_parts(tmp_path / "alone"))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_an_unscored_corpus_is_scored_first(tmp_path: Path) -> None:
     rows = written(tmp_path / "in", 5)
     total = run(config(tmp_path, model="tiny", score_column="tiny_score", dtype="float32", cpus_per_actor=2))

@@ -51,6 +51,7 @@ def test_groups_that_span_files_and_units_are_ranked_in_input_order(tmp_path: Pa
     assert run(config(tmp_path, rows_per_unit=2)) == total
 
 
+@pytest.mark.usefixtures("in_process")
 def test_an_unscored_corpus_is_scored_first_with_the_engines_bits(tmp_path: Path, tiny: RewardModel) -> None:
     table = candidates(12)
     (tmp_path / "in").mkdir()
@@ -190,6 +191,7 @@ def test_the_command_line_tells_what_has_no_rank(
     assert ended.value.code == 2
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_cell_that_cannot_be_read_leaves_its_row_without_score_and_group(tmp_path: Path) -> None:
     """Text that is not UTF-8 and a null turn of a prompt, through scoring and ranking."""
     turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))

@@ -15,7 +15,7 @@ from tests.conftest import chat
 from tests.jobs.conftest import read_parts, write
 from tests.reward_model import classifiers, polar
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = pytest.mark.usefixtures("local_ray", "in_process")
 
 ODD: list[dict[str, Any]] = [
     {"messages": chat("hi", "yes")},

@@ -130,7 +130,7 @@ def test_a_resumed_job_gives_the_figures_of_the_engines_own_scores(
     assert again == {part: part.stat().st_mtime_ns for part in scores.glob("part-*")}
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "in_process")
 def test_rewardbench_2_with_message_prompts_and_a_system_prompt_for_each_row(
     tmp_path: Path, tiny: RewardModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,7 +187,7 @@ def test_input_that_is_no_benchmark_ends_before_anything_is_written(tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "in_process")
 def test_the_leaderboards_cut_is_made_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """RewardBench's own script keeps the end of a conversation."""
     folder = classifiers.write(tmp_path / "model")

@@ -84,6 +84,7 @@ def test_the_manifest_records_the_run_and_working_folders_go(finished: Path) -> 
     ]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_bad_row_carries_its_error_and_the_job_goes_on(tmp_path: Path) -> None:
     good: dict[str, Any] = {"prompt": "hi", "response": "yes"}
     rows = [good, good | {"response": None}, {"prompt": "word " * 40, "response": "no"}, good]
@@ -99,6 +100,7 @@ def test_a_bad_row_carries_its_error_and_the_job_goes_on(tmp_path: Path) -> None
     assert table["num_tokens"].null_count == table["truncated"].null_count == 2
 
 
+@pytest.mark.usefixtures("in_process")
 def test_truncation_is_told_per_row(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.parquet", [{"prompt": "word " * 40, "response": "no"}, {"prompt": "a", "response": "b"}])
     run(config(tmp_path, max_tokens=60, truncation="left"))
@@ -107,6 +109,7 @@ def test_truncation_is_told_per_row(tmp_path: Path) -> None:
     assert table["num_tokens"][0].as_py() == 60
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_system_prompt_conditions_every_score_and_belongs_to_the_run(tmp_path: Path, tiny: RewardModel) -> None:
     rows = corpus(tmp_path / "in", 4)
     run(config(tmp_path, system_prompt="Judge the arithmetic."))
@@ -120,6 +123,7 @@ def test_a_system_prompt_conditions_every_score_and_belongs_to_the_run(tmp_path:
         run(config(tmp_path, system_prompt_column="domain"))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_more_errors_than_allowed_stop_the_job(tmp_path: Path) -> None:
     row: dict[str, Any] = {"prompt": "hi", "response": "yes"}
     write(tmp_path / "in" / "a.parquet", [row, *[row | {"response": None}] * 5])
@@ -131,6 +135,7 @@ def test_more_errors_than_allowed_stop_the_job(tmp_path: Path) -> None:
     assert run(config(tmp_path, max_errors=5)).errors == 5
 
 
+@pytest.mark.usefixtures("in_process")
 def test_files_without_rows_keep_their_schema(tmp_path: Path) -> None:
     corpus(tmp_path / "in", 4)
     empty = pq.read_table(tmp_path / "in" / "a.parquet").slice(0, 0)
@@ -153,6 +158,7 @@ def test_a_finished_job_run_again_does_nothing(tmp_path: Path, again: dict[str, 
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
 
 
+@pytest.mark.usefixtures("in_process")
 def test_new_files_are_added_to_a_finished_output(tmp_path: Path) -> None:
     corpus(tmp_path / "in", 20)
     run(config(tmp_path))
@@ -176,6 +182,7 @@ def test_a_restart_with_another_model_is_refused(tmp_path: Path, again: dict[str
         run(config(tmp_path, **again, model=str(other_folder)))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_score_columns_that_are_there_need_a_prefix(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.parquet", [{"prompt": "hi", "response": "yes", "score": 1.0}])
     with pytest.raises(CorpusError, match=r"already has the columns \['score'\].*--output-prefix"):
@@ -223,6 +230,7 @@ def test_a_model_that_is_not_there_stops_the_job_at_once(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("in_process")
 def test_data_that_cannot_be_read_stops_the_job_and_names_the_file(tmp_path: Path) -> None:
     rows = [{"prompt": f"{number} {'x' * 50}", "response": "yes"} for number in range(3000)]
     path = write(tmp_path / "in" / "a.parquet", rows, row_group_size=1000)
@@ -233,6 +241,7 @@ def test_data_that_cannot_be_read_stops_the_job_and_names_the_file(tmp_path: Pat
         run(config(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_row_that_kills_the_scorer_is_marked_and_the_others_scored(tmp_path: Path, tiny: RewardModel) -> None:
     rows = corpus(tmp_path / "in", 16, poison=(13,))
     total = run(config(tmp_path, rows_per_unit=8), load=Loader(DyingModel, tmp_path))
@@ -255,6 +264,7 @@ def test_an_actor_that_dies_once_is_replaced_and_its_unit_redone(tmp_path: Path,
     assert read_parts(tmp_path / "out")["score"].to_pylist() == tiny.get_scores([row["messages"] for row in rows])
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_loading_the_model_ends_the_job(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.parquet", [{"prompt": "hi", "response": "yes"}])
     with pytest.raises(ScorerError, match="died 3 times while loading the model"):
@@ -262,6 +272,7 @@ def test_a_process_that_dies_loading_the_model_ends_the_job(tmp_path: Path) -> N
     assert len(list(tmp_path.glob("load-*"))) == 3
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_failure_that_is_no_rows_fault_ends_the_job_and_keeps_what_is_committed(tmp_path: Path) -> None:
     corpus(tmp_path / "in", 40, poison=(39,))
     with pytest.raises(ScorerError, match="RuntimeError: an illegal memory access"):
@@ -275,6 +286,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return main()
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_exit_status_says_whether_rows_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,6 +313,7 @@ def test_the_help_tells_what_every_option_does(
     assert "python -m jobs.score --input data/" in printed
 
 
+@pytest.mark.usefixtures("in_process")
 def test_pairs_are_scored_on_both_sides_and_resume_as_pairs(
     tmp_path: Path, tiny: RewardModel, capsys: pytest.CaptureFixture[str]
 ) -> None:

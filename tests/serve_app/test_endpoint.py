@@ -289,6 +289,7 @@ def test_a_killed_ingress_costs_no_request(url: str, tiny: RewardModel) -> None:
     assert all(scores == expected[first : first + 3] for first, scores in answers)
 
 
+@pytest.mark.slow
 def test_a_killed_proxy_costs_the_reward_client_no_call(url: str, tiny: RewardModel) -> None:
     """Plain HTTP breaks: no process is left that could answer."""
     asked = conversations(90)
@@ -304,6 +305,7 @@ def test_a_killed_proxy_costs_the_reward_client_no_call(url: str, tiny: RewardMo
     assert is_replaced()
 
 
+@pytest.mark.slow
 def test_a_rolling_update_costs_no_request(url: str, tiny: RewardModel) -> None:
     asked = conversations(90)
     expected = tiny.get_scores(asked)

@@ -31,6 +31,7 @@ def command(tmp_path: Path, tiny: RewardModel) -> list[str]:
     return [sys.executable, "-m", "jobs.score", *paths, *options]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_job_ended_and_killed_gives_the_output_of_one_left_alone(
     tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
