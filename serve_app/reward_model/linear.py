@@ -9,7 +9,8 @@ where the weight's rows are a multiple of 16 too, as in every real model.
 `DenseLinear` is for CUDA, and for CPUs without oneDNN. On CUDA the kernel, and with it the bits, may change at any
 count, so products run in tiles of one fixed size.
 
-`Fp8Linear` is for CUDA GPUs that multiply 8-bit floats: half the bytes, about twice the rate, and other scores.
+`Fp8Linear` is for CUDA GPUs that multiply 8-bit floats: half the bytes, and other scores. No card has said yet
+how fast it is.
 """
 
 from __future__ import annotations

@@ -93,6 +93,26 @@ def test_a_template_from_a_file_scores_a_checkpoint_that_has_none(tmp_path: Path
     assert manifest(tmp_path)["identity"]["model_fingerprint"] == model.fingerprint
 
 
+def test_attributes_are_a_column_of_each_score(tmp_path: Path) -> None:
+    folder = classifiers.write_urm(tmp_path / "urm")
+    sides = [[{"role": "user", "content": "hello"}, {"role": "assistant", "content": text}] for text in ("four", "no")]
+    write(tmp_path / "in" / "a.parquet", [{"messages": sides[0]}, {"messages": sides[1]}, {"messages": []}])
+    run(config(tmp_path, model=str(folder)))
+    scores = RewardModel.from_pretrained(folder, device="cpu", dtype="float32").score(sides)
+    expected = [dict(score.attributes) for score in scores]
+    assert list(expected[0]) == ["helpfulness", "correctness", "coherence", "complexity", "verbosity"]
+    table = read_parts(tmp_path / "out")
+    assert table["score"].to_pylist() == [*(score.value for score in scores), None]
+    assert table["attributes"].to_pylist() == [*expected, None]
+    write(tmp_path / "pairs" / "a.parquet", [{"chosen": sides[0], "rejected": sides[1]}])
+    run(config(tmp_path, model=str(folder), input=str(tmp_path / "pairs"), output=str(tmp_path / "two")))
+    (row,) = read_parts(tmp_path / "two").to_pylist()
+    assert [row["chosen_attributes"], row["rejected_attributes"]] == expected
+    write(tmp_path / "taken" / "a.parquet", [{"messages": sides[0], "attributes": 1}])
+    with pytest.raises(CorpusError, match=r"already has the columns \['attributes'\]"):
+        run(config(tmp_path, model=str(folder), input=str(tmp_path / "taken"), output=str(tmp_path / "three")))
+
+
 def test_a_served_models_template_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--chat-template cannot be set with --via-serve"):
         config(tmp_path, via_serve="app", chat_template="x.jinja")

@@ -9,10 +9,21 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-__all__ = ["CHATML", "CORPUS", "SPECIALS", "change_json", "reference", "reference_scores", "tokenizer_adds", "write"]
+__all__ = [
+    "CHATML",
+    "CORPUS",
+    "SPECIALS",
+    "change_json",
+    "reference",
+    "reference_scores",
+    "tokenizer_adds",
+    "write",
+    "write_urm",
+]
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>", "<s>")
 CORPUS = (
@@ -70,6 +81,27 @@ def write(
         if parameter.ndim == 2:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
     model.save_pretrained(folder)
+    return folder
+
+
+def write_urm(folder: Path) -> Path:
+    """The same as a URM, whose head gives five attributes and weighs them; the folder."""
+    write(folder)
+    weights = load_file(folder / "model.safetensors")
+    width = weights.pop("score.weight").shape[1]
+    generator = torch.Generator().manual_seed(1)
+    shapes: dict[str, tuple[int, ...]] = {"score.weight": (10, width)}
+    for layer, rows in ((0, width), (2, width), (4, 5)):
+        shapes |= {f"weights.fc.{layer}.weight": (rows, width), f"weights.fc.{layer}.bias": (rows,)}
+    weights |= {name: torch.randn(shape, generator=generator) * 0.2 for name, shape in shapes.items()}
+    save_file(weights, folder / "model.safetensors")
+    change_json(
+        folder / "config.json",
+        architectures=["LlamaForSequenceClassificationWithNormal_Weights"],
+        num_labels=10,
+        id2label=None,
+        label2id=None,
+    )
     return folder
 
 

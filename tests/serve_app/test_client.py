@@ -38,6 +38,7 @@ from serve_app.client import (
     UnavailableError,
     transport,
 )
+from serve_app.client.answers import read_scores
 from tests.conftest import chat
 from tests.serve_app.scripted_server import Reply, Request, ScriptedServer, refusal, serving
 
@@ -557,6 +558,30 @@ def changed(answer: dict[str, Any], row: int | None = None, **values: Any) -> by
 SCORED = {"conversations": numbers(2)}
 COMPARED = {"first": chat("a", "1"), "second": chat("a", "2")}
 BEST = {"responses": ["0", "1", "2"]}
+
+
+class TestAnswers:
+    def test_warnings_and_attributes_belong_to_their_scores(self) -> None:
+        rows: list[dict[str, Any]] = [
+            {"index": place, "score": 0.5, "num_tokens": 3, "truncated": False} for place in (1, 0)
+        ]
+        rows[0] |= {"attributes": {"helpfulness": 2, "verbosity": -0.5}}
+        told = ["conversations[1]: unknown_role: line\nbreak", "conversations[1]: empty_response: the last"]
+        first, second = read_scores({"results": rows, "warnings": told}, 2)
+        assert (first.warnings, first.attributes) == ((), {})
+        assert second.warnings == ("unknown_role: line\nbreak", "empty_response: the last")
+        assert second.attributes == {"helpfulness": 2.0, "verbosity": -0.5}
+        for broken in ({"warnings": ["of nothing"]}, {"results": [rows[0] | {"attributes": {"a": "b"}}, rows[1]]}):
+            with pytest.raises(MalformedAnswerError):
+                read_scores({"results": rows, "warnings": told} | broken, 2)
+
+    def test_strict_is_asked_for(self, client: RewardClient, server: ScriptedServer) -> None:
+        client.score([chat("a", "1")], strict=True)
+        client.rank([chat("a", "1")], strict=True)
+        client.compare(chat("a", "1"), chat("a", "2"), strict=True)
+        client.best_of_n(chat("a"), ["1"], strict=True, reference="2")
+        assert [request.body["strict"] for request in server.requests] == [True] * 4
+        assert server.requests[3].body["reference"] == "2"
 
 
 class TestMalformedAnswers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from serve_app.model_handle import MAX_PART_RETRIES, PART_TOKENS, PARTS_AT_ONCE,
 from serve_app.reward_model import DeviceMemoryError, NonFiniteScoreError, RewardModel, Score, ScoringError
 from serve_app.web.service import ApiError, deadline_in
 from tests.conftest import chat
+from tests.reward_model import classifiers
 
 Answer = Callable[[TokenBatch], ScoreReply]
 
@@ -94,6 +96,15 @@ def test_those_with_one_prompt_stand_together_and_scores_are_in_order(tiny: Rewa
     ids = [tiny.tokenizer.encode(conversation) for conversation in CHATS]
     assert [item.value for item in scores] == [item.num_tokens for item in scores] == [len(each) for each in ids]
     assert replicas.requests[0].lists() == [ids[0], ids[2], ids[1]]
+
+
+def test_attributes_have_their_names_in_each_score(tmp_path: Path) -> None:
+    replicas = Replicas(lambda request: ScoreReply.of([[0.5, 1.0, 2.0, 3.0, 4.0, 5.0]] * request.num_sequences))
+    names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    options = {"truncation": "error", "max_tokens": None, "params": None}
+    served = handle(replicas, model=str(classifiers.write_urm(tmp_path)))
+    (found,) = asyncio.run(served.score(CHATS[:1], **options))  # type: ignore[arg-type]
+    assert (found.value, found.attributes) == (0.5, dict(zip(names, (1.0, 2.0, 3.0, 4.0, 5.0), strict=True)))
 
 
 def test_a_large_list_goes_in_parts_a_few_at_a_time(tiny: RewardModel) -> None:

@@ -21,6 +21,7 @@ class FakeService:
         self.delay_s = 0.0
         self.cancelled = 0
         self.is_ready = True
+        self.attributes: dict[str, float] = {}
 
     @property
     def model_names(self) -> list[str]:
@@ -65,7 +66,8 @@ class FakeService:
                 where = params[place] if params else f"conversations[{place}]"
                 raise ApiError(422, str(error), "invalid_conversation", where) from None
             length = len(parsed.response.content)
-            scores.append(Score(float(length), length + 1, warnings=warnings_of(parsed)))
+            warnings = warnings_of(parsed)
+            scores.append(Score(float(length), length + 1, warnings=warnings, attributes=self.attributes))
         return scores
 
     async def ready(self) -> dict[str, bool]:

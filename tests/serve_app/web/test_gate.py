@@ -57,6 +57,9 @@ def test_score() -> None:
         "warnings": [],
     }
     assert service.asked[0]["truncation"] == "left"
+    service.attributes = {"helpfulness": 0.5}
+    response = request("POST", "/v1/score", json=body, service=service)
+    assert [row["attributes"] for row in response.json()["results"]] == [{"helpfulness": 0.5}] * 2
 
 
 def test_what_looks_wrong_is_told_with_its_place() -> None:
