@@ -51,9 +51,8 @@ from jobs.errors import CorpusError
 from jobs.options import EngineOptions, ScoringOptions
 from jobs.runs.ledger import Ledger
 from jobs.scoring.run import ScoringRun
+from jobs.scoring.spec import check_model_files
 from serve_app.reward_model import ModelSpec
-from serve_app.reward_model.architecture import DecoderConfig
-from serve_app.reward_model.model_files import resolve
 from serve_app.reward_model.tiny import NAME as TINY
 
 if TYPE_CHECKING:
@@ -111,9 +110,15 @@ def run(config: RewardBenchConfig, *, load: Callable[[ModelSpec], RewardModel] =
     if not corpus.num_rows:
         raise CorpusError(f"{config.input} has no rows")
     dataset = Dataset.of(corpus, system_prompt_column=config.system_prompt_column)
+    model_config, tokenizer = check_model_files(config)
+    if tokenizer.takes_reference:
+        raise CorpusError(
+            f"{config.model} is a POLAR model, which compares each response with a reference, and a benchmark's rows "
+            "have none: score conversations that have one with jobs.score --reference-column"
+        )
     num_answers = ConversationFile(folder).make(corpus, dataset)
     logger.info("%s: %s rows, %s answers", dataset.benchmark.value, f"{corpus.num_rows:,}", f"{num_answers:,}")
-    cut = _leaderboard_cut(config, dataset) if config.leaderboard else None
+    cut = leaderboard_cut(dataset.benchmark, model_config.architecture) if config.leaderboard else None
     _score(config, folder, load, cut)
     scored = Corpus.open(folder.below("scores"))
     rows = read_rows(scored, num_rows=corpus.num_rows, num_answers=num_answers)
@@ -123,11 +128,6 @@ def run(config: RewardBenchConfig, *, load: Callable[[ModelSpec], RewardModel] =
 def _default_output(config: RewardBenchConfig) -> str:
     names = (Path(config.input).name.removesuffix(".parquet"), Path(config.model or TINY).name)
     return "-".join(["rewardbench", *(re.sub(r"[^\w.-]+", "_", name) for name in names)])
-
-
-def _leaderboard_cut(config: RewardBenchConfig, dataset: Dataset) -> LeaderboardCut:
-    model = resolve(config.model or TINY, config.revision, weights=False)
-    return leaderboard_cut(dataset.benchmark, DecoderConfig.from_folder(model).architecture)
 
 
 def _score(

@@ -72,8 +72,11 @@ class ScoringRun:
             else columns_of(self._corpus, options.choice)
         )
         self._reads_pairs = isinstance(self._columns, PreferenceColumns)
-        config = check_model_files(options) if options.via_serve is None else None
-        self._check_room(() if config is None else config.head.attributes)
+        if options.via_serve is None:
+            model_config, _tokenizer = check_model_files(options)
+            self._check_room(model_config.head.attributes)
+        else:
+            self._check_room(())
         self.summary = ""
 
     def _check_room(self, attributes: Sequence[str]) -> None:

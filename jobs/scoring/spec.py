@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cluster.connect import ClusterResources
 from jobs.errors import CorpusError
@@ -14,13 +14,16 @@ from serve_app.reward_model.model_files import resolve
 from serve_app.reward_model.spec import ModelFacts
 from serve_app.reward_model.tiny import NAME as TINY
 
+if TYPE_CHECKING:
+    from serve_app.reward_model.tokenizer import Tokenizer
+
 Model: TypeAlias = ModelSpec | ModelFacts
 """The model of a job: a resolved spec for actors of its own, or the facts of a served model."""
 
 
-def check_model_files(options: EngineOptions) -> DecoderConfig:
-    """Read the model's configuration, which is returned, and its tokenizer, and open its weight files, so that a file
-    which is missing or broken is told before Ray starts.
+def check_model_files(options: EngineOptions) -> tuple[DecoderConfig, Tokenizer]:
+    """The model's configuration and tokenizer. Its weight files are opened too, so that a file which is missing or
+    broken is told before Ray starts.
 
     Raises:
         CheckpointError: one is; the message names it.
@@ -29,9 +32,9 @@ def check_model_files(options: EngineOptions) -> DecoderConfig:
 
     spec = _named(options, options.device)
     folder = resolve(spec.model, spec.revision)
-    config, _tokenizer = spec.read(folder)
+    read = spec.read(folder)
     check_weight_files(folder, base_model=spec.base_model)
-    return config
+    return read
 
 
 def spec_of(options: EngineOptions, resources: ClusterResources) -> ModelSpec:

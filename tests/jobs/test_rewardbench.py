@@ -22,7 +22,7 @@ from jobs.rewardbench import RewardBenchConfig, main, run
 from serve_app.reward_model import RewardModel
 from tests.conftest import chat
 from tests.jobs.conftest import write
-from tests.reward_model import classifiers
+from tests.reward_model import classifiers, polar
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 600
@@ -184,6 +184,8 @@ def test_input_that_is_no_benchmark_ends_before_anything_is_written(tmp_path: Pa
         run(config(tmp_path, system_prompt="x", system_prompt_column="subset"))
     with pytest.raises(OutputError, match="--output"):
         run(config(tmp_path).model_copy(update={"output": "nowhere://x"}))
+    with pytest.raises(CorpusError, match="is a POLAR model.*a benchmark's rows have none"):
+        run(config(tmp_path, model=str(polar.write(tmp_path / "polar"))))
     assert not (tmp_path / "out").exists()
 
 
