@@ -15,6 +15,7 @@ from serve_app.reward_model.linear import CUDA_TILE_ROWS, Linear
 CPU_MIN_ROWS = 16
 CPU_CHUNK_ROWS = 512
 PROBED_THREADS = (1, 2, 4, 8, 16)
+PROBED_SHIFTS = (1, 5, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +76,27 @@ def _product_varies(rule: RowRule, linear: Linear, like: Tensor) -> bool:
     x = torch.randn(num_rows, linear.shape[1], generator=torch.Generator().manual_seed(0)).to(like)
     for product in (linear, linear.silu):
         whole = product(x)
+        if any(not torch.equal(product(other)[kept], whole[rows]) for other, kept, rows in _elsewhere(x)):
+            return True
         for threads in PROBED_THREADS if like.device.type == "cpu" else (torch.get_num_threads(),):
             torch.set_num_threads(threads)
             for rows in (rule.multiple, rule.multiple * 3):
                 if not torch.equal(product(x[-rows:]), whole[-rows:]):
                     return True
     return False
+
+
+def _elsewhere(x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The rows of `x` at other places and among other neighbours: rows that hold them, and which are which of `x`.
+
+    Whole tiles hide what depends on a row's place in its tile, so the shifts are no multiples of one.
+    """
+    places = torch.arange(len(x), device=x.device)
+    for shift in PROBED_SHIFTS:
+        yield x.roll(shift, dims=0), places, places.roll(shift)
+    among_others = x.roll(len(x) // 2 + 1, dims=0)
+    among_others[::3] = x[::3]
+    yield among_others, places[::3], places[::3]
 
 
 def _attention_varies(

@@ -15,7 +15,8 @@ how fast it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +29,8 @@ from serve_app.reward_model.errors import UnsupportedDeviceError
 
 CUDA_TILE_ROWS = 1024
 FP8 = torch.float8_e4m3fn
+REDUCTIONS = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+"""Settings of `torch.backends.cuda.matmul`: whether sums may be in 16 bits, and whether they may be cut."""
 # PyTorch runs an element-wise operation of up to this many elements on one thread (ATen's GRAIN_SIZE).
 SERIAL_ELEMENTS = 32768
 
@@ -145,6 +148,11 @@ class Fp8Linear:
     @classmethod
     def of(cls, weight_OI: Tensor, bias_O: Tensor | None, *, tile_rows: int | None) -> Fp8Linear:
         check_quantization("fp8", weight_OI.device)
+        if weight_OI.shape[0] % 16 or weight_OI.shape[1] % 16:
+            raise UnsupportedDeviceError(
+                f"fp8 multiplies matrices whose sides are multiples of 16, and one is {list(weight_OI.shape)}: leave "
+                "the quantization out"
+            )
         quantized, scale_O1 = _quantized(weight_OI)
         bias = None if bias_O is None else bias_O.to(torch.bfloat16)
         return cls(quantized, scale_O1.t().contiguous(), bias, tile_rows)
@@ -197,6 +205,30 @@ def linear_for(
     if OneDnnLinear.supports(weight_OI):
         return OneDnnLinear.of(weight_OI, bias_O)
     return DenseLinear(weight_OI, bias_O, tile_rows)
+
+
+@contextmanager
+def whole_sums(device: torch.device) -> Iterator[None]:
+    """Within it, CUDA's products in 16 bits sum each element in one piece, and in float32.
+
+    cuBLAS may cut a long sum into pieces and add these up in 16 bits, as many as suit the number of rows. cuBLASLt does
+    without where it is told to. The settings are the process's: those from before come back at the end, and a thread
+    that multiplies meanwhile is under ours.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    matmul, library = torch.backends.cuda.matmul, torch.backends.cuda.preferred_blas_library()
+    before = {name: (getattr(matmul, name), getattr(matmul, f"{name}_split_k")) for name in REDUCTIONS}
+    torch.backends.cuda.preferred_blas_library("cublaslt")
+    try:
+        for name in REDUCTIONS:
+            setattr(matmul, name, (False, False))
+        yield
+    finally:
+        for name, setting in before.items():
+            setattr(matmul, name, setting)
+        torch.backends.cuda.preferred_blas_library(library)
 
 
 def silu_(x_TO: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ class _HostCopy:
         host = torch.empty(scores.shape, dtype=scores.dtype, pin_memory=True)
         host.copy_(scores, non_blocking=True)
         arrived = torch.cuda.Event()
-        arrived.record()
+        arrived.record(torch.cuda.current_stream(scores.device))  # which may not be the current device's
         return cls(host, arrived)
 
     def wait(self) -> list[Outputs]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.invariance import RowRule, find_variance
@@ -130,6 +131,30 @@ def test_the_probe_finds_what_varies(rule: RowRule, shape: tuple[int, int]) -> N
     """In float32: a product of one row has other bits than one of four, and an odd width depends on the threads."""
     linear = DenseLinear(torch.randn(shape, generator=torch.Generator().manual_seed(1)), None)
     assert find_variance(rule, [linear], torch.empty(0), **HEADS) == f"a matrix product of shape {shape}"
+
+
+class PlaceLinear(DenseLinear):
+    """A product whose last bits depend on a row's place in its tile, as kernels that treat a tile's edge apart."""
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        out_TO = super().__call__(x_TI)
+        out_TO[:: self.tile_rows] *= 1 + 2**-20
+        return out_TO
+
+
+class NeighbourLinear(DenseLinear):
+    """A product whose last bits depend on the row before."""
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        return super().__call__(x_TI) + 1e-6 * x_TI.roll(1, dims=0)[:, :1]
+
+
+@pytest.mark.parametrize("kind", [PlaceLinear, NeighbourLinear])
+def test_the_probe_sees_a_rows_place_in_its_tile_and_its_neighbours(kind: type[DenseLinear]) -> None:
+    linear = kind(torch.randn(64, 64, generator=torch.Generator().manual_seed(1)), None, tile_rows=16)
+    assert find_variance(RowRule(multiple=16), [linear], torch.empty(0), **HEADS) is not None
+    steady = DenseLinear(linear.weight, None, tile_rows=16)
+    assert find_variance(RowRule(multiple=16), [steady], torch.empty(0), **HEADS) is None
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 4])

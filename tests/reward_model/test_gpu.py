@@ -21,7 +21,9 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-TOLERANCES = {"float32": 2e-3, "float16": 0.05, "bfloat16": 0.1}
+# Rounding alone takes bfloat16 0.11 to 0.16 away from float32 on these conversations (emulated), 0.12 on CPU.
+TOLERANCES = {"float32": 2e-3, "float16": 0.05, "bfloat16": 0.2}
+MEAN_TOLERANCES = {"float32": 1e-3, "float16": 0.01, "bfloat16": 0.05}
 GIGABYTE = 2**30
 
 
@@ -37,8 +39,10 @@ def alone(model: RewardModel, goldens: list[dict[str, Any]]) -> Any:
 
 def test_scores_are_near_the_originals(model: RewardModel, goldens: list[dict[str, Any]]) -> None:
     scores = model.get_scores([golden["messages"] for golden in goldens])
-    tolerance = TOLERANCES[str(model.dtype).removeprefix("torch.")]
-    np.testing.assert_allclose(scores, [golden["score"] for golden in goldens], atol=tolerance, rtol=0)
+    dtype = str(model.dtype).removeprefix("torch.")
+    apart = np.abs(np.array(scores) - [golden["score"] for golden in goldens])
+    assert apart.max() <= TOLERANCES[dtype]
+    assert apart.mean() <= MEAN_TOLERANCES[dtype]
 
 
 @pytest.mark.parametrize("budget", [300, 2000, 20_000])

@@ -11,8 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from serve_app.reward_model import RewardModel
-from serve_app.reward_model.linear import DenseLinear, Fp8Linear, Linear, OneDnnLinear, linear_for
+from serve_app.reward_model import RewardModel, UnsupportedDeviceError
+from serve_app.reward_model.linear import (
+    REDUCTIONS,
+    DenseLinear,
+    Fp8Linear,
+    Linear,
+    OneDnnLinear,
+    linear_for,
+    whole_sums,
+)
 from serve_app.reward_model.token_budget import CUDA_MAX_TOKEN_BUDGET, TRIAL_TOKENS, budget_for
 
 OUT, IN = 96, 64
@@ -73,6 +81,38 @@ def test_the_device_and_the_dtype_choose_the_product() -> None:
         assert isinstance(linear_for(weight, None), OneDnnLinear if OneDnnLinear.supports(weight) else DenseLinear)
     assert not OneDnnLinear.supports(drawn(OUT, IN).half())
     assert isinstance(linear_for(drawn(OUT, IN), None, quantization="fp8"), Fp8Linear)
+
+
+def test_fp8_refuses_sides_that_are_no_multiples_of_16() -> None:
+    for shape in ((40, 32), (32, 40)):
+        with pytest.raises(UnsupportedDeviceError, match=f"multiples of 16, and one is \\[{shape[0]}, {shape[1]}\\]"):
+            linear_for(drawn(*shape), None, quantization="fp8")
+
+
+def test_sums_are_whole_within_and_as_they_were_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is a stand-in: a build for CPUs has no other to choose."""
+    matmul = torch.backends.cuda.matmul
+    library = ["cublas"]
+
+    def preferred(wanted: str | None = None) -> str:
+        library[0] = wanted or library[0]
+        return library[0]
+
+    def settings() -> list[bool]:
+        return [getattr(matmul, name + end) for name in REDUCTIONS for end in ("", "_split_k")]
+
+    monkeypatch.setattr(torch.backends.cuda, "preferred_blas_library", preferred)
+    matmul.allow_bf16_reduced_precision_reduction = (False, True)
+    before = settings()
+    try:
+        with whole_sums(torch.device("cuda")):
+            within = settings(), library[0]
+        assert within == ([False] * 4, "cublaslt")
+        assert (settings(), library) == (before, ["cublas"])
+        with whole_sums(torch.device("cpu")):
+            assert settings() == before
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction = (True, True)
 
 
 def test_fp8_drifts_a_little_and_keeps_the_contract(
