@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 GOLDEN := ../shared/models/tiny-internlm2-reward
 
-.PHONY: help setup demo test test-all lint bench
+.PHONY: help setup demo test test-all lint bench gpu
 .DEFAULT_GOAL := help
 
 help: ## show these targets
@@ -36,3 +36,6 @@ lint: setup ## check format, style and types
 bench: setup ## measure the engine and jobs.score, some 12 minutes; results go to tests/benchmarks/results
 	$(BIN)/python -m tests.benchmarks.bench_engine --preset mid --repeats 2 --save
 	$(BIN)/python -m tests.benchmarks.bench_score $(if $(wildcard $(GOLDEN)),--model $(GOLDEN))
+
+gpu: ## on a machine with a CUDA card: its bits, tests and figures in nine minutes, with the python3 that has torch
+	python3 -m tests.benchmarks.gpu_session
