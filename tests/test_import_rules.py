@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("serve_app", "jobs", "cluster")
 ENGINE = "serve_app.reward_model"
-ENGINE_ALLOWS = {"huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
+ENGINE_ALLOWS = {"huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "transformers", "triton"}
 COMMANDS = {
     f"jobs.{name}" for name in ("score", "rank", "pairs", "best_of_n", "rewardbench", "report", "verify", "demo")
 }

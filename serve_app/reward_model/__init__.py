@@ -9,7 +9,8 @@ A conversation's path:
     prefixes         sequences that begin alike, so that the model reads that once
     packing          sequences end to end under a token budget
     scorer           packed batches in turn; out of memory and not finite are met here
-    decoder          packed batch -> hidden states, by linear (matrix products), attention and rotary
+    decoder          packed batch -> hidden states, by linear (matrix products), attention and rotary;
+                     row_kernels: what is done row by row, for CUDA
     heads            hidden states -> scores
     scores           a score, orders and ranks
 

@@ -7,9 +7,11 @@ them live in buffers that are kept between calls, since fresh large tensors cost
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,35 @@ from serve_app.reward_model.packing import PackedBatch, on_device
 from serve_app.reward_model.prefixes import Group
 from serve_app.reward_model.rotary import RotaryTable, rotate
 from serve_app.reward_model.weights import DecoderWeights, LayerWeights
+
+logger = logging.getLogger(__name__)
+
+
+class RowKernels(Protocol):
+    """`row_kernels` where it can be had."""
+
+    def add_norm(
+        self, hidden_TH: Tensor, added_TH: Tensor | None, weight_H: Tensor, eps: float, dtype: torch.dtype
+    ) -> Tensor: ...
+
+    def rotate(self, heads_TAD: Tensor, table_TD: Tensor, out_TAD: Tensor) -> None: ...
+
+    def silu_times(self, gate_TI: Tensor, up_TI: Tensor) -> Tensor: ...
+
+
+def row_kernels_for(device: torch.device, dtype: torch.dtype) -> RowKernels | None:
+    """Kernels for what is done row by row on CUDA; None, and a warning, where Triton is missing or does not work."""
+    if device.type != "cuda":
+        return None
+    try:
+        from serve_app.reward_model import row_kernels
+
+        row_kernels.add_norm(torch.ones(1, 32, device=device), None, torch.ones(32, device=device), 1e-5, dtype)
+    except Exception as error:  # no Triton, no compiler, a card it does not know: all of that has plain operations
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        logger.warning("no Triton here (%s): the engine runs without its kernels, which takes longer", reason)
+        return None
+    return cast(RowKernels, row_kernels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +163,7 @@ class Decoder:
         # Rounded to the model's dtype, as Transformers has it for Gemma: the square root of 4608 is 68 in bfloat16.
         self._embedding_scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
         self._rotary = RotaryTable(config, self.device)
+        self._kernels = row_kernels_for(self.device, self.dtype)
         self._buffers: dict[str, Tensor] = {}
 
     @property
@@ -194,7 +226,7 @@ class Decoder:
             normed = self._norm(hidden_TH[rows], layer.attention_norm)
             self._position(layer.query(normed), layer.query_norm, table_TD[rows], q[rows])
             self._keys_values(layer, normed, table_TD[rows], k[rows], v[rows])
-        for buffer in (q, k, v):
+        for buffer in (q, k, v) if slack else ():
             buffer[num_rows:] = 0
         attended = self._buffer("attended", num_rows, config.query_size)
         attended[num_tokens:] = 0
@@ -236,10 +268,16 @@ class Decoder:
 
     def _finish(self, layer: _Layer, hidden_TH: Tensor, attended: Tensor) -> None:
         """Add the output projection of what was attended to, then the MLP, to rows of the residual stream."""
-        hidden_TH += self._output_normed(layer.output(attended), layer.attention_output_norm)
-        normed = self._norm(hidden_TH, layer.mlp_norm)
-        product = layer.down(layer.up.times(normed, layer.gated(normed, self.config.activation)))
+        attended = self._output_normed(layer.output(attended), layer.attention_output_norm)
+        normed = self._add_norm(hidden_TH, attended, layer.mlp_norm)
+        product = layer.down(self._gated_up(layer, normed))
         hidden_TH += self._output_normed(product, layer.mlp_output_norm)
+
+    def _gated_up(self, layer: _Layer, normed: Tensor) -> Tensor:
+        """What goes up in the MLP, times its activated gate."""
+        if self._kernels is not None and self.config.activation == "silu":
+            return self._kernels.silu_times(layer.gate(normed), layer.up(normed))
+        return layer.up.times(normed, layer.gated(normed, self.config.activation))
 
     def _output_normed(self, rows: Tensor, weight: Tensor | None) -> Tensor:
         """What goes to the residual stream, normed where the architecture does that too (Gemma 2)."""
@@ -250,10 +288,19 @@ class Decoder:
         heads_TAD = self._heads(rows)
         if norm_weight is not None:
             heads_TAD = self._norm(heads_TAD, norm_weight)
-        rotate(heads_TAD, table_TD, self._heads(out))
+        (rotate if self._kernels is None else self._kernels.rotate)(heads_TAD, table_TD, self._heads(out))
+
+    def _add_norm(self, hidden_TH: Tensor, added_TH: Tensor, weight: Tensor) -> Tensor:
+        """RMSNorm of the residual stream after something was added to it, in place."""
+        if self._kernels is not None:
+            return self._kernels.add_norm(hidden_TH, added_TH, weight, self.config.rms_eps, self.dtype)
+        hidden_TH += added_TH
+        return self._norm(hidden_TH, weight)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm over the last dimension, in float32 and rounded once."""
+        if self._kernels is not None and x.dtype == torch.float32 and x.ndim == 2 and x.is_contiguous():
+            return self._kernels.add_norm(x, None, weight, self.config.rms_eps, self.dtype)
         x32 = x.float()
         scale = x32.square().mean(dim=-1, keepdim=True).add_(self.config.rms_eps).rsqrt_()
         return x32.mul(scale).mul_(weight).to(self.dtype)
