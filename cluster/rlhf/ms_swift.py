@@ -35,12 +35,13 @@ def register(
     policy_tokenizer: Any = None,
     strip_thinking: bool = False,
     on_error: OnError = "raise",
+    reference_column: str | None = None,
     asynchronous: bool = True,
 ) -> type[Any]:
     """Make a reward known to ms-swift as `--reward_funcs NAME`; returns its class.
 
     Args:
-        source, policy_tokenizer, strip_thinking, on_error: see `RolloutScorer`.
+        source, policy_tokenizer, strip_thinking, on_error, reference_column: see `RolloutScorer`.
         asynchronous: whether other asynchronous rewards are computed meanwhile.
 
     Raises:
@@ -49,7 +50,13 @@ def register(
     swift = framework_module("swift.rewards.orm", install="pip install ms-swift")
     if name in swift.orms:
         raise FrameworkError(f"ms-swift has a reward named {name!r} already; choose another name")
-    scorer = RolloutScorer(source, policy_tokenizer=policy_tokenizer, strip_thinking=strip_thinking, on_error=on_error)
+    scorer = RolloutScorer(
+        source,
+        policy_tokenizer=policy_tokenizer,
+        strip_thinking=strip_thinking,
+        on_error=on_error,
+        reference_column=reference_column,
+    )
 
     class RaywardORM(swift.ORM):  # type: ignore[misc,name-defined]  # ms-swift has no types
         def __call__(self, completions: Sequence[str], **columns: Any) -> Rewards:
@@ -70,6 +77,7 @@ def _read(scorer: RolloutScorer, completions: Sequence[str], columns: Mapping[st
     if logs is None or len(logs) != len(completions):
         found = "no" if logs is None else str(len(logs))
         raise RewardInputError(f"there are {found} lists of messages for {len(completions)} completions")
-    return scorer.read_each(
+    read = scorer.read_each(
         len(completions), lambda place: scorer.reader.conversation(logs[place][:-1], completions[place])
     )
+    return scorer.with_references(read, columns)

@@ -12,7 +12,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cluster.reward_pool.errors import RewardInputError
 from cluster.reward_pool.policy import PolicyText, without_thinking
 from cluster.rlhf.errors import RewardSourceError
-from cluster.rlhf.sources import OnError, RewardSource, as_reward_source, pool_named, reward_source_from_environment
+from cluster.rlhf.sources import (
+    Messages,
+    OnError,
+    RewardSource,
+    as_reward_source,
+    pool_named,
+    reward_source_from_environment,
+)
 from serve_app.reward_model import Conversation, ConversationError, Message, ScoringError
 from serve_app.reward_model.rendered_text import RenderedTextReader, opens_turn, without_ending
 
@@ -135,7 +142,8 @@ def _text(content: Any, place: int) -> str:
 
 
 Rewards: TypeAlias = "list[float | None]"
-Read: TypeAlias = "list[dict[str, str]] | ConversationError"
+Read: TypeAlias = "list[dict[str, str]] | dict[str, Any] | ConversationError"
+"""Messages, or messages with a reference; or why they could not be read."""
 
 
 class RolloutScorer:
@@ -146,6 +154,7 @@ class RolloutScorer:
             the environment names where the first reward is asked for: see `reward_source_from_environment`.
         policy_tokenizer, strip_thinking: see `RolloutReader`.
         on_error: "raise", or "null": a rollout that cannot be scored has None for a reward, and the others theirs.
+        reference_column: the column of the dataset whose text each response is compared with, for POLAR's models.
     """
 
     def __init__(
@@ -155,29 +164,35 @@ class RolloutScorer:
         policy_tokenizer: Any = None,
         strip_thinking: bool = False,
         on_error: OnError = "raise",
+        reference_column: str | None = None,
     ) -> None:
         if on_error not in ("raise", "null"):
             raise RewardInputError(f"on_error is 'raise' or 'null', not {on_error!r}")
         self._given = None if source is None else as_reward_source(source)
         self._on_error = on_error
+        self.reference_column = reference_column
         self.reader = RolloutReader(policy_tokenizer, strip_thinking=strip_thinking)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("_given", "_on_error", "reader")}
+        return {name: self.__dict__[name] for name in ("_given", "_on_error", "reference_column", "reader")}
 
-    def rewards(self, prompts: Sequence[Turns], responses: Sequence[Turns]) -> Rewards:
-        """One reward per prompt and response, in order: raw logits.
+    def rewards(
+        self, prompts: Sequence[Turns], responses: Sequence[Turns], columns: Mapping[str, Sequence[Any]] | None = None
+    ) -> Rewards:
+        """One reward per prompt and response, in order: raw logits. `columns` are those of the dataset.
 
         Raises:
-            RewardInputError: there are not as many prompts as responses.
+            RewardInputError: there are not as many prompts, or references, as responses.
             ConversationError, ScoringError: a rollout cannot be scored; its place is `error.index`.
             RewardSourceError, RewardPoolError: no rewards can be had.
         """
-        return self.rewards_of(self._read(prompts, responses))
+        return self.rewards_of(self._read(prompts, responses, columns or {}))
 
-    async def rewards_async(self, prompts: Sequence[Turns], responses: Sequence[Turns]) -> Rewards:
+    async def rewards_async(
+        self, prompts: Sequence[Turns], responses: Sequence[Turns], columns: Mapping[str, Sequence[Any]] | None = None
+    ) -> Rewards:
         """`rewards` for an event loop, which stays free."""
-        read = await asyncio.to_thread(self._read, prompts, responses)
+        read = await asyncio.to_thread(self._read, prompts, responses, columns or {})
         return await self.rewards_of_async(read)
 
     def rewards_of(self, read: Sequence[Read]) -> Rewards:
@@ -215,14 +230,36 @@ class RolloutScorer:
                 results.append(error)
         return results
 
-    def _read(self, prompts: Sequence[Turns], responses: Sequence[Turns]) -> list[Read]:
+    def with_references(self, read: Sequence[Read], columns: Mapping[str, Sequence[Any]]) -> list[Read]:
+        """Conversations with what each response is compared with, where a column of references was named.
+
+        Raises:
+            RewardInputError: the dataset has no such column, or another number of references.
+        """
+        name = self.reference_column
+        if name is None:
+            return list(read)
+        references = columns.get(name)
+        if references is None or len(references) != len(read):
+            found = f"no column {name!r}" if references is None else f"{len(references)} references in {name!r}"
+            raise RewardInputError(f"there is {found} for {len(read)} completions; columns: {', '.join(columns)}")
+        return [
+            item if isinstance(item, ConversationError) else {"messages": item, "reference": reference}
+            for item, reference in zip(read, references, strict=True)
+        ]
+
+    def _read(
+        self, prompts: Sequence[Turns], responses: Sequence[Turns], columns: Mapping[str, Sequence[Any]]
+    ) -> list[Read]:
         if len(prompts) != len(responses):
             raise RewardInputError(f"there are {len(prompts)} prompts and {len(responses)} responses")
-        return self.read_each(len(prompts), lambda at: self.reader.conversation(prompts[at], responses[at]))
+        read = self.read_each(len(prompts), lambda at: self.reader.conversation(prompts[at], responses[at]))
+        return self.with_references(read, columns)
 
-    def _scorable(self, read: Sequence[Read]) -> tuple[list[int], list[list[dict[str, str]]]]:
+    def _scorable(self, read: Sequence[Read]) -> tuple[list[int], list[Messages]]:
         """The places of the conversations that could be read, and those. Raises the first error unless told not to."""
-        places, conversations = [], []
+        places: list[int] = []
+        conversations: list[Messages] = []
         for place, result in enumerate(read):
             if not isinstance(result, ConversationError):
                 places.append(place)
@@ -263,6 +300,8 @@ class SourceSettings(BaseModel):
     """The policy's tokenizer, a folder or a Hugging Face id; needed where its template is not ChatML."""
     strip_thinking: bool = False
     """Leave out of responses what stands before </think>."""
+    reference_column: str | None = None
+    """The column whose text each response is compared with, for POLAR's models."""
 
     @classmethod
     def of(cls, given: Mapping[str, Any], *, where: str) -> Self:
@@ -278,7 +317,12 @@ class SourceSettings(BaseModel):
     def scorer(self, policy_tokenizer: Any = None) -> RolloutScorer:
         """A scorer over the source; a `policy_tokenizer` that the trainer hands over goes before the settings'."""
         tokenizer = self.policy_tokenizer if policy_tokenizer is None else policy_tokenizer
-        return RolloutScorer(self._source(), policy_tokenizer=tokenizer, strip_thinking=self.strip_thinking)
+        return RolloutScorer(
+            self._source(),
+            policy_tokenizer=tokenizer,
+            strip_thinking=self.strip_thinking,
+            reference_column=self.reference_column,
+        )
 
     def _source(self) -> RewardSource | None:
         if self.pool:

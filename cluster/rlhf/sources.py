@@ -17,8 +17,10 @@ from serve_app.reward_model import ConversationError, RewardModel, ScoringError
 URL_VARIABLE = "RAYWARD_URL"
 POOL_VARIABLE = "RAYWARD_POOL"
 
-Messages: TypeAlias = Sequence[Mapping[str, str]]
-"""A conversation: messages with `role` and `content`, the last one the response."""
+Messages: TypeAlias = Sequence[Mapping[str, str]] | Mapping[str, Any]
+"""A conversation: messages with `role` and `content`, the last one the response; or a mapping with such `messages` and
+the `reference` that a POLAR model compares the response with.
+"""
 OnError: TypeAlias = Literal["raise", "null"]
 """A conversation that cannot be scored fails its batch, or has None for a reward and the others theirs."""
 

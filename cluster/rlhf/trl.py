@@ -24,7 +24,7 @@ class RewardFunction:
     """Rewards of TRL's completions: raw logits in order. Pickles where its source does.
 
     Args:
-        source, policy_tokenizer, strip_thinking, on_error: see `RolloutScorer`.
+        source, policy_tokenizer, strip_thinking, on_error, reference_column: see `RolloutScorer`.
         name: what TRL's logs call it, as in `rewards/rayward/mean`.
     """
 
@@ -36,15 +36,20 @@ class RewardFunction:
         policy_tokenizer: Any = None,
         strip_thinking: bool = False,
         on_error: OnError = "raise",
+        reference_column: str | None = None,
     ) -> None:
         self.__name__ = name
         self._scorer = RolloutScorer(
-            source, policy_tokenizer=policy_tokenizer, strip_thinking=strip_thinking, on_error=on_error
+            source,
+            policy_tokenizer=policy_tokenizer,
+            strip_thinking=strip_thinking,
+            on_error=on_error,
+            reference_column=reference_column,
         )
 
     def __call__(self, prompts: Sequence[Turns], completions: Sequence[Turns], **columns: Any) -> Rewards:
-        """See `RolloutScorer.rewards`; `columns` are not used."""
-        return self._scorer.rewards(prompts, completions)
+        """See `RolloutScorer.rewards`; of `columns` the references are read, where their column was named."""
+        return self._scorer.rewards(prompts, completions, columns)
 
 
 class AsyncRewardFunction(RewardFunction):
@@ -53,5 +58,5 @@ class AsyncRewardFunction(RewardFunction):
     async def __call__(  # type: ignore[override]  # TRL tells the two apart by this
         self, prompts: Sequence[Turns], completions: Sequence[Turns], **columns: Any
     ) -> Rewards:
-        """See `RolloutScorer.rewards_async`; `columns` are not used."""
-        return await self._scorer.rewards_async(prompts, completions)
+        """See `RewardFunction.__call__`."""
+        return await self._scorer.rewards_async(prompts, completions, columns)

@@ -53,8 +53,11 @@ def _manager_class() -> type[Any]:
 
         async def run_single(self, data: Any) -> dict[str, Any]:
             """The reward of the last row of `data`."""
-            conversation = await asyncio.to_thread(sample_conversation, data[-1:][0], self._scorer)
-            (reward,) = await self._scorer.all_rewards_of_async([conversation])
+            sample = data[-1:][0]
+            conversation = await asyncio.to_thread(sample_conversation, sample, self._scorer)
+            columns = {name: [value] for name, value in sample.non_tensor_batch.items()}
+            read = self._scorer.with_references([conversation], columns)
+            (reward,) = await self._scorer.all_rewards_of_async(read)
             return {"reward_score": reward, "reward_extra_info": {"rayward_score": reward}}
 
     return RaywardRewardManager

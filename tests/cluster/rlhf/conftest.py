@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -14,15 +14,18 @@ TOO_LONG = "too long"
 
 
 class RecordingSource:
-    """A conversation's score is the length of its response; keeps what it is asked. Pickles."""
+    """A conversation's score is the length of its response; keeps what it is asked and the references. Pickles."""
 
     def __init__(self) -> None:
         self.asked: list[list[dict[str, str]]] = []
+        self.references: list[str | None] = []
 
     def score(self, conversations: Sequence[Messages], *, on_error: OnError = "raise") -> list[float | None]:
-        self.asked += [[dict(message) for message in messages] for messages in conversations]
         scores: list[float | None] = []
-        for messages in conversations:
+        for conversation in conversations:
+            messages = [*(conversation["messages"] if isinstance(conversation, Mapping) else conversation)]
+            self.references.append(conversation["reference"] if isinstance(conversation, Mapping) else None)
+            self.asked.append([dict(message) for message in messages])
             failed = messages[-1]["content"] == TOO_LONG
             if failed and on_error == "raise":
                 raise ConversationError("over the limit")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cluster.reward_pool.errors import RewardInputError
 from cluster.rlhf.tiny_policy import policy_tokenizer, random_policy
 from cluster.rlhf.trl import AsyncRewardFunction, RewardFunction
 from serve_app.reward_model import ConversationError, RewardModel
@@ -30,6 +31,19 @@ def test_functions_pickle_and_one_that_cannot_be_scored_has_none_on_request(sour
     assert reward(prompts=["a", "b"], completions=[TOO_LONG, "cd"]) == [None, 2.0]
     with pytest.raises(ConversationError):
         RewardFunction(source)(prompts=["a"], completions=[TOO_LONG])
+
+
+def test_references_come_from_the_column_that_was_named(source: RecordingSource) -> None:
+    reward = pickle.loads(pickle.dumps(RewardFunction(source, reference_column="answer")))
+    asked: dict[str, Any] = {"prompts": ["a", "b"], "completions": ["cd", "e"]}
+    assert reward(**asked, answer=["x", "y"], label=[1, 2]) == [2.0, 1.0]
+    assert reward._scorer._source.references == ["x", "y"]
+    with pytest.raises(RewardInputError, match="no column 'answer' for 2 completions; columns: label"):
+        reward(**asked, label=[1, 2])
+    with pytest.raises(RewardInputError, match="1 references in 'answer' for 2 completions"):
+        reward(**asked, answer=["x"])
+    lenient = RewardFunction(source, reference_column="answer", on_error="null")
+    assert lenient(prompts=["a", "b"], completions=[TOO_LONG, "cd"], answer=["x", "y"]) == [None, 2.0]
 
 
 def test_trl_tells_the_two_classes_apart(source: RecordingSource) -> None:
