@@ -22,8 +22,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from serve_app.reward_model.architecture import Window
@@ -38,13 +40,15 @@ LAST_ROWS = 16
 
 
 class Attention(Protocol):
-    """Causal attention within each sequence of a packed batch: a span's rows see its trunk and themselves.
+    """Causal attention within each sequence of a packed batch: a span's rows see the path before them and themselves.
 
     Shape legend: T rows, Q query heads, K key/value heads, D head dimension, N reads.
     """
 
     slack_rows: int
     """Finite rows that queries, keys and values must have after the last token."""
+    gathers_keys: bool
+    """Whether keys and values of every sequence are copied where sequences share, all of them at once."""
 
     def begin(self, batch: PackedBatch) -> None:
         """Prepare for the layers of one forward pass over `batch`."""
@@ -60,16 +64,21 @@ class Attention(Protocol):
         """Write the attention output of the batch's reads, in their order, to `out_NQD`."""
         ...
 
+    def release_buffers(self) -> None:
+        """Forget what is kept between calls: memory, and numbers that are not finite."""
+        ...
+
 
 class BlockAttention:
     """`scaled_dot_product_attention` in canonical blocks, one call a block; with a `softcap`, what it would do itself.
 
-    The keys of a sequence without a trunk are read where they are. Those of a leaf are put behind its trunk's in a
-    scratch buffer, and its first block carries rows before the leaf as dummies, so that its calls are those of the
-    sequence laid out whole.
+    The keys of a spine are read where they are. A scratch buffer holds the keys of the path, in which each branch
+    overwrites those from its first position on; its first block carries rows before the branch as dummies, so that its
+    calls are those of the sequence laid out whole.
     """
 
     slack_rows = BLOCK_ROWS - 1
+    gathers_keys = False
 
     def __init__(
         self,
@@ -95,7 +104,7 @@ class BlockAttention:
         self._spans = batch.spans
         self._reads = {}
         for index, read in enumerate(batch.reads):
-            self._reads.setdefault(read.span.start, []).append((index, read))
+            self._reads.setdefault(read.span, []).append((index, read))
 
     def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TQD: Tensor, *, window: Window = None) -> None:
         for span, k_SKD, v_SKD in self._with_keys(k_TKD, v_TKD):
@@ -113,31 +122,33 @@ class BlockAttention:
     def attend_last(
         self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_NQD: Tensor, *, window: Window = None
     ) -> None:
-        for span, k_SKD, v_SKD in self._with_keys(k_TKD, v_TKD):
-            for index, read in self._reads.get(span.start, ()) if span.is_scored else ():
+        for number, (_, k_SKD, v_SKD) in enumerate(self._with_keys(k_TKD, v_TKD)):
+            for index, read in self._reads.get(number, ()):
                 q_RQD = q_NQD[index].expand(LAST_ROWS, -1, -1)
                 keys = slice(_first_seen(read.num_keys - 1, window), read.num_keys)
                 result_QRD = self.kernel(q_RQD, k_SKD[keys], v_SKD[keys], mask=None)
                 out_NQD[index] = result_QRD[:, 0]
 
+    def release_buffers(self) -> None:
+        self._scratch = self._scratch.new_empty(0)
+
     def _with_keys(self, k_TKD: Tensor, v_TKD: Tensor) -> Iterator[tuple[Span, Tensor, Tensor]]:
         """Each span with its keys and values from position 0 on, and finite rows behind them."""
         scratch_k, scratch_v = self._scratch_for(k_TKD)
-        in_scratch: Span | None = None
-        for span in self._spans:
-            if span.trunk is None:
-                yield span, k_TKD[span.start :], v_TKD[span.start :]
+        for span, following in zip(self._spans, [*self._spans[1:], None], strict=True):
+            own = slice(span.start, span.stop)
+            if span.position:
+                scratch_k[span.position : span.num_keys] = k_TKD[own]
+                scratch_v[span.position : span.num_keys] = v_TKD[own]
+                yield span, scratch_k, scratch_v
                 continue
-            if in_scratch is not span.trunk:
-                in_scratch = span.trunk
-                scratch_k[: span.position] = k_TKD[in_scratch.start : in_scratch.stop]
-                scratch_v[: span.position] = v_TKD[in_scratch.start : in_scratch.stop]
-            scratch_k[span.position : span.num_keys] = k_TKD[span.start : span.stop]
-            scratch_v[span.position : span.num_keys] = v_TKD[span.start : span.stop]
-            yield span, scratch_k, scratch_v
+            yield span, k_TKD[span.start :], v_TKD[span.start :]
+            if following is not None and following.position:  # the deepest of the spine's branches comes first
+                scratch_k[: following.position] = k_TKD[own][: following.position]
+                scratch_v[: following.position] = v_TKD[own][: following.position]
 
     def _scratch_for(self, k_TKD: Tensor) -> tuple[Tensor, Tensor]:
-        longest = max((span.num_keys for span in self._spans if span.trunk is not None), default=0)
+        longest = max((span.num_keys for span in self._spans if span.position), default=0)
         num_heads, head_dim = k_TKD.shape[1:]
         size = 2 * (longest + self.slack_rows) * num_heads * head_dim
         if longest and self._scratch.numel() < size:
@@ -203,9 +214,10 @@ def _capped_attention(
 
 
 class VarlenAttention:
-    """FlashAttention over a packed batch on CUDA: one call for all sequences. A leaf's keys are gathered first."""
+    """FlashAttention over a packed batch on CUDA, in one call. Keys are copied first where sequences share."""
 
     slack_rows = 0
+    gathers_keys = True
 
     def __init__(self, *, invariant: bool = True) -> None:
         from torch.nn.attention.varlen import varlen_attn
@@ -220,13 +232,14 @@ class VarlenAttention:
         device = batch.token_ids_T.device
         spans, reads = batch.spans, batch.reads
         self._tokens = batch.num_tokens
-        every = [(span, span.num_keys) for span in spans]
-        last = [(read.span, read.num_keys) for read in reads]
-        self._all = _Lengths.of([span.num_rows for span in spans], [count for _, count in every], device)
-        self._last = _Lengths.of([1] * len(reads), [count for _, count in last], device)
-        shares = len(batch.scored) < len(spans)
-        self._keys_of_all = _key_rows(every, device) if shares else None
-        self._keys_of_last = _key_rows(last, device) if shares or len(reads) > len(spans) else None
+        self._all = _Lengths.of([span.num_rows for span in spans], [span.num_keys for span in spans], device)
+        self._last = _Lengths.of([1] * len(reads), [read.num_keys for read in reads], device)
+        self._keys_of_all: Tensor | None = None
+        self._keys_of_last: Tensor | None = None
+        if batch.shares or len(reads) > len(spans):
+            paths = batch.paths()
+            self._keys_of_last = _joined([paths[read.span][: read.num_keys] for read in reads], device)
+            self._keys_of_all = _joined(paths, device) if batch.shares else None
 
     def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TQD: Tensor, *, window: Window = None) -> None:
         tokens = self._tokens
@@ -240,12 +253,15 @@ class VarlenAttention:
         k, v = (self._select(rows, self._keys_of_last) for rows in (k_TKD, v_TKD))
         out_NQD[:count] = self._varlen(q_NQD[:count], k, v, *self._last.arguments, window=window)
 
+    def release_buffers(self) -> None:
+        """Nothing is kept."""
+
     def _varlen(self, *arguments: Tensor | int, window: Window) -> Tensor:
         # Causal is aligned to the last key, so a lone last query sees every key of its sequence.
         return self._call(*arguments, window_size=(-1 if window is None else window - 1, 0))
 
     def _select(self, rows_TKD: Tensor, key_rows: Tensor | None) -> Tensor:
-        """The keys or values of each span in a row, its trunk's before its own."""
+        """The keys or values of each path, end to end."""
         return rows_TKD[: self._tokens] if key_rows is None else rows_TKD[key_rows]
 
 
@@ -267,15 +283,9 @@ class _Lengths:
         return self.cu_seq_q, self.cu_seq_k, self.max_q, self.max_k
 
 
-def _key_rows(spans: Sequence[tuple[Span, int]], device: torch.device) -> Tensor:
-    """The rows of each span's first keys, as many as it says: its trunk's, then its own: int64 on the device."""
-    ranges = []
-    for span, num_keys in spans:
-        trunk = span.trunk
-        if trunk is not None:
-            ranges.append(torch.arange(trunk.start, trunk.start + min(num_keys, trunk.num_rows)))
-        ranges.append(torch.arange(span.start, span.start + max(0, num_keys - span.position)))
-    return on_device(torch.cat(ranges), device)
+def _joined(rows: Sequence[NDArray[np.int64]], device: torch.device) -> Tensor:
+    """Numbers of rows, end to end: int64 on the device."""
+    return on_device(torch.from_numpy(np.concatenate(rows)), device)
 
 
 def _cumulative(lengths: list[int], device: torch.device) -> Tensor:

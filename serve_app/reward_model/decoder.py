@@ -23,9 +23,10 @@ from serve_app.reward_model.families import Activation
 from serve_app.reward_model.heads import Head
 from serve_app.reward_model.invariance import RowRule
 from serve_app.reward_model.linear import Linear, linear_for
-from serve_app.reward_model.packing import PackedBatch, on_device
-from serve_app.reward_model.prefixes import Group
+from serve_app.reward_model.packing import PackedBatch, num_rows, on_device
+from serve_app.reward_model.prefixes import Branch
 from serve_app.reward_model.rotary import RotaryTable, rotate
+from serve_app.reward_model.token_budget import rows_per_key
 from serve_app.reward_model.weights import DecoderWeights, LayerWeights
 
 logger = logging.getLogger(__name__)
@@ -183,29 +184,33 @@ class Decoder:
         return (self.embedding, self._norm_weight, *self.head.tensors(), *self._layers)
 
     def release_buffers(self) -> None:
-        """Give the memory of the buffers back, as after an out-of-memory error."""
+        """Give the memory of the buffers back, as after an out-of-memory error, and what is not finite in them."""
         self._buffers.clear()
+        self._attention.release_buffers()
+
+    @property
+    def rows_per_key(self) -> float:
+        """What a key counts, in rows, in a batch whose sequences share: see `pack`."""
+        return rows_per_key(self.config) * self.head.num_reads if self._attention.gathers_keys else 0.0
 
     @torch.inference_mode()
-    def score(self, sequences: Sequence[Sequence[int]], groups: Sequence[Group]) -> Tensor:
-        """Score the groups' sequences in one packed batch.
+    def score(self, sequences: Sequence[Sequence[int]], branches: Sequence[Branch]) -> Tensor:
+        """Score the branches' sequences in one packed batch.
 
-        Returns float32 on the device, a row for each member of the groups, in their order: the score, then the
-        attributes of a head that has any.
+        Returns float32 on the device, a row for each branch, in their order: the score, then the attributes of a head
+        that has any.
         """
-        lengths = [len(sequence) for sequence in sequences]
-        num_rows = self.row_rule.padded(sum(group.num_rows(lengths) for group in groups))
         batch = PackedBatch.build(
             sequences,
-            groups,
-            num_rows=num_rows,
+            branches,
+            num_rows=self.row_rule.padded(num_rows(branches, [len(sequence) for sequence in sequences])),
             device=self.device,
             read_positions=self.head.read_positions if self.head.num_reads > 1 else None,
         )
         return self.forward(batch)[: len(batch.members)]
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """Scores and attributes of a packed batch's scored spans, float32 [N, 1 + A]; rows past them mean nothing."""
+        """Scores and attributes of a packed batch's members, float32 [N, 1 + A]; rows past them mean nothing."""
         table_TD = self._rotary.for_spans(batch.spans, len(batch.token_ids_T))
         self._attention.begin(batch)
         hidden_TH = F.embedding(batch.token_ids_T, self.embedding).float()

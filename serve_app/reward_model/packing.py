@@ -1,33 +1,40 @@
-"""Groups of token-id sequences -> packed batches: laid end to end under a token budget, without padding.
+"""Branches of token-id sequences -> packed batches: laid end to end under a token budget, without padding.
 
-A packed batch is a list of spans. A trunk holds the tokens that a group's members share, once; each member's leaf
-holds the rest, at its true positions. A sequence that shares nothing is a span of its own.
+A packed batch is a list of spans. The first of a run is a whole sequence, the spine; each span behind it holds what a
+branch has of its own, at its true positions. The rows of one sequence, from position 0 on, are its path: what the
+spans before its own left there, then its own. A sequence that shares nothing is a span of its own, and one that is a
+prefix of what was laid before has no span, only reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from serve_app.reward_model.prefixes import Group
+from serve_app.reward_model.prefixes import Branch
+
+# A batch's spine may exceed the budget, as any sequence may, and its branches by this part of the spine: read apart
+# they would exceed it all the same, each with the spine's tokens anew.
+BRANCHES_OVER_BUDGET = 1 / 8
+# A batch that is not filled costs what it lacks, times this, in tokens.
+COST_OF_LACKING = 1 / 32
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
     """Rows `start` to `start + num_rows - 1` of a packed batch: tokens of one sequence from `position` on.
 
-    They attend to `trunk` first, the span that holds the positions before `position`, and then to each other.
-    `is_scored` tells a sequence's last span from a trunk.
+    They attend to the path before `position` first, and then to each other.
     """
 
     start: int
     num_rows: int
     position: int = 0
-    trunk: Span | None = None
-    is_scored: bool = True
 
     @property
     def num_keys(self) -> int:
@@ -41,25 +48,21 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A place of a scored span's sequence where its hidden state is read; from there `num_keys` tokens are seen."""
+    """A place where a hidden state is read: `row` of the packed batch, which sees the first `num_keys` rows of the path
+    that the spans up to number `span` make.
+    """
 
-    span: Span
+    span: int
     num_keys: int
-
-    @property
-    def row(self) -> int:
-        """The row in the packed batch: one of the span's, or of its trunk's."""
-        position = self.num_keys - 1
-        part = self.span.trunk if self.span.trunk is not None and position < self.span.position else self.span
-        return part.start + position - part.position
+    row: int
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
     """Spans end to end. Shape legend: T rows, padding rows at the end included.
 
-    `token_ids_T` is int64 on the device. A trunk stands right before its leaves; `members` are the indices of the
-    sequences in the order of their scored spans. `reads` are in that order too, as many for each.
+    `token_ids_T` is int64 on the device. `members` are the indices of the sequences, in the order of their branches,
+    and `reads` are in that order too, as many for each.
     """
 
     token_ids_T: Tensor
@@ -73,43 +76,48 @@ class PackedBatch:
         return self.spans[-1].stop
 
     @property
-    def scored(self) -> list[Span]:
-        return [span for span in self.spans if span.is_scored]
+    def shares(self) -> bool:
+        """Whether any span attends to rows of another."""
+        return any(span.position for span in self.spans)
+
+    def paths(self) -> list[NDArray[np.int64]]:
+        """The rows of each span's sequence from position 0 on, its own at the end: int64 [num_keys] each."""
+        path = np.empty(max(span.num_keys for span in self.spans), dtype=np.int64)
+        paths = []
+        for span in self.spans:
+            path[span.position : span.num_keys] = np.arange(span.start, span.stop)
+            paths.append(path[: span.num_keys].copy())
+        return paths
 
     @classmethod
     def build(
         cls,
         sequences: Sequence[Sequence[int]],
-        groups: Sequence[Group],
+        branches: Sequence[Branch],
         *,
         num_rows: int,
         device: torch.device,
         read_positions: Callable[[Sequence[int]], Sequence[int]] | None = None,
     ) -> PackedBatch:
-        """Lay the groups' sequences out in `num_rows` rows; those left over repeat the last token, for nobody.
+        """Lay the branches' sequences out in `num_rows` rows; those left over repeat the last token, for nobody.
 
         `read_positions` tells where in a sequence hidden states are read; None is its last token.
         """
         ids: list[int] = []
+        path: list[int] = []
         spans: list[Span] = []
         reads: list[Read] = []
-        for group in groups:
-            trunk = None
-            if group.num_shared:
-                trunk = Span(len(ids), group.num_shared, is_scored=False)
-                spans.append(trunk)
-                ids += sequences[group.members[0]][: group.num_shared]
-            for member in group.members:
-                own = sequences[member][group.num_shared :]
-                span = Span(len(ids), len(own), group.num_shared, trunk)
-                spans.append(span)
-                if read_positions is None:
-                    reads.append(Read(span, span.num_keys))
-                else:
-                    reads += (Read(span, position + 1) for position in read_positions(sequences[member]))
+        for branch in branches:
+            sequence = sequences[branch.sequence]
+            own = sequence[branch.num_shared :]
+            if own:
+                spans.append(Span(len(ids), len(own), branch.num_shared))
+                path[branch.num_shared :] = range(len(ids), len(ids) + len(own))
                 ids += own
+            positions = [len(sequence) - 1] if read_positions is None else read_positions(sequence)
+            reads += (Read(len(spans) - 1, position + 1, path[position]) for position in positions)
         ids += ids[-1:] * (num_rows - len(ids))
-        members = [member for group in groups for member in group.members]
+        members = [branch.sequence for branch in branches]
         return cls(on_device(torch.tensor(ids, dtype=torch.int64), device), spans, members, reads)
 
 
@@ -118,47 +126,90 @@ def on_device(host: Tensor, device: torch.device) -> Tensor:
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
-def pack(groups: Sequence[Group], lengths: Sequence[int], token_budget: Callable[[], int]) -> Iterator[list[Group]]:
-    """Split groups, in order, into batches of at most `token_budget()` rows, asked for anew for each group.
+def num_rows(branches: Sequence[Branch], lengths: Sequence[int]) -> int:
+    """Tokens that the model reads of a batch's branches."""
+    return sum(branch.num_own(lengths) for branch in branches)
 
-    A group that is larger is split into several, which repeat its shared tokens only; a sequence that is longer than
-    the budget is in a batch of its own.
+
+def pack(
+    branches: Sequence[Branch],
+    lengths: Sequence[int],
+    token_budget: Callable[[], int],
+    *,
+    rows_per_key: float = 0.0,
+) -> Iterator[list[Branch]]:
+    """Split branches, in order, into batches of at most `token_budget()` rows, asked for anew for each branch.
+
+    A batch is split where least is read again, and where it is nearly full. A sequence that is longer than the budget
+    is in a batch of its own, with the branches that add little to it: see `BRANCHES_OVER_BUDGET`. A branch without
+    tokens of its own counts as a row, since the last layer is computed for it.
+
+    Args:
+        branches: a plan of `branch_by_prefix`.
+        lengths: tokens of every sequence.
+        token_budget: rows of a batch at most.
+        rows_per_key: what a key counts, in rows, of those that are copied in every layer: all those of a batch in
+            which sequences share. 0 where nothing is copied.
     """
-    batch: list[Group] = []
-    num_rows = 0
-    for group in groups:
-        for part in _split(group, lengths, token_budget()):
-            rows = part.num_rows(lengths)
-            if batch and num_rows + rows > token_budget():
-                yield batch
-                batch, num_rows = [], 0
-            batch.append(part)
-            num_rows += rows
-    if batch:
-        yield batch
+    batch = _OpenBatch(lengths, rows_per_key)
+    for branch in branches:
+        while not batch.has_room(branch, token_budget()):
+            yield batch.split(branch, token_budget())
+        batch.add(branch)
+    if batch.branches:
+        yield batch.branches
 
 
-def halves(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
-    """The same sequences in two parts of about as many members each."""
-    middle = sum(len(group.members) for group in groups) // 2
-    first: list[Group] = []
-    second: list[Group] = []
-    for group in groups:
-        room = max(0, middle - sum(len(taken.members) for taken in first))
-        for part, members in ((first, group.members[:room]), (second, group.members[room:])):
-            if members:
-                part.append(Group(group.num_shared, members))
-    return first, second
+def halves(branches: Sequence[Branch]) -> tuple[list[Branch], list[Branch]]:
+    """The same sequences in two parts of about as many."""
+    middle = len(branches) // 2
+    return list(branches[:middle]), _from_spine(branches[middle:])
 
 
-def _split(group: Group, lengths: Sequence[int], token_budget: int) -> Iterator[Group]:
-    members: list[int] = []
-    num_rows = group.num_shared
-    for member in group.members:
-        own = lengths[member] - group.num_shared
-        if members and num_rows + own > token_budget:
-            yield Group(group.num_shared, tuple(members))
-            members, num_rows = [], group.num_shared
-        members.append(member)
-        num_rows += own
-    yield Group(group.num_shared, tuple(members))
+def _from_spine(branches: Sequence[Branch]) -> list[Branch]:
+    """The branches, the first of them read whole."""
+    return [Branch(branch.sequence, branch.num_shared if place else 0) for place, branch in enumerate(branches)]
+
+
+@dataclass(slots=True)
+class _OpenBatch:
+    """The batch that is being filled, and what its first branches come to: rows and keys of the first 0, 1, 2..."""
+
+    lengths: Sequence[int]
+    rows_per_key: float
+    branches: list[Branch] = field(default_factory=list)
+    num_rows: list[int] = field(default_factory=lambda: [0])
+    num_keys: list[int] = field(default_factory=lambda: [0])
+    num_spines: int = 0
+
+    def add(self, branch: Branch) -> None:
+        if not self.branches:
+            branch = Branch(branch.sequence)
+        self.branches.append(branch)
+        self.num_rows.append(self.num_rows[-1] + max(1, branch.num_own(self.lengths)))
+        self.num_keys.append(self.num_keys[-1] + self.lengths[branch.sequence])
+        self.num_spines += branch.num_shared == 0
+
+    def has_room(self, branch: Branch, budget: int) -> bool:
+        if not self.branches:
+            return True
+        rows = self.num_rows[-1] + max(1, branch.num_own(self.lengths))
+        keys = self.num_keys[-1] + self.lengths[branch.sequence]
+        if not branch.num_shared and self.num_spines == len(self.branches):
+            keys = 0
+        if branch.num_shared and self.num_spines == 1:
+            spine = self.lengths[self.branches[0].sequence]
+            budget = max(budget, spine + int(spine * BRANCHES_OVER_BUDGET))
+        return rows + self.rows_per_key * keys <= budget
+
+    def split(self, following: Branch, budget: int) -> list[Branch]:
+        """Take branches off the front, as many as make the best batch; those left stay, with a spine of their own."""
+        ends = [*self.branches[1:], following]
+        lacking = [max(0, budget - rows) * COST_OF_LACKING for rows in self.num_rows[1:]]
+        costs = [end.num_shared + lack for end, lack in zip(ends, lacking, strict=True)]
+        count = max(range(1, len(costs) + 1), key=lambda count: (-costs[count - 1], count))
+        taken, left = self.branches[:count], self.branches[count:]
+        self.branches, self.num_rows, self.num_keys, self.num_spines = [], [0], [0], 0
+        for branch in left:
+            self.add(branch)
+        return taken

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.errors import DeviceMemoryError, NonFiniteScoreError, ScoringError, TokenIdsError
-from serve_app.reward_model.packing import halves, pack
-from serve_app.reward_model.prefixes import Group, group_by_prefix
+from serve_app.reward_model.packing import halves, num_rows, pack
+from serve_app.reward_model.prefixes import Branch, branch_by_prefix
 from serve_app.reward_model.scores import Outputs
 from serve_app.reward_model.token_budget import CPU_TOKEN_BUDGET, TRIAL_TOKENS, budget_for
 
@@ -55,10 +55,11 @@ class SequenceScorer:
         able = [index for index, error in enumerate(checked) if error is None]
         sequences = [self._read_part(sequence) for sequence in sequences]
         lengths = [len(sequence) for sequence in sequences]
-        groups = self._groups(sequences, able)
+        branches = self._branches(sequences, able)
+        rows_per_key = self.decoder.rows_per_key
         with self._lock:
             started: _Started | None = None
-            for batch in pack(groups, lengths, lambda: self.token_budget):
+            for batch in pack(branches, lengths, lambda: self.token_budget, rows_per_key=rows_per_key):
                 following = self._start(batch, sequences)
                 values |= self._finish(started, sequences)
                 started = following
@@ -88,22 +89,22 @@ class SequenceScorer:
         num_read = self.decoder.config.num_read(sequence)
         return sequence if num_read == len(sequence) else sequence[:num_read]
 
-    def _groups(self, sequences: Sequence[Sequence[int]], able: list[int]) -> list[Group]:
-        """The sequences numbered in `able`, grouped by prefix."""
+    def _branches(self, sequences: Sequence[Sequence[int]], able: list[int]) -> list[Branch]:
+        """The plan of the sequences numbered in `able`."""
         if not self.share_prompts:
-            return [Group(0, (index,)) for index in able]
+            return [Branch(index) for index in able]
         longest = self.decoder.config.longest_unstretched
-        found = group_by_prefix([sequences[index] for index in able], longest=longest)
-        return [Group(group.num_shared, tuple(able[member] for member in group.members)) for group in found]
+        plan = branch_by_prefix([sequences[index] for index in able], longest=longest)
+        return [Branch(able[branch.sequence], branch.num_shared) for branch in plan]
 
-    def _start(self, groups: list[Group], sequences: Sequence[Sequence[int]]) -> _Started:
+    def _start(self, branches: list[Branch], sequences: Sequence[Sequence[int]]) -> _Started:
         """Launch one forward pass. On CUDA the next one is prepared while this one runs."""
         try:
-            return _Started(groups, _HostCopy.of(self.decoder.score(sequences, groups)))
+            return _Started(branches, _HostCopy.of(self.decoder.score(sequences, branches)))
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            return _Started(groups, str(error))
+            return _Started(branches, str(error))
 
     def _finish(
         self, started: _Started | None, sequences: Sequence[Sequence[int]]
@@ -111,33 +112,34 @@ class SequenceScorer:
         """The scores of a pass that was started; where memory lacked, of two of half the size."""
         if started is None:
             return {}
-        groups = started.groups
-        members = [member for group in groups for member in group.members]
+        branches = started.branches
+        members = [branch.sequence for branch in branches]
         if isinstance(started.scores, _HostCopy):
             pairs = zip(members, started.scores.wait(), strict=True)
-            return {member: self._finite(outputs, sequences, groups, member) for member, outputs in pairs}
+            return {member: self._finite(outputs, sequences, branches, member) for member, outputs in pairs}
         self._release_memory()
-        num_tokens = sum(len(sequences[member]) for member in members)
+        num_tokens = num_rows(branches, [len(sequence) for sequence in sequences])
         if len(members) == 1:
             return {members[0]: DeviceMemoryError(f"{num_tokens} tokens do not fit in memory: {started.scores}")}
         self.token_budget = max(1, min(self.token_budget, num_tokens) // 2)
         logger.warning("out of memory with %d tokens; the token budget is now %d", num_tokens, self.token_budget)
-        first, second = halves(groups)
+        first, second = halves(branches)
         return self._score_batch(sequences, first) | self._score_batch(sequences, second)
 
     def _score_batch(
-        self, sequences: Sequence[Sequence[int]], groups: list[Group]
+        self, sequences: Sequence[Sequence[int]], branches: list[Branch]
     ) -> dict[int, Outputs | ScoringError]:
-        return self._finish(self._start(groups, sequences), sequences)
+        return self._finish(self._start(branches, sequences), sequences)
 
     def _finite(
-        self, outputs: Outputs, sequences: Sequence[Sequence[int]], groups: list[Group], member: int
+        self, outputs: Outputs, sequences: Sequence[Sequence[int]], branches: list[Branch], member: int
     ) -> Outputs | ScoringError:
         """`outputs`, if finite; else ask again alone: one sequence's infinities can reach its neighbour's attention."""
-        alone = [Group(0, (member,))]
+        alone = [Branch(member)]
         if np.isfinite(outputs).all():
             return outputs
-        if groups != alone:
+        self.decoder.release_buffers()  # else they could reach those of later batches, too
+        if branches != alone:
             return self._score_batch(sequences, alone)[member]
         dtype = str(self.decoder.dtype).removeprefix("torch.")
         return NonFiniteScoreError(f"the score is {outputs[0]}: the model's numbers leave the range of {dtype}")
@@ -176,7 +178,7 @@ class _HostCopy:
 class _Started:
     """A forward pass that was launched: its scores, or why there was no memory for it."""
 
-    groups: list[Group]
+    branches: list[Branch]
     scores: _HostCopy | str
 
 
@@ -187,7 +189,7 @@ def _measured_budget(decoder: Decoder) -> int:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(decoder.device)
     before = torch.cuda.memory_allocated(decoder.device)
-    decoder.score([[0] * num_tokens], [Group(0, (0,))]).tolist()
+    decoder.score([[0] * num_tokens], [Branch(0)]).tolist()
     taken = torch.cuda.max_memory_allocated(decoder.device) - before
     decoder.release_buffers()
     torch.cuda.empty_cache()

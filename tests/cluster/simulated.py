@@ -20,7 +20,8 @@ from torch import Tensor
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.model_files import resolve
-from serve_app.reward_model.prefixes import Group
+from serve_app.reward_model.packing import num_rows
+from serve_app.reward_model.prefixes import Branch
 
 __all__ = ["NUM_GPUS", "TOKENS_PER_S", "SimulatedCluster", "expected_score", "simulated_cluster", "sleeping_model"]
 
@@ -40,6 +41,8 @@ class LastToken:
 class SleepingDecoder:
     """Takes a 7B model's time; a sequence's score follows from its token ids alone."""
 
+    rows_per_key = 0.0
+
     def __init__(self, config: DecoderConfig, tokens_per_s: float) -> None:
         self.config = config
         self.device = torch.device("cpu")
@@ -47,10 +50,10 @@ class SleepingDecoder:
         self.head = LastToken()
         self._tokens_per_s = tokens_per_s
 
-    def score(self, sequences: Sequence[Sequence[int]], groups: Sequence[Group]) -> Tensor:
+    def score(self, sequences: Sequence[Sequence[int]], branches: Sequence[Branch]) -> Tensor:
         lengths = [len(sequence) for sequence in sequences]
-        time.sleep(sum(group.num_rows(lengths) for group in groups) / self._tokens_per_s)
-        scores = [expected_score(sequences[member]) for group in groups for member in group.members]
+        time.sleep(num_rows(branches, lengths) / self._tokens_per_s)
+        scores = [expected_score(sequences[branch.sequence]) for branch in branches]
         return torch.tensor(scores)[:, None]
 
     def release_buffers(self) -> None:

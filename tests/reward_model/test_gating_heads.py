@@ -107,12 +107,13 @@ def test_qrms_score_and_attributes(tmp_path: Path, layers: dict[str, Tensor], na
 
 @pytest.mark.parametrize("num_threads", [1, 3])
 @pytest.mark.usefixtures("threads")
-def test_gates_that_lie_in_a_shared_prompt_give_the_same_bits(
+def test_gates_that_lie_in_shared_tokens_give_the_same_bits(
     tmp_path: Path, layers: dict[str, Tensor], num_threads: int
 ) -> None:
     model = gating_model(tmp_path, layers, armo_head(), "LlamaForRewardModelWithGating")
     shared = [[*PROMPTS[3], *GATE_PATTERN, 11, *range(40, 40 + length), 12] for length in (0, 1, 30, 70)]
-    chats = [*CHATS, *shared]
+    turns = [[*shared[3], *GATE_PATTERN, 11, *range(60, 60 + length), 12] for length in (5, 25)]
+    chats = [*CHATS, *shared, *turns, shared[3][:-20]]
     torch.set_num_threads(1)
     alone = np.concatenate([outputs(model, [ids]) for ids in chats])
     torch.set_num_threads(num_threads)

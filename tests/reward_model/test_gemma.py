@@ -42,12 +42,14 @@ def sequences() -> list[list[int]]:
     generator = np.random.default_rng(0)
     prompt = generator.integers(1, 300, 70).tolist()
     lone = [generator.integers(1, 300, length).tolist() for length in (1, 2, 31, WINDOW, WINDOW + 1, 64, 65, 300)]
-    return [*lone, *(prompt + generator.integers(1, 300, length).tolist() for length in (1, 20, 100))]
+    answers = [prompt + generator.integers(1, 300, length).tolist() for length in (1, 20, 100)]
+    deeper = [answers[2][:end] + generator.integers(1, 300, length).tolist() for end, length in ((90, 0), (120, 30))]
+    return [*lone, *answers, *deeper, prompt[:40]]
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_scores_equal_transformers(name: str, tmp_path: Path, sequences: list[list[int]]) -> None:
-    """Beyond the window's length, alone and behind a shared prompt."""
+    """Beyond the window's length, alone, as prefixes and as branches at several depths."""
     reference = MODELS[name]().eval()
     save(reference, tmp_path)
     with torch.inference_mode():

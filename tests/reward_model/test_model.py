@@ -26,7 +26,8 @@ from serve_app.reward_model import (
     TokenIdsError,
 )
 from serve_app.reward_model import errors as error_module
-from serve_app.reward_model.prefixes import Group
+from serve_app.reward_model.packing import num_rows
+from serve_app.reward_model.prefixes import Branch, branch_by_prefix
 from tests.conftest import chat
 
 CHATS = [
@@ -167,12 +168,12 @@ def limit_memory(
     score, sizes = model.scorer.decoder.score, []
     monkeypatch.setattr(model.scorer, "token_budget", model.scorer.token_budget)  # lowered in the test, put back after
 
-    def limited(sequences: list[list[int]], groups: list[Group]) -> torch.Tensor:
-        members = [sequences[member] for group in groups for member in group.members]
+    def limited(sequences: list[list[int]], branches: list[Branch]) -> torch.Tensor:
+        members = [sequences[branch.sequence] for branch in branches]
         sizes.append(len(members))
         if refused(members):
             raise error
-        return score(sequences, groups)
+        return score(sequences, branches)
 
     monkeypatch.setattr(model.scorer.decoder, "score", limited)
     return sizes
@@ -190,7 +191,8 @@ def test_lack_of_memory_halves_the_batch_and_lowers_the_budget(
     assert tiny.get_scores(chats) == expected
     assert sizes == [4, 2, 2]
     assert released == [None]
-    assert tiny.scorer.token_budget == sum(len(tiny.tokenizer.encode(chat)) for chat in chats) // 2
+    encoded = [tiny.tokenizer.encode(chat) for chat in chats]
+    assert tiny.scorer.token_budget == num_rows(branch_by_prefix(encoded), [len(ids) for ids in encoded]) // 2
 
 
 def test_a_conversation_that_does_not_fit_alone_fails_alone(tiny: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from serve_app.reward_model import RewardModel
+from serve_app.reward_model.prefixes import MIN_SHARED_TOKENS
 from tests.conftest import chat
 
 
@@ -70,20 +71,83 @@ def test_real_pairs(model: RewardModel, shared: Path, monkeypatch: pytest.Monkey
     assert num_shared < 0.85 * num_apart
 
 
-@pytest.mark.parametrize("trunk", [16, 17, 63, 64, 65, 128, 129, 511])
-def test_trunks_and_leaves_of_every_alignment(model: RewardModel, trunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    chooser = random.Random(trunk)
-    prompt = [chooser.randrange(6, 500) for _ in range(trunk)]
-    leaves = [1, 2, 3, 62, 63, 64, 65, 130, 64 - trunk % 64, 65 - trunk % 64]
-    sequences = [prompt + [chooser.randrange(6, 500) for _ in range(leaf)] for leaf in leaves]
+@pytest.mark.parametrize("depth", [16, 17, 63, 64, 65, 128, 129, 511])
+def test_branches_of_every_alignment(model: RewardModel, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    chooser = random.Random(depth)
+    prompt = [chooser.randrange(6, 500) for _ in range(depth)]
+    own = [1, 2, 3, 62, 63, 64, 65, 130, 64 - depth % 64, 65 - depth % 64]
+    sequences = [prompt + [chooser.randrange(6, 500) for _ in range(length)] for length in own]
     num_shared, _ = both_ways(model, sequences, monkeypatch)
-    assert num_shared == trunk + sum(leaves)
+    assert num_shared == depth + sum(own)
+
+
+@pytest.mark.parametrize(("name", "end"), [("tiny", [3]), ("golden_fp32", [])])
+def test_real_conversations_after_every_turn(
+    request: pytest.FixtureRequest, shared: Path, monkeypatch: pytest.MonkeyPatch, name: str, end: list[int]
+) -> None:
+    """Chosen and rejected ones, which part after some turns. With no token at the end, turns are prefixes."""
+    model: RewardModel = request.getfixturevalue(name)
+    table = pq.read_table(shared / "data" / "hh_harmless" / "part-00.parquet", columns=["messages"])
+    conversations = [row for row in table["messages"].to_pylist() if len(row) >= 6][:6]
+    sequences = []
+    for messages in conversations:
+        encoded = [model.tokenizer.encode(messages[:stop]) for stop in range(2, len(messages) + 1, 2)]
+        sequences += [ids[:-1] + end for ids in encoded]
+    random.Random(4).shuffle(sequences)
+    alone = np.concatenate([model.score_token_ids([ids]) for ids in sequences])
+    rows = rows_read(model, monkeypatch)
+    for budget in (150, 10_000):
+        rows.clear()
+        monkeypatch.setattr(model.scorer, "token_budget", budget)
+        assert np.array_equal(model.score_token_ids(sequences), alone)
+    distinct = {tuple(sequence[: stop + 1]) for sequence in sequences for stop in range(len(sequence))}
+    assert len(rows) == 1
+    assert rows[0] < len(distinct) + MIN_SHARED_TOKENS * len(conversations) < 0.6 * sum(map(len, sequences))
+
+
+def grown(chooser: random.Random, count: int) -> list[list[int]]:
+    """Sequences that begin as others do, at any depth: some of them prefixes or copies of others, and some alone."""
+
+    def drawn(length: int) -> list[int]:
+        return [chooser.randrange(6, 500) for _ in range(length)]
+
+    sequences = [drawn(chooser.choice([70, 300, 1200]))]
+    while len(sequences) < count:
+        parent = chooser.choice(sequences)
+        start = parent[: chooser.choice([0, len(parent), *(chooser.randint(0, len(parent)) for _ in range(4))])]
+        sequences.append(start + drawn(chooser.choice([0, 1, 1, 30, 64, 150]) or int(not start)))
+    chooser.shuffle(sequences)
+    return sequences
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_spines_branches_of_branches_prefixes_and_lone_sequences(tiny: RewardModel, seed: int) -> None:
+    sequences = grown(random.Random(seed), 30)
+    alone = np.concatenate([tiny.score_token_ids([ids]) for ids in sequences])
+    before = tiny.scorer.token_budget
+    try:
+        for budget in (100, 700, 4096):
+            tiny.scorer.token_budget = budget
+            assert np.array_equal(tiny.score_token_ids(sequences), alone)
+    finally:
+        tiny.scorer.token_budget = before
+
+
+def test_a_conversation_over_the_budget_is_read_once_with_all_its_turns(
+    tiny: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = [1, *(6 + place % 490 for place in range(800))]
+    turns = [[*whole[:end], 3] for end in range(101, 802, 100)]
+    rows = rows_read(tiny, monkeypatch)
+    monkeypatch.setattr(tiny.scorer, "token_budget", 300)
+    tiny.score_token_ids(turns)
+    assert rows == [len(whole) + len(turns)]
 
 
 def test_the_same_conversation_many_times(model: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = model.tokenizer.encode(chat("Tell me of the sea. " * 10, "It is wide."))
     num_shared, _ = both_ways(model, [ids] * 20, monkeypatch)
-    assert num_shared == len(ids) + 19
+    assert num_shared == len(ids)
 
 
 def test_a_list_of_conversations_shares_prompts_that_stand_apart(
@@ -98,7 +162,9 @@ def test_a_list_of_conversations_shares_prompts_that_stand_apart(
     assert [outcome.value for outcome in outcomes[::97]] == [model.get_score(chat) for chat in conversations[::97]]
 
 
-def test_a_trunk_that_is_not_finite_fails_its_leaves_and_no_other(tiny: RewardModel) -> None:
+def test_a_spine_that_is_not_finite_fails_its_branches_and_no_other(
+    tiny: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     poison = 500
     prompt = [1, *range(100, 130)]
     clean = [[1, *range(300, 340), last] for last in (7, 8)]
@@ -112,3 +178,6 @@ def test_a_trunk_that_is_not_finite_fails_its_leaves_and_no_other(tiny: RewardMo
         embedding[poison] = kept
     assert [isinstance(value, float) for value in values] == [True, False, False, True, True]
     assert [values[0], values[3]] == expected.tolist()
+    rows = rows_read(tiny, monkeypatch)
+    assert tiny.scorer.score(clean) == expected.tolist()
+    assert len(rows) == 1  # nothing infinite is left that would make them be read again
