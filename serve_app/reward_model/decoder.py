@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, cast
@@ -22,7 +23,7 @@ from serve_app.reward_model.attention import Attention, BlockAttention, attentio
 from serve_app.reward_model.families import Activation
 from serve_app.reward_model.heads import Head
 from serve_app.reward_model.invariance import RowRule
-from serve_app.reward_model.linear import Linear, linear_for
+from serve_app.reward_model.linear import Linear, linear_for, whole_sums
 from serve_app.reward_model.packing import PackedBatch, num_rows, on_device
 from serve_app.reward_model.prefixes import Branch
 from serve_app.reward_model.rotary import RotaryTable, rotate
@@ -165,6 +166,7 @@ class Decoder:
         self._embedding_scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
         self._rotary = RotaryTable(config, self.device)
         self._kernels = row_kernels_for(self.device, self.dtype)
+        self._invariant = invariant
         self._buffers: dict[str, Tensor] = {}
 
     @property
@@ -207,7 +209,8 @@ class Decoder:
             device=self.device,
             read_positions=self.head.read_positions if self.head.num_reads > 1 else None,
         )
-        return self.forward(batch)[: len(batch.members)]
+        with whole_sums(self.device) if self._invariant else nullcontext():
+            return self.forward(batch)[: len(batch.members)]
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Scores and attributes of a packed batch's members, float32 [N, 1 + A]; rows past them mean nothing."""

@@ -21,6 +21,7 @@ from serve_app.reward_model.conversation import Conversation, ConversationLike, 
 from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.errors import ConversationError, DeviceError, ScoringError
 from serve_app.reward_model.invariance import find_variance
+from serve_app.reward_model.linear import whole_sums
 from serve_app.reward_model.model_files import fingerprint, resolve, tokenizer_folder
 from serve_app.reward_model.prefixes import together
 from serve_app.reward_model.scorer import SequenceScorer
@@ -278,9 +279,10 @@ def _variance(decoder: Decoder) -> str | None:
         attend=decoder.attend,
     )
     like = torch.empty(0, device=decoder.device)
-    if decoder.head.linears and (found := find(decoder.head.linears, like)):
-        return found
-    return find(decoder.linears, like.to(decoder.dtype))
+    with whole_sums(decoder.device):
+        if decoder.head.linears and (found := find(decoder.head.linears, like)):
+            return found
+        return find(decoder.linears, like.to(decoder.dtype))
 
 
 def _parsed(conversation: ConversationLike) -> Conversation | ConversationError:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.linear import CUDA_TILE_ROWS, DenseLinear, whole_sums
-from serve_app.reward_model.prefixes import Group
+from serve_app.reward_model.prefixes import Branch
 from tests.benchmarks.bench_engine import SHAPES, hardware, random_weights, timed
 
 SHIFTS = (1, 8, 63, 64, 129, 500, 1023)
@@ -158,10 +158,10 @@ def launches(presets: Sequence[str], num_rows: int, device: torch.device) -> Ite
         decoder = Decoder(config, weights)
         for rows in sorted({min(CUDA_TILE_ROWS, num_rows), num_rows}):
             sequences = [[7] * 256] * max(1, rows // 256)
-            groups = [Group(0, (place,)) for place in range(len(sequences))]
+            branches = [Branch(place) for place in range(len(sequences))]
 
-            def launch(decoder: Decoder = decoder, sequences: Any = sequences, groups: Any = groups) -> None:
-                decoder.score(sequences, groups)
+            def launch(decoder: Decoder = decoder, sequences: Any = sequences, branches: Any = branches) -> None:
+                decoder.score(sequences, branches)
 
             for _ in range(2):
                 launch()
