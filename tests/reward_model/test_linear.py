@@ -119,10 +119,10 @@ def test_fp8_drifts_a_little_and_keeps_the_contract(
     golden_folder: Any, golden_fp32: RewardModel, goldens: list[dict[str, Any]]
 ) -> None:
     model = RewardModel.from_pretrained(str(golden_folder), device="cpu", dtype="bfloat16", quantization="fp8")
-    sequences = [golden["input_ids"] for golden in goldens[:60]]
+    sequences = [golden["input_ids"] for golden in goldens[:24]]
     exact, ours = golden_fp32.score_token_ids(sequences), model.score_token_ids(sequences)
     assert 0.01 < np.abs(ours - exact).mean() < 0.5
-    flips = [(exact[a] < exact[b]) != (ours[a] < ours[b]) for a, b in combinations(range(60), 2)]
+    flips = [(exact[a] < exact[b]) != (ours[a] < ours[b]) for a, b in combinations(range(24), 2)]
     assert np.mean(flips) < 0.1
     assert [model.score_token_ids([ids])[0] for ids in sequences[:5]] == ours[:5].tolist()
 
