@@ -146,17 +146,18 @@ class Tokenizer:
             framing=[text for text in named if text],
         )
 
-    def read_rendered(self, text: str) -> Conversation:
-        """The conversation that a text, ChatML or of this model's chat template, was rendered from.
+    def read_rendered(self, text: str, *, prompt: str | None = None) -> Conversation:
+        """The conversation that a text was rendered from, by a known format or this model's chat template.
 
-        For POLAR's models the text is the one that its client renders: see `polar.py`.
+        `prompt` is what the text begins with, up to the answer, where that is known. For POLAR's models the text is
+        the one that its client renders, whatever `prompt` is: see `polar.py`.
 
         Raises:
-            RenderedTextError: it is neither: see `rendered_text.py`.
+            RenderedTextError: it has no format that is read: see `rendered_text.py`.
         """
         if self.takes_reference:
             return read_polar(text)
-        return self._reader.read(text)
+        return self._reader.read(text, prompt=prompt)
 
     def encode(
         self, conversation: ConversationLike, *, truncation: Truncation = "error", max_tokens: int | None = None
