@@ -126,7 +126,8 @@ class RenderedTextReader:
             return Conversation.parse(reading.messages)
         if stop is not None and not body.startswith(TURN_OPENINGS):
             answer = body[stop:]
-            messages = [Message("user", body[:stop]), Message("assistant", answer[: _end(self._endings, answer)])]
+            question = prompt if prompt is not None and prompt.lstrip() == body[:stop] else body[:stop]
+            messages = [Message("user", question), Message("assistant", answer[: _end(self._endings, answer)])]
             return Conversation.parse(messages)
         raise RenderedTextError(self._expected(body))
 

@@ -36,6 +36,7 @@ from serve_app.reward_model.errors import (
     ConversationTooLongError,
     MalformedConversationError,
     ScoringError,
+    TokenIdsError,
 )
 from serve_app.reward_model.markup import MARK, MarkedTextEncoder, Markup, escape
 from serve_app.reward_model.polar import SEPARATOR, read_polar, render_polar
@@ -172,6 +173,19 @@ class Tokenizer:
         """The text of token ids, with the special tokens in it: for showing what a model reads."""
         text: str = self._backend.decode(list(token_ids), skip_special_tokens=False)
         return text
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """The text that a client sent as token ids.
+
+        Raises:
+            TokenIdsError: there is none, or the vocabulary has no such id.
+        """
+        if not token_ids:
+            raise TokenIdsError("the list of token ids is empty")
+        for token in token_ids:
+            if not 0 <= token < 2**31 or self._backend.id_to_token(token) is None:
+                raise TokenIdsError(f"token id {token} is not in the reward model's vocabulary")
+        return self.decode(token_ids)
 
     def encode_batch(
         self,

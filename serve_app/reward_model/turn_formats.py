@@ -62,7 +62,7 @@ class TurnFormat:
 
         The last one's content reaches to the end of the text. Linear in the length of `body`.
         """
-        if not any(marker in body for marker in self.begins):
+        if not any(body.find(marker, 0, stop) >= 0 for marker in self.begins):
             return None
         match = re.match(self._first, body)
         found: list[TurnSpan] = []
