@@ -55,14 +55,16 @@ class RolloutReader:
             answer[0] = _message("assistant", opened["content"] + answer[0]["content"])
         return [*messages, *answer[:-1], self._without_thinking(answer[-1])]
 
-    def read(self, text: str) -> list[dict[str, str]]:
+    def read(self, text: str, *, prompt: str | None = None) -> list[dict[str, str]]:
         """The conversation of a whole rendered text. Special tokens delimit turns in it, also the policy's own.
+
+        `prompt` is what the text begins with, but for a BOS, where that is known: what follows is the response.
 
         Raises:
             RenderedTextError: it has no format that `rendered_text.py` reads, nor the policy's template.
         """
-        *prompt, last = self._read(text)
-        return [*prompt, self._without_thinking(last)]
+        *before, last = self._read(text, prompt=prompt)
+        return [*before, self._without_thinking(last)]
 
     def read_ids(self, token_ids: Sequence[int]) -> list[dict[str, str]]:
         """The conversation of a whole sequence of the policy's ids without padding; needs `policy_tokenizer`.

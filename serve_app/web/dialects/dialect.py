@@ -169,7 +169,7 @@ class Dialect(Generic[B]):
         answers: the answer's type, for `/docs`.
         ask: what a body asks for.
         answer: the JSON that the client reads.
-        ignores_model: whether the server takes any name for its only model.
+        ignores_model: whether the server takes any name for its only model in such a request.
         always_answers: whether a request none of whose conversations has a score is answered with nulls.
     """
 
@@ -180,7 +180,7 @@ class Dialect(Generic[B]):
     answers: Any
     ask: Callable[[Reader, B], Asked]
     answer: Callable[[B, Answered], Any]
-    ignores_model: bool = False
+    ignores_model: Callable[[B], bool] = lambda body: False
     always_answers: bool = False
 
 
@@ -188,7 +188,7 @@ def add_route(router: APIRouter, service: ScoringService, dialect: Dialect[B]) -
     """Serve `dialect` at its paths, answered by `service`."""
 
     async def endpoint(body: B) -> JSONResponse:
-        is_ignored = dialect.ignores_model and len(service.model_names) == 1
+        is_ignored = len(service.model_names) == 1 and dialect.ignores_model(body)
         model = service.model_name(None if is_ignored else body.model)
         asked = dialect.ask(Reader(service, model), body)
         outcomes = await service.outcomes(

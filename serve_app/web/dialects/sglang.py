@@ -159,6 +159,7 @@ CLASSIFY = Dialect(
     answers=Classifications | list[NativeScore] | NativeScore,
     ask=_ask_classify,
     answer=_as_classify,
+    ignores_model=lambda body: bool(_given(body)),
 )
 ENCODE = Dialect(
     paths=["/encode"],
@@ -168,7 +169,7 @@ ENCODE = Dialect(
     answers=list[NativeScore] | NativeScore,
     ask=_ask_native,
     answer=_as_native,
-    ignores_model=True,
+    ignores_model=lambda body: True,
 )
 RERANK = Dialect(
     paths=["/sglang/v1/rerank"],
@@ -179,6 +180,6 @@ RERANK = Dialect(
     answers=list[RankedDocument],
     ask=ask_rerank,
     answer=_as_ranked_list,
-    ignores_model=True,
+    ignores_model=lambda body: True,
 )
 DIALECTS = (CLASSIFY, ENCODE, RERANK)

@@ -137,7 +137,7 @@ OPENRLHF = Dialect(
     answers=GetRewardResponse,
     ask=lambda reader, body: reader.texts(body.query, field="query", prompts=body.prompts),
     answer=_as_rewards,
-    ignores_model=True,
+    ignores_model=lambda body: True,
     always_answers=True,
 )
 LLAMA_FACTORY = Dialect(
@@ -148,7 +148,7 @@ LLAMA_FACTORY = Dialect(
     answers=ScoreEvaluationResponse,
     ask=_ask_evaluation,
     answer=_as_evaluation,
-    ignores_model=True,
+    ignores_model=lambda body: True,
 )
 SLIME = Dialect(
     paths=["/rm"],
@@ -160,6 +160,6 @@ SLIME = Dialect(
     answers=float,
     ask=_ask_sample,
     answer=lambda body, answered: answered.values()[0],
-    ignores_model=True,
+    ignores_model=lambda body: True,
 )
 DIALECTS = (OPENRLHF, LLAMA_FACTORY, SLIME)

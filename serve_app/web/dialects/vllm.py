@@ -346,7 +346,7 @@ EMBEDDINGS = Dialect(
     answers=EmbeddingsResponse,
     ask=_ask_embeddings,
     answer=_as_embeddings,
-    ignores_model=True,
+    ignores_model=lambda body: True,
 )
 SCORE = Dialect(
     paths=["/score"],

@@ -210,7 +210,11 @@ def test_sglangs_conversations_and_its_other_paths(client: TestClient) -> None:
 def test_with_one_model_dialects_whose_servers_ignore_the_name_ignore_it(
     client: TestClient, service: FakeService
 ) -> None:
-    asked: list[tuple[str, dict[str, Any]]] = [("/encode", {"text": TEXT}), ("/v1/embeddings", {"input": TEXT})]
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("/encode", {"text": TEXT}),
+        ("/classify", {"text": TEXT}),
+        ("/v1/embeddings", {"input": TEXT}),
+    ]
     asked += [("/v1/score/evaluation", {"messages": [TEXT]}), ("/get_reward", {"query": [TEXT]})]
     for path, body in asked:
         assert client.post(path, json=body | {"model": "gpt-4"}).status_code == 404
