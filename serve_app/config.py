@@ -60,6 +60,12 @@ class ModelConfig(BaseModel):
         30.0, description="a replica refuses work that would wait longer than this, as it measures itself at start"
     )
     max_queued_tokens: PositiveInt | None = Field(None, description="the same bound in tokens, instead of max_wait_s")
+    truncation: Literal["error", "right", "left"] = Field(
+        "error",
+        description="what becomes of a conversation over the model's length where the request says nothing: refused, "
+        "its start kept (right), or its oldest turns dropped (left)",
+    )
+    max_tokens: int | None = Field(None, ge=2, description="the longest conversation, in tokens, below the model's own")
 
     @field_validator("chat_template")
     @classmethod

@@ -14,11 +14,11 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.config import ServiceConfig
 from serve_app.model_handle import ModelHandle
 from serve_app.replica import RewardReplica
-from serve_app.reward_model import Conversation, ConversationError, ConversationLike, Score
+from serve_app.reward_model import Conversation, ConversationError, ConversationLike, Score, TokenIdsError
 from serve_app.reward_model.tokenizer import Truncation
 from serve_app.web.gate import http_app
 from serve_app.web.security import Guard
-from serve_app.web.service import ApiError
+from serve_app.web.service import ApiError, served_name
 
 
 class ModelService:
@@ -32,29 +32,29 @@ class ModelService:
         return list(self._handles)
 
     def model_name(self, requested: str | None) -> str:
-        if requested is None:
-            return self.model_names[0]
-        if requested not in self._handles:
-            raise ApiError(
-                404, f"there is no model {requested!r}; GET /v1/models names them", "model_not_found", "model"
-            )
-        return requested
+        return served_name(requested, {name: handle.config.model for name, handle in self._handles.items()})
 
     def max_tokens(self, model: str) -> int:
         return self._handles[model].max_tokens
 
-    def read_text(self, model: str, text: str) -> Conversation:
+    def read_text(self, model: str, text: str, *, prompt: str | None = None) -> Conversation:
         try:
-            return self._handles[model].tokenizer.read_rendered(text)
+            return self._handles[model].tokenizer.read_rendered(text, prompt=prompt)
         except ConversationError as error:
             raise ApiError(400, str(error), "unreadable_text") from None
+
+    def decode(self, model: str, token_ids: Sequence[int]) -> str:
+        try:
+            return self._handles[model].tokenizer.text_of(token_ids)
+        except TokenIdsError as error:
+            raise ApiError(422, str(error), "invalid_token_ids") from None
 
     async def score(
         self,
         model: str,
         conversations: Sequence[ConversationLike],
         *,
-        truncation: Truncation = "error",
+        truncation: Truncation | None = None,
         max_tokens: int | None = None,
         params: Sequence[str] | None = None,
         strict: bool = False,
@@ -63,6 +63,21 @@ class ModelService:
             return []
         return await self._handles[model].score(
             conversations, truncation=truncation, max_tokens=max_tokens, params=params, strict=strict
+        )
+
+    async def outcomes(
+        self,
+        model: str,
+        conversations: Sequence[ConversationLike | ApiError],
+        *,
+        truncation: Truncation | None = None,
+        max_tokens: int | None = None,
+        params: Sequence[str] | None = None,
+    ) -> list[Score | ApiError]:
+        if not conversations:
+            return []
+        return await self._handles[model].outcomes(
+            conversations, truncation=truncation, max_tokens=max_tokens, params=params
         )
 
     async def ready(self) -> dict[str, bool]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
@@ -26,9 +27,10 @@ from serve_app.reward_model import (
     Score,
     ScoringError,
 )
-from serve_app.reward_model.tokenizer import EncodedConversation, Truncation
+from serve_app.reward_model.tokenizer import Truncation
 from serve_app.web.service import ApiError, seconds_left
 
+T = TypeVar("T")
 logger = logging.getLogger("ray.serve")  # the one whose lines Serve keeps
 
 PART_TOKENS = 8192
@@ -55,37 +57,68 @@ class ModelHandle:
 
     @property
     def max_tokens(self) -> int:
-        return self._decoder_config.max_tokens
+        return min(self._decoder_config.max_tokens, self.config.max_tokens or self._decoder_config.max_tokens)
 
     async def score(
         self,
         conversations: Sequence[ConversationLike],
         *,
-        truncation: Truncation,
+        truncation: Truncation | None,
         max_tokens: int | None,
         params: Sequence[str] | None,
         strict: bool = False,
     ) -> list[Score]:
-        """The score of each conversation, in order."""
+        """The score of each conversation, in order. Raises `ApiError` for the first that has none."""
+        outcomes = await self._outcomes(
+            conversations, truncation=truncation, max_tokens=max_tokens, params=params, strict=strict, raises=True
+        )
+        return [outcome for outcome in outcomes if isinstance(outcome, Score)]
 
-        def param(place: int) -> str:
-            return params[place] if params is not None else f"conversations[{place}]"
+    async def outcomes(
+        self,
+        conversations: Sequence[ConversationLike | ApiError],
+        *,
+        truncation: Truncation | None,
+        max_tokens: int | None,
+        params: Sequence[str] | None,
+    ) -> list[Score | ApiError]:
+        """The score of each conversation, in order, or the error that keeps it from having one."""
+        return await self._outcomes(conversations, truncation=truncation, max_tokens=max_tokens, params=params)
 
-        loop = asyncio.get_running_loop()
-        parsed = [_parsed(conversation, param(place)) for place, conversation in enumerate(conversations)]
-        encode = partial(self.tokenizer.encode_batch, truncation=truncation, max_tokens=max_tokens, strict=strict)
-        encoded = _all_encoded(await loop.run_in_executor(self._pool, encode, parsed), param)
-        ids = [item.token_ids for item in encoded]
-        parts = cut(ids, prompt_keys(parsed), max_tokens=PART_TOKENS)
-        replies = await self._score_parts([TokenBatch.of([ids[place] for place in part]) for part in parts])
-        scores: dict[int, Score] = {}
-        for part, reply in zip(parts, replies, strict=True):
-            for place, outputs in zip(part, reply.outputs(), strict=True):
-                score = encoded[place].scored(outputs, self._decoder_config.head.attributes)
-                if isinstance(score, ScoringError):
-                    raise _api_error(score, param(place))
-                scores[place] = score
-        return [scores[place] for place in range(len(conversations))]
+    async def _outcomes(
+        self,
+        conversations: Sequence[ConversationLike | ApiError],
+        *,
+        truncation: Truncation | None,
+        max_tokens: int | None,
+        params: Sequence[str] | None,
+        strict: bool = False,
+        raises: bool = False,
+    ) -> list[Score | ApiError]:
+        """`outcomes`; where it `raises`, nothing is scored unless everything can be encoded."""
+
+        failures = _Failures(params, raises)
+        parsed = failures.sort_out((place, _parsed(each)) for place, each in enumerate(conversations))
+        encode = partial(
+            self.tokenizer.encode_batch,
+            truncation=truncation or self.config.truncation,
+            max_tokens=min(filter(None, (max_tokens, self.config.max_tokens)), default=None),
+            strict=strict,
+        )
+        encoding = await asyncio.get_running_loop().run_in_executor(self._pool, encode, list(parsed.values()))
+        encoded = failures.sort_out(zip(parsed, encoding, strict=True))
+        places = list(encoded)
+        ids = [encoded[place].token_ids for place in places]
+        parts = cut(ids, prompt_keys([parsed[place] for place in places]), max_tokens=PART_TOKENS)
+        replies = await self._score_parts([TokenBatch.of([ids[at] for at in part]) for part in parts])
+        names = self._decoder_config.head.attributes
+        scores = failures.sort_out(
+            (places[at], encoded[places[at]].scored(outputs, names))
+            for part, reply in zip(parts, replies, strict=True)
+            for at, outputs in zip(part, reply.outputs(), strict=True)
+        )
+        found: dict[int, Score | ApiError] = {**scores, **failures.errors}
+        return [found[place] for place in range(len(conversations))]
 
     async def ready(self) -> bool:
         """Whether a replica answers. One that may sleep counts as ready: a request wakes it."""
@@ -166,20 +199,34 @@ class ModelHandle:
         return ApiError(503, text, "overloaded", retry_after_s=refusal.retry_after_s)
 
 
-def _all_encoded(
-    outcomes: Sequence[EncodedConversation | ScoringError], param: Callable[[int], str]
-) -> list[EncodedConversation]:
-    for place, item in enumerate(outcomes):
-        if not isinstance(item, EncodedConversation):
-            raise _api_error(item, param(place))
-    return [item for item in outcomes if isinstance(item, EncodedConversation)]
+class _Failures:
+    """The conversations of one request that have no score, by place; the first is raised where it `raises`."""
+
+    def __init__(self, params: Sequence[str] | None, raises: bool) -> None:
+        self._params = params
+        self._raises = raises
+        self.errors: dict[int, ApiError] = {}
+
+    def sort_out(self, outcomes: Iterable[tuple[int, T | ScoringError | ApiError]]) -> dict[int, T]:
+        """Those of `outcomes` that are no errors, by place; the errors are kept."""
+        good: dict[int, T] = {}
+        for place, outcome in outcomes:
+            if isinstance(outcome, ApiError | ScoringError):
+                param = f"conversations[{place}]" if self._params is None else self._params[place]
+                error = outcome if isinstance(outcome, ApiError) else _api_error(outcome, param)
+                if self._raises:
+                    raise error
+                self.errors[place] = error
+            else:
+                good[place] = outcome
+        return good
 
 
-def _parsed(conversation: ConversationLike, param: str) -> Conversation:
+def _parsed(conversation: ConversationLike | ApiError) -> Conversation | ConversationError | ApiError:
     try:
-        return Conversation.parse(conversation)
+        return conversation if isinstance(conversation, ApiError) else Conversation.parse(conversation)
     except ConversationError as error:
-        raise _api_error(error, param) from None
+        return error
 
 
 def _api_error(error: ScoringError, param: str) -> ApiError:

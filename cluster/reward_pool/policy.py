@@ -168,13 +168,16 @@ class PolicyText:
                 found.append(error)
         return found
 
-    def of_text(self, text: str) -> Conversation:
+    def of_text(self, text: str, *, prompt: str | None = None) -> Conversation:
         """The conversation that `text`, decoded with the policy's special tokens, was rendered from.
 
+        `prompt` is what `text` begins with, up to the answer, where that is known.
+
         Raises:
-            ConversationError: it is neither ChatML nor in the policy's template, or it ends before a response.
+            ConversationError: it has no format that `rendered_text.py` reads, nor the policy's template, or it ends
+                before a response.
         """
-        return self._read(escape(text))
+        return self._read(escape(text), prompt=None if prompt is None else escape(prompt))
 
     def _decoded(self, ids: Sequence[int]) -> str:
         """The text of `ids`, escaped; a marker stands in what a message only spells like a special token."""
@@ -208,8 +211,8 @@ class PolicyText:
         text = escape(self._decode(run)) if run else ""
         return self._pattern.sub(lambda match: match[0][:1] + SPELLED + match[0][1:], text)
 
-    def _read(self, text: str) -> Conversation:
-        messages = [_unmarked(message) for message in self._parsed(text).messages]
+    def _read(self, text: str, *, prompt: str | None = None) -> Conversation:
+        messages = [_unmarked(message) for message in self._parsed(text, prompt).messages]
         if messages[-1].role in ("user", "system"):
             raise ConversationError(f"the text ends in a turn of {messages[-1].role!r}: it has no response to score")
         if not self._keep_default_system and messages[0].role == "system" and len(messages) > 1:
@@ -218,14 +221,15 @@ class PolicyText:
                 messages = messages[1:]
         return Conversation.parse(messages)
 
-    def _parsed(self, text: str) -> Conversation:
+    def _parsed(self, text: str, prompt: str | None) -> Conversation:
         """By the template; by one that writes the date as of today, or of a day beside it: midnight and time zones."""
         hidden = text.replace(END_THINK, HIDDEN_END)
+        front = None if prompt is None else prompt.replace(END_THINK, HIDDEN_END)
         today = date.today()
         for days in (0, -1, 1) if self._writes_date else ():
             with contextlib.suppress(ConversationError):
-                return self._reader_of(today + timedelta(days=days)).read(hidden)
-        return self._reader_of(today).read(hidden)
+                return self._reader_of(today + timedelta(days=days)).read(hidden, prompt=front)
+        return self._reader_of(today).read(hidden, prompt=front)
 
     def _reader_of(self, day: date) -> RenderedTextReader:
         """The reader of what the template writes on a day; one that writes no date has one reader."""

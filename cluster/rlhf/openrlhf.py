@@ -63,7 +63,7 @@ class RewardFunction:
         if prompt and query.startswith(prompt):
             return self._scorer.reader.conversation(prompt, query[len(prompt) :])
         if opens_turn(query):  # decoding changed a space of the prompt, or put a BOS in front
-            return self._scorer.reader.read(query)
+            return self._scorer.reader.read(query, prompt=prompt)
         raise RewardInputError(
             "a query neither begins with its prompt nor is rendered text (--data.apply_chat_template)"
         )

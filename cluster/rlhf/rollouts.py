@@ -32,8 +32,9 @@ class RolloutReader:
     """Makes conversations of a trainer's prompts and responses. Pickles.
 
     Args:
-        policy_tokenizer: the policy's tokenizer, or its folder or Hugging Face id. It is needed for rendered text
-            other than ChatML; with it, the system prompt that its template adds unasked is left out too.
+        policy_tokenizer: the policy's tokenizer, or its folder or Hugging Face id. It is needed for rendered text in
+            a template that `turn_formats.py` does not know; with it, the system prompt that its template adds unasked
+            is left out too.
         strip_thinking: leave out of responses what stands before `</think>`; without it that is scored as text.
     """
 
@@ -47,7 +48,8 @@ class RolloutReader:
     def conversation(self, prompt: Turns, response: Turns) -> list[dict[str, str]]:
         """The conversation of one prompt and its response.
 
-        A prompt that ends in an assistant's turn, such as an opened one, is continued by the response.
+        A prompt that ends in an assistant's turn, such as an opened one, is continued by the response; rendered, the
+        turn must be open.
 
         Raises:
             RenderedTextError: the prompt looks rendered and cannot be read.
@@ -60,14 +62,16 @@ class RolloutReader:
             answer[0] = _message("assistant", opened["content"] + answer[0]["content"])
         return [*messages, *answer[:-1], self._without_thinking(answer[-1])]
 
-    def read(self, text: str) -> list[dict[str, str]]:
+    def read(self, text: str, *, prompt: str | None = None) -> list[dict[str, str]]:
         """The conversation of a whole rendered text. Special tokens delimit turns in it, also the policy's own.
 
+        `prompt` is what the text begins with, but for a BOS, where that is known: what follows is the response.
+
         Raises:
-            RenderedTextError: it is neither ChatML nor rendered by the policy's template.
+            RenderedTextError: it has no format that `rendered_text.py` reads, nor the policy's template.
         """
-        *prompt, last = self._read(text)
-        return [*prompt, self._without_thinking(last)]
+        *before, last = self._read(text, prompt=prompt)
+        return [*before, self._without_thinking(last)]
 
     def read_ids(self, token_ids: Sequence[int]) -> list[dict[str, str]]:
         """The conversation of a whole sequence of the policy's ids without padding; needs `policy_tokenizer`.
@@ -84,7 +88,10 @@ class RolloutReader:
     def _prompt(self, prompt: Turns) -> list[dict[str, str]]:
         if not isinstance(prompt, str):
             return [self._text_message(message, place) for place, message in enumerate(prompt)]
-        return self._read(prompt) if opens_turn(prompt) else [_message("user", prompt)]
+        if not opens_turn(prompt):
+            return [_message("user", prompt)]
+        *before, opened = self._read(prompt, prompt=prompt)
+        return [*before, opened] if opened["content"] else before
 
     def _response(self, response: Turns) -> list[dict[str, str]]:
         if isinstance(response, str):
@@ -107,21 +114,22 @@ class RolloutReader:
     def _without_thinking(self, message: dict[str, str]) -> dict[str, str]:
         return _message(message["role"], without_thinking(message["content"])) if self.strip_thinking else message
 
-    def _read(self, text: str) -> list[dict[str, str]]:
-        read = self._chatml.read(text) if self.policy_tokenizer is None else self._policy_text.of_text(text)
-        return _as_dicts(read)
+    def _read(self, text: str, *, prompt: str | None = None) -> list[dict[str, str]]:
+        if self.policy_tokenizer is None:
+            return _as_dicts(self._known_formats.read(text, prompt=prompt))
+        return _as_dicts(self._policy_text.of_text(text, prompt=prompt))
 
     @cached_property
     def _policy_text(self) -> PolicyText:
         return PolicyText.from_pretrained(self.policy_tokenizer)
 
     @cached_property
-    def _chatml(self) -> RenderedTextReader:
+    def _known_formats(self) -> RenderedTextReader:
         return RenderedTextReader(_no_template, special_tokens=(), framing=())
 
 
 def _no_template(messages: Sequence[Message]) -> str:
-    raise ConversationError("no policy_tokenizer is named, so ChatML alone can be read")
+    raise ConversationError("no policy_tokenizer is named, so there is no template of its own")
 
 
 def _as_dicts(conversation: Conversation) -> list[dict[str, str]]:

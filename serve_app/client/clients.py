@@ -43,6 +43,7 @@ from serve_app.client.transport import (
 DEFAULT_TIMEOUT_S = 600.0
 DEFAULT_MAX_RETRIES = 12
 HEALTH_TIMEOUT_S = 5.0
+READY_PAUSE_S = 0.25
 T = TypeVar("T")
 
 
@@ -56,6 +57,7 @@ class AsyncRewardClient:
         timeout_s: how long a call may take in all, tries and pauses included; calls may name another.
         max_retries: how often a request is sent again after 502, 503, 504, a 500 without rayward's JSON, or a lost
             connection. The pauses between so many tries make 48 s on average: Serve may take 35 s to replace a proxy.
+            A server that this client never reached is an error at once: see `wait_until_ready`.
         max_concurrency: the most requests in flight, over all calls.
         max_conversations_per_request, max_bytes_per_request: longer lists are cut into several requests.
 
@@ -115,19 +117,20 @@ class AsyncRewardClient:
         self,
         conversations: Sequence[Messages],
         *,
-        truncation: Truncation = "error",
+        truncation: Truncation | None = None,
         strict: bool = False,
         timeout_s: float | None = None,
     ) -> list[Score]:
         """One score per conversation, in order.
 
         Args:
-            truncation: what the server does with a conversation over the model's length: refuse it (`TooLongError`),
-                keep its start (`"right"`) or drop its oldest turns (`"left"`).
+            truncation: what the server does with a conversation over the model's length: refuse it (`"error"`, which
+                raises `TooLongError`), keep its start (`"right"`) or drop its oldest turns (`"left"`). By default the
+                server's own option says, which is `"error"` unless it was set.
             strict: an unknown role, a last message that is not the assistant's and an empty response are errors, not
                 `warnings` of a score.
         """
-        batches = cut(_checked_list(conversations, "conversations"), self._limits)
+        batches = cut(_checked_conversations(conversations), self._limits)
         fields = {"truncation": truncation, "strict": strict or None}
         return await self._within(timeout_s, lambda ends_at: self._score(batches, fields, ends_at))
 
@@ -146,12 +149,12 @@ class AsyncRewardClient:
         self, conversations: Sequence[Messages], *, strict: bool = False, timeout_s: float | None = None
     ) -> Ranking:
         """The conversations' order from the best to the worst; equal scores keep their input order."""
-        batches = cut(_checked_list(conversations, "conversations"), self._limits)
+        batches = cut(_checked_conversations(conversations), self._limits)
         return await self._within(timeout_s, lambda ends_at: self._rank(batches, {"strict": strict or None}, ends_at))
 
     async def best_of_n(
         self,
-        prompt: Messages,
+        prompt: str | Messages,
         responses: Sequence[str],
         top_n: int | None = None,
         *,
@@ -161,8 +164,10 @@ class AsyncRewardClient:
     ) -> list[RankedResponse]:
         """The responses to `prompt` from the best to the worst, the first `top_n` of them where that is given.
 
-        A POLAR model compares each with the `reference`.
+        A prompt of text is one message of the user's. A POLAR model compares each response with the `reference`.
         """
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
         responses = list(_checked_list(responses, "responses"))
         if top_n is not None and top_n < 1:
             raise InvalidRequestError(f"top_n is at least 1, not {top_n}", param="top_n")
@@ -181,9 +186,26 @@ class AsyncRewardClient:
     async def is_healthy(self, *, timeout_s: float = HEALTH_TIMEOUT_S) -> bool:
         """Whether every model can score now: asked once, and False where no answer comes in time."""
         try:
-            return await self._within(timeout_s, lambda _: self._transport.is_ok("/health"))
+            return await self._within(timeout_s, lambda _: self._transport.failure_of("/health")) is None
         except DeadlineError:
             return False
+
+    async def wait_until_ready(self, timeout_s: float | None = None) -> None:
+        """Wait until every model can score: where a server is being started, and nothing listens yet.
+
+        Raises:
+            UnavailableError: it was not ready in `timeout_s` seconds, by default the client's; the message says what
+                the last answer was.
+        """
+        limit_s = self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
+        ends_at = asyncio.get_running_loop().time() + limit_s
+        failure: str | None = "no answer"
+        try:
+            async with asyncio.timeout_at(ends_at):
+                while (failure := await self._transport.failure_of("/health")) is not None:
+                    await asyncio.sleep(READY_PAUSE_S)
+        except TimeoutError:
+            raise UnavailableError(f"the server was not ready within {limit_s:g} s: {failure}") from None
 
     async def _within(self, timeout_s: float | None, call: Callable[[float], Awaitable[T]]) -> T:
         """`call` with its end on the event loop's clock, and a `DeadlineError` once that has come."""
@@ -291,6 +313,15 @@ def _checked_list(items: Sequence[T], param: str) -> Sequence[T]:
     return items
 
 
+def _checked_conversations(conversations: Sequence[Messages]) -> Sequence[Messages]:
+    first = conversations[0] if isinstance(conversations, Sequence) and conversations else conversations
+    if isinstance(first, Mapping) and "messages" not in first and "role" in first:
+        raise InvalidRequestError(
+            "conversations is one conversation, not a list of them: put it into a list", param="conversations"
+        )
+    return _checked_list(conversations, "conversations")
+
+
 def _checked_timeout(timeout_s: float) -> float:
     if not 0.0 < timeout_s < math.inf:
         raise ValueError(f"timeout_s is a number of seconds above 0, not {timeout_s}")
@@ -354,7 +385,7 @@ class RewardClient:
         self,
         conversations: Sequence[Messages],
         *,
-        truncation: Truncation = "error",
+        truncation: Truncation | None = None,
         strict: bool = False,
         timeout_s: float | None = None,
     ) -> list[Score]:
@@ -377,7 +408,7 @@ class RewardClient:
 
     def best_of_n(
         self,
-        prompt: Messages,
+        prompt: str | Messages,
         responses: Sequence[str],
         top_n: int | None = None,
         *,
@@ -399,6 +430,10 @@ class RewardClient:
     def is_healthy(self, *, timeout_s: float = HEALTH_TIMEOUT_S) -> bool:
         """See `AsyncRewardClient.is_healthy`."""
         return self._call(lambda client: client.is_healthy(timeout_s=timeout_s))
+
+    def wait_until_ready(self, timeout_s: float | None = None) -> None:
+        """See `AsyncRewardClient.wait_until_ready`."""
+        self._call(lambda client: client.wait_until_ready(timeout_s))
 
     def _call(self, call: Callable[[AsyncRewardClient], Coroutine[Any, Any, T]]) -> T:
         with self._lock:  # so that no call is handed to a thread that `close` has stopped

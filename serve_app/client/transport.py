@@ -170,6 +170,7 @@ class Transport:
                 )
             headers["Authorization"] = f"Bearer {api_key}"
         self._max_retries = max_retries
+        self._may_recover = False  # until something else than a refused connection was met
         self._slots = asyncio.Semaphore(max_concurrency)
         self._http = httpx.AsyncClient(
             base_url=url,
@@ -181,15 +182,20 @@ class Transport:
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def is_ok(self, path: str) -> bool:
-        """Whether GET `path` is answered with 200 now; it waits for no slot and is tried once."""
+    async def failure_of(self, path: str) -> str | None:
+        """Why GET `path` is not answered with 200 now, None if it is; it waits for no slot and is tried once."""
         try:
-            return (await self._http.get(path)).status_code == 200
-        except httpx.HTTPError:
-            return False
+            response = await self._http.get(path)
+        except httpx.HTTPError as error:
+            return f"no answer from {self._http.base_url}: {error!r}"
+        self._may_recover = True
+        return None if response.status_code == 200 else f"{path} was answered with {response.status_code}"
 
     async def request(self, method: str, path: str, body: bytes | None, *, ends_at: float) -> Any:
         """The JSON of a 200 answer.
+
+        A server that cannot be connected to and never was is an error at once: most likely nothing listens there. One
+        that was may be about to come back.
 
         Args:
             ends_at: when the caller stops waiting, on the event loop's clock; the server is told how long that is.
@@ -206,7 +212,7 @@ class Transport:
                 except UnavailableError as error:
                     wait_s = _backoff_s(attempt) + (error.retry_after_s or 0.0)
                     left_s = ends_at - asyncio.get_running_loop().time()
-                    is_final = error.status == 429  # the client's own doing, as every 4xx
+                    is_final = error.status == 429 or not self._may_recover  # 429 is the client's doing, as every 4xx
                     if is_final or attempt >= self._max_retries or wait_s >= left_s:
                         error.num_tries = attempt + 1
                         raise
@@ -219,12 +225,19 @@ class Transport:
             headers["Content-Type"] = "application/json"
         try:
             response = await self._http.request(method, path, content=body, headers=headers)
+        except httpx.ConnectError as error:
+            raise UnavailableError(
+                f"nothing listens at {self._http.base_url}, or it cannot be reached: {error!r}; wait_until_ready waits "
+                "for a server that is being started"
+            ) from error
         except LOST as error:
+            self._may_recover = True
             raise UnavailableError(f"no answer from {self._http.base_url}: {error!r}") from error
         except httpx.DecodingError as error:
             raise MalformedAnswerError(f"the answer cannot be decompressed: {error}") from error
         except httpx.HTTPError as error:
             raise RewardClientError(f"the request could not be sent: {error!r}") from error
+        self._may_recover = True
         if response.status_code == 200:
             return read_json(response.content)
         raise error_of_answer(response.status_code, response.headers, _json_or_none(response))

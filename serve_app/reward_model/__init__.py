@@ -6,6 +6,7 @@ A conversation's path:
     tokenizer        conversation -> token ids, truncation; markup: typed special tokens kept as text;
                      chat_template: a template checked; polar: the form of POLAR's models
     rendered_text    the way back: rendered text -> conversation
+    turn_formats     how families of chat templates write turns, a table
     prefixes         sequences that begin alike, so that the model reads that once
     packing          sequences end to end under a token budget
     scorer           packed batches in turn; out of memory and not finite are met here

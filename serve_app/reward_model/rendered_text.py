@@ -1,14 +1,18 @@
 """Rendered text -> conversation: the way back from what a trainer's tokenizer decoded or its chat template wrote.
 
-Two forms are read: ChatML, whatever model it is meant for, and the model's own chat template, whose strings are
-learnt by rendering probe conversations. Special-token strings delimit turns here, unlike inside a message. What
-stands around the turns is left out, since the conversation is rendered afresh and gets its own BOS and reward token:
+Read are the turn formats of `turn_formats.py`, whatever model the text is meant for, and the model's own chat template,
+whose strings are learnt by rendering probe conversations. Special-token strings delimit turns here, unlike inside a
+message. What stands around the turns is left out, since the conversation is rendered afresh and gets its own BOS and
+reward token:
 
 - before the first turn, in any number and order: whitespace, `LEADING` and the model's BOS, EOS and padding token;
 - after the last turn, in any number and order: whitespace, `ENDINGS` and the model's EOS, padding and reward token.
+  This run is cut once, at the first end of turn in it: an end mark of another sort before that is the answer's.
 
-The last turn may lack its end, as trainers strip it; then all of it is content but such endings. A last turn of the
-assistant's that is open and empty, behind another of the assistant's, is no response but a generation prompt: refused.
+A text is never refused for what its answer holds. The answer begins at the last assistant's opening that follows
+complete turns, and all behind it is the answer's text: half a turn, somebody else's turn, stray markup. A policy that
+goes on to write a whole exchange and opens the assistant's turn again cannot be told from a conversation of several
+turns by the text alone; where the prompt is known, `read` takes it and the answer begins where that ends.
 """
 
 from __future__ import annotations
@@ -20,14 +24,32 @@ from functools import cached_property
 
 from serve_app.reward_model.conversation import Conversation, Message
 from serve_app.reward_model.errors import ConversationError
+from serve_app.reward_model.turn_formats import CHATML, ENDS_OF_TURNS, FORMATS, TurnFormat, TurnSpan
 
-IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 REWARD = "<|reward|>"
-LEADING = ("<s>", "</s>", "<bos>", "<pad>", "<|begin_of_text|>", "<|endoftext|>")
+LEADING = (
+    "<s>",
+    "</s>",
+    "<bos>",
+    "<pad>",
+    "<|begin_of_text|>",
+    "<|endoftext|>",
+    "<\uff5cbegin\u2581of\u2581sentence\uff5c>",
+)
 """Texts of BOS and left padding of the policies whose trainers send text."""
-ENDINGS = (IM_END, REWARD, "</s>", "<eos>", "<pad>", "<end_of_turn>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>")
+ENDINGS = (*ENDS_OF_TURNS, REWARD, "<eos>", "<pad>", "<|end_of_text|>", "<|endoftext|>")
 """Texts that policies end a response in: their end of turn, EOS or padding, and InternLM2's reward token."""
-TURN_OPENINGS = (IM_START, "<|start_header_id|>", "<start_of_turn>", "<|system|>", "<|user|>", "[INST]")
+TURN_OPENINGS = (
+    "<|im_start|>",
+    "<|start_header_id|>",
+    "<|header_start|>",
+    "<start_of_turn>",
+    "<|system|>",
+    "<|user|>",
+    "[INST]",
+    "[SYSTEM_PROMPT]",
+    "<\uff5cUser\uff5c>",
+)
 
 PROBES = (
     ("user",),
@@ -36,14 +58,16 @@ PROBES = (
     ("system", "user", "assistant"),
     ("user", "assistant", "user", "assistant", "user"),
     ("system", "user", "assistant", "user", "assistant", "user", "assistant"),
+    ("user", "assistant", "tool", "assistant"),
 )
 """Roles of the conversations that a template is learnt from: every transition, first, in the middle and last."""
+PROBE_ANSWER = "Qz0zQ"
 
 Render = Callable[[Sequence[Message]], str]
 
 
 class RenderedTextError(ConversationError):
-    """A text is neither ChatML nor in the model's own template. The message never quotes the text."""
+    """A text is in no format that is read. The message never quotes the text."""
 
 
 def opens_turn(text: str) -> bool:
@@ -54,6 +78,14 @@ def opens_turn(text: str) -> bool:
 def without_ending(text: str) -> str:
     """A response as a policy decoded it, without the `ENDINGS` after it."""
     return text[: _end(ENDINGS, text)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """Messages read from a text, and where the content of the last one begins in it."""
+
+    messages: list[Message]
+    answer_start: int
 
 
 class RenderedTextReader:
@@ -71,91 +103,144 @@ class RenderedTextReader:
         self._leading = (*LEADING, *framing)
         self._endings = (*ENDINGS, *framing)
 
-    def read(self, text: str) -> Conversation:
+    def read(self, text: str, *, prompt: str | None = None) -> Conversation:
         """The conversation that `text` is a rendering of.
 
-        A default system prompt in it becomes a system message. ChatML is read alone by its markers. A reading by
-        the model's template counts only if the template renders it as `text` again, but for what the module names.
+        A default system prompt in it becomes a system message. A reading by the model's template counts only if the
+        template renders what stands before the answer just so.
+
+        Args:
+            text: the whole rendered text.
+            prompt: what `text` begins with, up to the answer, where that is known: rendered, with or without BOS, or
+                plain, which then is one message of the user's. It is not used where `text` begins otherwise, as where
+                decoding changed a space.
 
         Raises:
-            RenderedTextError: it has neither form, or a turn is broken; the message says what was expected.
+            RenderedTextError: it has no format that is read, or a turn before the answer is broken; the message says
+                what was expected.
         """
         body = text[_start(self._leading, text) :]
-        if body.startswith(IM_START):
-            messages = self._read_chatml(body) or self._read_template(body)
-            if messages is not None and _ends_in_generation_prompt(messages, body):
-                raise RenderedTextError(
-                    "the text ends in an assistant's turn that is open and empty, behind another of the assistant's: "
-                    "render the conversation without add_generation_prompt=True"
-                )
-            if messages is None:
-                raise RenderedTextError(
-                    f"the text begins with {IM_START} but is not ChatML: each turn is {IM_START}, a role, a newline, "
-                    f"the content and {IM_END} with a newline after it; only the last may lack its end"
-                )
-        else:
-            messages = self._read_template(body)
-            if messages is None:
-                raise RenderedTextError(
-                    f"the text is no rendered conversation: looked for ChatML ({IM_START}role, newline, content, "
-                    f"{IM_END}) and for this model's chat template ({self._template.markers_named})"
-                )
-        return Conversation.parse(messages)
+        stop = self._prompt_length(body, prompt)
+        reading = self._reading(body, stop)
+        if reading is not None:
+            return Conversation.parse(reading.messages)
+        if stop is not None and not body.startswith(TURN_OPENINGS):
+            answer = body[stop:]
+            question = prompt if prompt is not None and prompt.lstrip() == body[:stop] else body[:stop]
+            messages = [Message("user", question), Message("assistant", answer[: _end(self._endings, answer)])]
+            return Conversation.parse(messages)
+        raise RenderedTextError(self._expected(body))
 
-    def _read_chatml(self, body: str) -> list[Message] | None:
-        *turns, last = body.split(IM_START)[1:]
-        end = IM_END + "\n"
-        if not all(turn.endswith(end) for turn in turns):
+    def _prompt_length(self, body: str, prompt: str | None) -> int | None:
+        """How long the known prompt is in `body`; None where it is not known or `body` does not begin with it."""
+        front = "" if prompt is None else prompt[_start(self._leading, prompt) :]
+        return len(front) if front and body.startswith(front) else None
+
+    def _reading(self, body: str, stop: int | None) -> _Reading | None:
+        """The reading whose answer begins last; of several such ChatML's, the model's own template's, any other's.
+
+        ChatML with a marker in a turn before the answer is read after the model's own template, which may write it.
+        """
+        chatml = self._read_format(CHATML, body, stop)
+        if chatml is not None and not _holds(CHATML.markers, chatml.messages[:-1]):
+            return chatml
+        readings = [self._read_own(body, stop), chatml]
+        readings += [self._read_format(known, body, stop) for known in FORMATS if known is not CHATML]
+        return max(filter(None, readings), key=lambda reading: reading.answer_start, default=None)
+
+    def _read_format(self, known: TurnFormat, body: str, stop: int | None) -> _Reading | None:
+        spans = known.spans(body, stop=len(body) if stop is None else stop)
+        return None if spans is None else self._answered(body, spans, stop, ends=known.ends, markers=known.markers)
+
+    def _read_own(self, body: str, stop: int | None) -> _Reading | None:
+        template = self._template
+        spans = template.spans(body, stop=len(body) if stop is None else stop)
+        if spans is None:
             return None
-        role, newline, content = last.partition("\n")  # apart, or an empty content's newline would count as an ending
-        bare = [*(turn.removesuffix(end) for turn in turns), role + newline + self._without_end(content)]
-        messages = [message for turn in bare if (message := _chatml_message(turn))]
-        return messages if len(messages) == len(bare) else None
-
-    def _without_end(self, text: str) -> str:
-        """The last turn's content up to its end, if only endings follow that, else all of it but endings."""
-        content, closed, rest = text.partition(IM_END)
-        if closed and not rest[: _end(self._endings, rest)].strip():
-            return content
-        return text[: _end(self._endings, text)]
-
-    def _read_template(self, body: str) -> list[Message] | None:
-        found = self._template.split(body)
-        if found is None:
+        ends = [text.strip() for text in template.closings.get("assistant", ()) if text.strip()]
+        reading = self._answered(body, spans, stop, ends=ends, markers=template.markers)
+        if reading is None or not self._confirms(reading, body):
             return None
-        *messages, last = found.messages
-        head, rest = body[: found.last_start], body[found.last_start :]
-        closings = self._template.closings[last.role]
-        for closing in filter(None, map(str.rstrip, closings)):
-            read = [*messages, Message(last.role, rest.partition(closing)[0])]
-            if closing in rest and self._confirms(read, body):
-                return read
-        content = rest[: _end(self._endings, rest)]
-        read = [*messages, Message(last.role, content)]
-        return read if any(self._confirms(read, head + content + closing) for closing in closings) else None
+        return reading
 
-    def _confirms(self, messages: Sequence[Message], text: str) -> bool:
-        """Whether the template renders `messages` as `text` but for its ends, and no content holds a turn's marker."""
-        if any(marker in message.content for message in messages for marker in self._template.markers):
-            return False
+    def _answered(
+        self,
+        body: str,
+        spans: Sequence[TurnSpan],
+        stop: int | None,
+        *,
+        ends: Collection[str],
+        markers: Collection[str],
+    ) -> _Reading | None:
+        """The turns up to the answer as messages, and the answer; None if they are broken or there is no response."""
+        place = next((at for at in reversed(range(len(spans))) if spans[at].role == "assistant"), None)
+        if stop is not None:
+            return self._continued(body, spans, stop, ends)
+        if place is None:
+            return self._without_answer(body, spans, ends, markers)
+        span = spans[place]
+        answer = self._cut(body[span.start :], ends)
+        is_open = not any(end in body[span.start :] for end in ends)
+        if is_open and not answer.strip() and place and spans[place - 1].role == "assistant":
+            span = spans[place - 1]  # behind it stands a generation prompt, which nobody has answered
+            place, answer = place - 1, body[span.start : span.stop]
+        return self._checked([*_messages(body, spans[:place]), Message("assistant", answer)], span.start)
+
+    def _continued(self, body: str, spans: Sequence[TurnSpan], stop: int, ends: Collection[str]) -> _Reading | None:
+        """The known prompt's turns; an assistant's turn that it opens goes on behind it."""
+        last = spans[-1]
+        inside = body[last.start : stop]
+        if last.role != "assistant":
+            before = [*_messages(body, spans[:-1]), Message(last.role, self._cut(inside, ends))]
+            return self._checked([*before, Message("assistant", self._cut(body[stop:], ends))], stop)
+        if inside.rstrip().endswith(tuple(ends)):
+            raise RenderedTextError("the prompt ends in a finished assistant turn, so there is no place for a response")
+        answer = self._cut(body[last.start :], ends)
+        return self._checked([*_messages(body, spans[:-1]), Message("assistant", answer)], last.start)
+
+    def _without_answer(
+        self, body: str, spans: Sequence[TurnSpan], ends: Collection[str], markers: Collection[str]
+    ) -> _Reading | None:
+        """Turns none of which is the assistant's: taken only as they should be, without markup in them."""
+        last = spans[-1]
+        messages = [*_messages(body, spans[:-1]), Message(last.role, self._cut(body[last.start :], ends))]
+        return None if _holds(markers, messages) else self._checked(messages, last.start)
+
+    def _checked(self, messages: list[Message], answer_start: int) -> _Reading | None:
+        """A special token in a role, as InternLM2's `system name=<|plugin|>`, would not become one again: refused."""
+        return None if any("<|" in message.role for message in messages) else _Reading(messages, answer_start)
+
+    def _cut(self, text: str, ends: Collection[str]) -> str:
+        """The last turn's content: what stands before the first end of turn in the run of endings at its end."""
+        run = _end((*ends, *self._endings), text)
+        found = [at for end in ends if (at := text.find(end, run)) >= 0]
+        return text[: min(found, default=run)]
+
+    def _confirms(self, reading: _Reading, body: str) -> bool:
+        """Whether the template renders what stands before the answer as it stands in `body`."""
+        *prompt, last = reading.messages
         try:
-            rendered = self._render(messages)
+            rendered = self._render([*prompt, Message(last.role, PROBE_ANSWER)])
         except ConversationError:
             return False
-        rendered = rendered[_start(self._leading, rendered) :]
-        return rendered[: _end(self._endings, rendered)].rstrip() == text[: _end(self._endings, text)].rstrip()
+        head = body[: reading.answer_start]
+        return rendered.startswith(head.rstrip(), _start(self._leading, rendered))
+
+    def _expected(self, body: str) -> str:
+        if body.startswith(CHATML.begins[0]):
+            return (
+                "the text begins with <|im_start|> but is not ChatML: each turn is <|im_start|>, a role, a newline, "
+                "the content and <|im_end|> with a newline after it; only the last may lack its end"
+            )
+        names = ", ".join(known.name for known in FORMATS if known is not CHATML)
+        return (
+            "the text is no rendered conversation: looked for ChatML (<|im_start|>role, newline, content, <|im_end|>), "
+            f"the templates of {names}, and this model's own ({self._template.markers_named})"
+        )
 
     @cached_property
     def _template(self) -> _Template:
         return _Template.learn(self._render, leading=self._leading, special_tokens=self._special_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class _Turns:
-    """Messages of a text, the last one still without content, and where that content begins."""
-
-    messages: list[Message]
-    last_start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +277,8 @@ class _Template:
         markers = frozenset(token for token in special_tokens if token and any(token in gap for gap in written))
         return cls(openings, transitions, closings, markers)
 
-    def split(self, body: str) -> _Turns | None:
-        """The turns of `body`, or None if it opens otherwise or ends in a role that the template never ends in.
+    def spans(self, body: str, *, stop: int) -> list[TurnSpan] | None:
+        """The turns of `body` that open before `stop`, or None if it opens otherwise.
 
         At each place the longest string that fits counts: one that holds a default system prompt before one that
         begins like it.
@@ -203,13 +288,11 @@ class _Template:
             return None
         role, at = self.openings[opening], len(opening)
         patterns = {role: _any_of(gaps) for role, gaps in self.transitions.items()}
-        messages = []
-        while role in patterns and (match := patterns[role].search(body, at)):
-            messages.append(Message(role, body[at : match.start()]))
+        found = []
+        while role in patterns and (match := patterns[role].search(body, at)) and match.start() < stop:
+            found.append(TurnSpan(role, at, match.start()))
             role, at = self.transitions[role][match[0]], match.end()
-        if role not in self.closings:
-            return None
-        return _Turns([*messages, Message(role, "")], at)
+        return [*found, TurnSpan(role, at, len(body))]
 
     @property
     def markers_named(self) -> str:
@@ -233,22 +316,14 @@ def _probe(render: Render, roles: Sequence[str]) -> list[str] | None:
     return [*gaps, rest]
 
 
-def _chatml_message(turn: str) -> Message | None:
-    """`role`, newline, content as a message; None where a role or a newline is missing or a marker is left over.
-
-    A special token in a role, as InternLM2's `system name=<|plugin|>`, would not become one again: it is refused.
-    """
-    role, newline, content = turn.partition("\n")
-    if not newline or not role.strip() or "<|" in role or IM_END in content:
-        return None
-    return Message(role, content)
+def _messages(body: str, spans: Sequence[TurnSpan]) -> list[Message]:
+    """Complete turns; a system message that held nothing but a template's own preamble is none."""
+    messages = [Message(span.role, body[span.start : span.stop]) for span in spans]
+    return [message for message in messages if message.role != "system" or message.content]
 
 
-def _ends_in_generation_prompt(messages: Sequence[Message], body: str) -> bool:
-    if len(messages) < 2 or messages[-1].content.strip():
-        return False
-    is_open = IM_END not in body[body.rfind(IM_START) :]
-    return is_open and messages[-1].role == messages[-2].role == "assistant"
+def _holds(markers: Collection[str], messages: Sequence[Message]) -> bool:
+    return any(marker in message.content for message in messages for marker in markers)
 
 
 def _any_of(texts: Collection[str]) -> re.Pattern[str]:

@@ -36,6 +36,7 @@ from serve_app.reward_model.errors import (
     ConversationTooLongError,
     MalformedConversationError,
     ScoringError,
+    TokenIdsError,
 )
 from serve_app.reward_model.markup import MARK, MarkedTextEncoder, Markup, escape
 from serve_app.reward_model.polar import SEPARATOR, read_polar, render_polar
@@ -146,17 +147,18 @@ class Tokenizer:
             framing=[text for text in named if text],
         )
 
-    def read_rendered(self, text: str) -> Conversation:
-        """The conversation that a text, ChatML or of this model's chat template, was rendered from.
+    def read_rendered(self, text: str, *, prompt: str | None = None) -> Conversation:
+        """The conversation that a text was rendered from, by a known format or this model's chat template.
 
-        For POLAR's models the text is the one that its client renders: see `polar.py`.
+        `prompt` is what the text begins with, up to the answer, where that is known. For POLAR's models the text is
+        the one that its client renders, whatever `prompt` is: see `polar.py`.
 
         Raises:
-            RenderedTextError: it is neither: see `rendered_text.py`.
+            RenderedTextError: it has no format that is read: see `rendered_text.py`.
         """
         if self.takes_reference:
             return read_polar(text)
-        return self._reader.read(text)
+        return self._reader.read(text, prompt=prompt)
 
     def encode(
         self, conversation: ConversationLike, *, truncation: Truncation = "error", max_tokens: int | None = None
@@ -171,6 +173,19 @@ class Tokenizer:
         """The text of token ids, with the special tokens in it: for showing what a model reads."""
         text: str = self._backend.decode(list(token_ids), skip_special_tokens=False)
         return text
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """The text that a client sent as token ids.
+
+        Raises:
+            TokenIdsError: there is none, or the vocabulary has no such id.
+        """
+        if not token_ids:
+            raise TokenIdsError("the list of token ids is empty")
+        for token in token_ids:
+            if not 0 <= token < 2**31 or self._backend.id_to_token(token) is None:
+                raise TokenIdsError(f"token id {token} is not in the reward model's vocabulary")
+        return self.decode(token_ids)
 
     def encode_batch(
         self,

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, PositiveInt, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, PositiveInt, Tag
+from pydantic_core import PydanticCustomError
 
 from serve_app import reward_model
 from serve_app.reward_model import Score
@@ -53,24 +54,44 @@ def _kind(value: object) -> str:
     return "ConversationWithReference" if is_object else "Messages"
 
 
+def _refuse_one_conversation(value: object) -> object:
+    first = value[0] if isinstance(value, list) and value else value
+    if isinstance(first, dict) and not {"messages", "reference"} & first.keys() and {"role", "content"} & first.keys():
+        raise PydanticCustomError(
+            "one_conversation", "this is one conversation; the field holds a list of them: send [[...]]"
+        )
+    return value
+
+
+def _prompt_kind(value: object) -> str:
+    return "Text" if isinstance(value, str) else "Messages"
+
+
 # The tags are spelled as types are: `gate.py` leaves those out where it names the field that is wrong.
 Conversation = Annotated[
     Annotated[Messages, Tag("Messages")] | Annotated[ConversationWithReference, Tag("ConversationWithReference")],
     Discriminator(_kind),
 ]
-ModelName = Annotated[str | None, Field(description="A model of GET /v1/models; the first one by default")]
-TruncationOption = Annotated[
-    Truncation,
+ModelName = Annotated[
+    str | None,
     Field(
-        description="What to do with a conversation over the model's length: refuse it; keep its start (right); or "
-        "drop its oldest turns (left)"
+        description="A model of GET /v1/models, the folder or id behind it, or the last part of either; the first one "
+        "by default"
     ),
 ]
+TruncationOption = Annotated[
+    Truncation | None,
+    Field(
+        description="What to do with a conversation over the model's length: refuse it (error); keep its start "
+        "(right); or drop its oldest turns (left). By default the endpoint's option says, which is error unless set"
+    ),
+]
+Conversations = Annotated[list[Conversation], BeforeValidator(_refuse_one_conversation)]
 
 
 class _Request(_Schema):
     model: ModelName = None
-    truncation: TruncationOption = "error"
+    truncation: TruncationOption = None
     strict: bool = Field(
         False,
         description="Refuse what is a warning otherwise: an unknown role, a last message that is not the assistant's, "
@@ -83,7 +104,7 @@ class ScoreRequest(_Request):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"conversations": [GOOD, BAD]}]})
 
-    conversations: list[Conversation]
+    conversations: Conversations
 
 
 class CompareRequest(_Request):
@@ -100,7 +121,7 @@ class RankRequest(_Request):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"conversations": [BAD, GOOD]}]})
 
-    conversations: list[Conversation]
+    conversations: Conversations
 
 
 class BestOfNRequest(_Request):
@@ -111,7 +132,9 @@ class BestOfNRequest(_Request):
         json_schema_extra={"examples": [{"prompt": [QUESTION], "responses": ["Paris.", "I do not know."], "top_n": 1}]},
     )
 
-    prompt: Messages
+    prompt: Annotated[str, Tag("Text")] | Annotated[Messages, Tag("Messages")] = Field(
+        description="Messages, or the text of the user's only one", discriminator=Discriminator(_prompt_kind)
+    )
     responses: list[str]
     reference: Reference | None = Field(None, description="For POLAR's models: what the responses are compared with")
     top_n: PositiveInt | None = Field(None, description="How many to return; all by default")
@@ -174,6 +197,8 @@ class BestOfNResponse(_Response):
 class ModelEntry(_Schema):
     id: str
     object: str = "model"
+    created: int = Field(default=0, description="Always 0: clients of OpenAI's API want a number")
+    owned_by: str = "rayward"
     max_tokens: int = Field(description="The longest conversation, in tokens")
 
 
@@ -272,7 +297,9 @@ def routes(service: ScoringService) -> APIRouter:
     @router.post("/v1/best_of_n", summary="Sort the responses to one prompt, the best first")
     async def best_of_n(request: BestOfNRequest) -> BestOfNResponse:
         model = service.model_name(request.model)
-        prompt = [message.model_dump() for message in request.prompt]
+        prompt = _plain(request.prompt)
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
         try:
             reward_model.Conversation.parse(prompt)
         except reward_model.ConversationError as error:  # it would be blamed on every response
@@ -293,18 +320,28 @@ def routes(service: ScoringService) -> APIRouter:
         ]
         return BestOfNResponse(model=model, results=results, usage=_usage(scores), warnings=_warnings(scores, params))
 
+    _add_status(router, service)
+    return router
+
+
+def _add_status(router: APIRouter, service: ScoringService) -> None:
+    def entry(name: str) -> ModelEntry:
+        return ModelEntry(id=name, max_tokens=service.max_tokens(name))
+
     @router.get("/v1/models", summary="The models served, the default first")
     async def models() -> ModelList:
-        entries = [ModelEntry(id=name, max_tokens=service.max_tokens(name)) for name in service.model_names]
-        return ModelList(data=entries)
+        return ModelList(data=[entry(name) for name in service.model_names])
 
+    @router.get("/v1/models/{model:path}", summary="One of the models served")
+    async def one_model(model: str) -> ModelEntry:
+        return entry(service.model_name(model))
+
+    @router.head("/health", include_in_schema=False)
     @router.get("/health", summary="Whether every model can score", responses={503: {"model": Health}})
     async def health() -> JSONResponse:
         ready = await service.ready()
         body = Health(status="ok" if all(ready.values()) else "starting", models=ready)
         return JSONResponse(body.model_dump(), status_code=200 if all(ready.values()) else 503)
-
-    return router
 
 
 def _messages(conversations: Sequence[Conversation]) -> list[reward_model.ConversationLike]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import traceback
 from typing import Any
 
@@ -15,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.web.api import ERRORS, routes
+from serve_app.web.body import BoundedBody, decoder_of
 from serve_app.web.dialects import all_routes
 from serve_app.web.playground.page import playground
 from serve_app.web.security import OPEN_PATHS, Guard
@@ -28,7 +30,8 @@ MAX_IN_FLIGHT = 1024
 DESCRIPTION = """Scores of reward models: one raw logit for a conversation, the same bits whatever is asked beside it.
 
 The routes under *rayward* are its own; the others answer what clients of other servers send. Send an API key as
-`Authorization: Bearer KEY` where the server has keys, and a deadline in seconds as `X-Request-Timeout-S` if you like.
+`Authorization: Bearer KEY` or `X-API-Key: KEY` where the server has keys, and a deadline in seconds as
+`X-Request-Timeout-S` if you like.
 """
 
 
@@ -59,6 +62,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         sender = _Sender(send)
+        scope = _plain_path(scope)
         try:
             await self._pass(scope, receive, sender)
         except ApiError as error:
@@ -73,37 +77,49 @@ class Gate:
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         client = scope.get("client")
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        self._guard.check(path, headers.get("authorization"), client[0] if client else None)
+        self._guard.check(
+            path, headers.get("authorization"), client[0] if client else None, api_key=headers.get("x-api-key")
+        )
+        if scope["method"] == "POST":
+            scope = _json_scope(scope, headers)
         length = headers.get("content-length", "0")
         if length.isdecimal() and (len(length) > 12 or int(length) > MAX_BODY_BYTES):
             raise _too_large()
         timeout = parse_timeout(headers[HEADER]) if HEADER in headers else None
         if self._in_flight >= MAX_IN_FLIGHT and path not in OPEN_PATHS:
             raise ApiError(503, f"{MAX_IN_FLIGHT} requests are under way already", "overloaded", retry_after_s=1)
+        body = BoundedBody(receive, decoder_of(headers.get("content-encoding", "")), max_bytes=MAX_BODY_BYTES)
         self._in_flight += 1
+        scope.setdefault("state", {})["in_flight"] = self._in_flight
         try:
             with deadline_in(timeout):
                 async with asyncio.timeout(timeout):
-                    await self._app(scope, _Bounded(receive), sender)
+                    await self._app(scope, body, sender)
         except TimeoutError:
             raise ApiError(408, f"no answer within {timeout} s", "deadline_exceeded") from None
         finally:
             self._in_flight -= 1
 
 
-class _Bounded:
-    """A request's body, no longer than allowed."""
+def _plain_path(scope: Scope) -> Scope:
+    """The scope without doubled and trailing slashes in its path, as they stand where an address and a route meet."""
+    path = re.sub("/{2,}", "/", scope["path"])
+    path = path.rstrip("/") or "/"
+    return scope if path == scope["path"] else {**scope, "path": path, "raw_path": path.encode("utf-8")}
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._size = 0
 
-    async def __call__(self) -> Message:
-        message = await self._receive()
-        self._size += len(message.get("body", b""))
-        if self._size > MAX_BODY_BYTES:
-            raise HTTPException(413)  # FastAPI, which reads the body, would make a 400 of any other error
-        return message
+def _json_scope(scope: Scope, headers: dict[str, str]) -> Scope:
+    """The scope of a request with a JSON body, which may leave its content type out.
+
+    Raises:
+        ApiError: 415, it names another type.
+    """
+    given = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given in ("", "application/json") or (given.startswith("application/") and given.endswith("+json")):
+        others = [(key, value) for key, value in scope["headers"] if key.lower() != b"content-type"]
+        return {**scope, "headers": [*others, (b"content-type", b"application/json")]}
+    text = f"the body is JSON: send the header 'Content-Type: application/json', not {given!r}"
+    raise ApiError(415, text, "unsupported_media_type", "content-type")
 
 
 class _Sender:
@@ -161,6 +177,8 @@ def _path(parts: list[str | int]) -> str:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 415:
+        return _response(ApiError(415, str(error.detail), "unsupported_media_type", "content-encoding"))
     if error.status_code == 400:  # what FastAPI makes of a body that its JSON parser gives up on
         return _response(_invalid_json())
     if error.status_code == 413:

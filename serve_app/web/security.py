@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -13,7 +15,7 @@ from serve_app.config import ServiceConfig
 from serve_app.web.service import ApiError
 
 KEYS_VARIABLE = "RAYWARD_API_KEYS"
-OPEN_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json"})
+OPEN_PATHS = frozenset({"/", "/health", "/ping", "/docs", "/openapi.json"})
 
 
 class InsecureBindError(Exception):
@@ -52,20 +54,40 @@ class Guard:
                 "or set allow_unauthenticated where a gateway checks who asks"
             )
 
-    def check(self, path: str, authorization: str | None, client_host: str | None) -> None:
-        """Let a request pass, or raise `ApiError` 401 or 403."""
+    def check(
+        self, path: str, authorization: str | None, client_host: str | None, *, api_key: str | None = None
+    ) -> None:
+        """Let a request pass, or raise `ApiError` 401 or 403. `api_key` is the header X-API-Key."""
         if path in OPEN_PATHS or self._open:
             return
         if not self._digests:
             if client_host is not None and not is_loopback(client_host):
                 raise ApiError(403, "without API keys only this machine may ask", "loopback_only")
             return
-        scheme, _, key = (authorization or "").partition(" ")
-        given = _digest(key.strip())
-        # Every key is compared, whichever fits.
-        fits = [hmac.compare_digest(given, digest) for digest in self._digests]
-        if scheme.lower() != "bearer" or not any(fits):
-            raise ApiError(401, "send a valid API key as 'Authorization: Bearer KEY'", "invalid_api_key")
+        # Every key is compared with every one given, whichever fits.
+        given = [_digest(key.strip()) for key in (_key_in(authorization), api_key) if key is not None]
+        fits = [hmac.compare_digest(key, digest) for key in given for digest in self._digests]
+        if not any(fits):
+            raise ApiError(
+                401,
+                "send a valid API key as 'Authorization: Bearer KEY', as 'X-API-Key: KEY', or as the password of an "
+                "address, as in http://x:KEY@HOST",
+                "invalid_api_key",
+            )
+
+
+def _key_in(authorization: str | None) -> str | None:
+    """A bearer's key or a Basic password: clients that can send no header put the key into the address."""
+    scheme, _, value = (authorization or "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value
+    if scheme.lower() != "basic":
+        return None
+    try:
+        _user, _, password = base64.b64decode(value.strip(), validate=True).decode("utf-8").partition(":")
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        return None
+    return password
 
 
 def digests_from_environment() -> list[bytes]:

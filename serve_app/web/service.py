@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Protocol
 
 from serve_app.reward_model import Conversation, ConversationLike, Score
@@ -78,6 +79,36 @@ def seconds_left() -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
+def served_name(requested: str | None, served: Mapping[str, str]) -> str:
+    """The name of the model that a request means.
+
+    Args:
+        requested: a name, the folder or Hugging Face id behind one, or the last part of either; None or an empty one
+            means the first.
+        served: the names of the models served, the first one the default, and the folder or id behind each.
+
+    Raises:
+        ApiError: 404, with the names that are served, where it is none of them, or the last part of several.
+    """
+    if not requested:
+        return next(iter(served))
+    if requested in served:
+        return requested
+    for spellings in (
+        {name: {model} for name, model in served.items()},
+        {n: _last_parts(n, served[n]) for n in served},
+    ):
+        fits = [name for name, known in spellings.items() if requested in known]
+        if len(fits) == 1:
+            return fits[0]
+    names = ", ".join(map(repr, served))
+    raise ApiError(404, f"there is no model {requested!r}; served: {names}", "model_not_found", "model")
+
+
+def _last_parts(name: str, model: str) -> set[str]:
+    return {PurePath(name).name, PurePath(model).name}
+
+
 class ScoringService(Protocol):
     """Scores conversations with one of several models. Its methods raise `ApiError` for what a client did wrong."""
 
@@ -87,11 +118,18 @@ class ScoringService(Protocol):
         ...
 
     def model_name(self, requested: str | None) -> str:
-        """The model to use; the default for None. Raises `ApiError` 404 for one that is not served."""
+        """The model to use, as `served_name` has it. Raises `ApiError` 404 for one that is not served."""
         ...
 
-    def read_text(self, model: str, text: str) -> Conversation:
-        """A rendered text (ChatML or the model's own template) as a conversation. Raises `ApiError` 400."""
+    def read_text(self, model: str, text: str, *, prompt: str | None = None) -> Conversation:
+        """A rendered text as a conversation; `prompt` is what it begins with, where that is known.
+
+        Raises `ApiError` 400 for a text in no format that is read.
+        """
+        ...
+
+    def decode(self, model: str, token_ids: Sequence[int]) -> str:
+        """The text of token ids of the model's tokenizer. Raises `ApiError` 422 for one that it does not have."""
         ...
 
     async def score(
@@ -99,15 +137,31 @@ class ScoringService(Protocol):
         model: str,
         conversations: Sequence[ConversationLike],
         *,
-        truncation: Truncation = "error",
+        truncation: Truncation | None = None,
         max_tokens: int | None = None,
         params: Sequence[str] | None = None,
         strict: bool = False,
     ) -> list[Score]:
         """The score of each conversation, in order, or `ApiError` for the first that has none.
 
-        `params` names each conversation in such an error; by default `conversations[0]` and so on. With `strict` what
-        would be a warning of a score is an error.
+        `truncation` and `max_tokens` are by default those of the model's configuration. `params` names each
+        conversation in such an error; by default `conversations[0]` and so on. With `strict` what would be a warning of
+        a score is an error.
+        """
+        ...
+
+    async def outcomes(
+        self,
+        model: str,
+        conversations: Sequence[ConversationLike | ApiError],
+        *,
+        truncation: Truncation | None = None,
+        max_tokens: int | None = None,
+        params: Sequence[str] | None = None,
+    ) -> list[Score | ApiError]:
+        """As `score`, with each conversation's own error in its place; an error among `conversations` stays.
+
+        Raises `ApiError` for what keeps the whole request from being answered: overload, a deadline.
         """
         ...
 

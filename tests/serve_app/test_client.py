@@ -156,6 +156,14 @@ class TestCalls:
         assert server.requests[0].body == {"truncation": "left", "conversations": conversations}
         assert "Authorization" not in server.requests[0].headers
 
+    def test_the_servers_own_truncation_is_the_default(self, client: RewardClient, server: ScriptedServer) -> None:
+        client.score([chat("a", "1")])
+        assert server.requests[0].body.keys() == {"conversations"}
+
+    def test_the_prompt_of_best_of_n_may_be_text(self, client: RewardClient, server: ScriptedServer) -> None:
+        assert client.best_of_n("a", ["1", "2"], 1) == [RankedResponse(1, "2", 2.0)]
+        assert server.requests[0].body["prompt"] == [{"role": "user", "content": "a"}]
+
     def test_compare(self, client: RewardClient, server: ScriptedServer) -> None:
         comparison = client.compare(chat("a", "2"), chat("b", "1"))
         assert comparison == Comparison((2.0, 1.0), True, 1.0, 1 / (1 + math.exp(-1)))
@@ -223,6 +231,11 @@ class TestCalls:
                     client.is_healthy(),
                 )
 
+        async def wait() -> None:
+            async with AsyncRewardClient(server.url) as client:
+                await client.wait_until_ready(60)
+
+        asyncio.run(wait())
         score, comparison, ranking, best, models, healthy = asyncio.run(call_all())
         assert [result.value for result in score] == [0.0, 1.0]
         assert not comparison.first_is_better
@@ -258,7 +271,8 @@ class TestArguments:
         [
             ("text", "conversations"),
             ({"role": "user", "content": "a"}, "conversations"),
-            (chat("a", "b"), "conversations[0]"),
+            (chat("a", "b"), "conversations"),
+            ([chat("a", "b")[0], "text"], "conversations"),
             ([chat("a", "1"), "text"], "conversations[1]"),
             ([chat("a", "1"), [{"role": "user", "content": math.nan}]], "conversations[1]"),
             ([[{"role": "user", "content": "\ud800"}]], "conversations[0]"),
@@ -480,12 +494,39 @@ class TestRetries:
             client.score(numbers(1))
         assert (caught.value.status, len(server.requests), len(pauses)) == (None, 4, 3)
 
-    def test_a_server_that_is_not_there(self, pauses: list[float]) -> None:
+    def test_a_server_that_was_never_there_is_an_error_at_once(self, pauses: list[float]) -> None:
         with serving(well) as server:
             gone = server.url
-        with RewardClient(gone, max_retries=2) as client, pytest.raises(UnavailableError):
+        with (
+            RewardClient(gone, max_retries=2) as client,
+            pytest.raises(UnavailableError, match="nothing listens at .*wait_until_ready"),
+        ):
+            client.models()
+        assert pauses == []
+
+    def test_a_server_that_went_away_may_come_back(self, pauses: list[float]) -> None:
+        """As Serve's proxy, which takes a while to be replaced."""
+        with serving(well) as server:
+            client = RewardClient(server.url, max_retries=2)
+            client.models()
+        with client, pytest.raises(UnavailableError):
             client.models()
         assert len(pauses) == 2
+
+    def test_waiting_for_a_server_that_is_being_started(self, server: ScriptedServer) -> None:
+        starting = [refusal(503), refusal(503)]
+        server.answer = lambda request: starting.pop() if starting else well(request)
+        with RewardClient(server.url) as client:
+            client.wait_until_ready(60)
+            assert starting == []
+            assert client.is_healthy()
+            server.answer = lambda _: refusal(503)
+            with pytest.raises(UnavailableError, match="not ready within 0.3 s: /health was answered with 503"):
+                client.wait_until_ready(0.3)
+        with serving(well) as gone:
+            url = gone.url
+        with RewardClient(url) as client, pytest.raises(UnavailableError, match="not ready within 0.3 s: no answer"):
+            client.wait_until_ready(0.3)
 
     @pytest.mark.parametrize(
         ("reply", "kind"),

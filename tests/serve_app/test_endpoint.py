@@ -188,6 +188,13 @@ def test_each_route_and_dialect(url: str, tiny: RewardModel) -> None:
     assert post("/pooling", input=[text])["data"][0]["data"] == [scores[:1]]
     assert post("/v1/embeddings", input=text)["data"][-1]["embedding"] == scores[:1]
     assert post("/get_reward", query=[text], prompts=["?"], labels=[None])["rewards"] == scores[:1]
+    assert post("/get_reward", query=["x", text])["rewards"] == [None, scores[0]]
+    assert post("/get_reward", query=["<s>?" + text], prompts=["?"])["rewards"] == tiny.get_scores(
+        [chat("?", text.removesuffix("<|im_end|>\n"))]
+    )
+    completion = post("/v1/chat/completions", model="tiny", messages=one)
+    assert float(completion["choices"][0]["message"]["content"]) == scores[0]
+    assert post("/score", text_1="What is 2 + 2?", text_2="4")["data"][0]["score"] == scores[0]
     assert post("/v1/score/evaluation", model="model", messages=[text])["scores"] == scores[:1]
     assert post("/rm", prompt=one[:1], response="4", label=None) == scores[0]
     ranked = post("/v2/rerank", model="tiny", query="What is 2 + 2?", documents=["4", "Five, I think."])["results"]
@@ -214,7 +221,7 @@ def test_no_request_that_the_document_allows_is_a_server_error(url: str) -> None
     for operation, mode in product(operations, schemathesis.GenerationMode):
         if operation.method == "post" or mode is schemathesis.GenerationMode.POSITIVE:
             tried[operation.path, mode.value] += ask_without_server_error(operation, mode)
-    assert len(tried) == 2 * 12 + 2
+    assert len(tried) == 2 * 19 + 11
     assert all(tried.values())
 
 

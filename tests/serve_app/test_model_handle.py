@@ -224,3 +224,41 @@ def test_ready() -> None:
     assert asyncio.run(handle(Replicas(lengths)).ready())
     assert not asyncio.run(handle(Replicas(unready)).ready())
     assert asyncio.run(handle(Replicas(unready), min_replicas=0, max_replicas=2).ready())
+
+
+def test_each_conversation_has_its_own_outcome() -> None:
+    """What cannot be read, is too long or has no finite score costs its own place, and is not sent to a replica."""
+    unread = ApiError(400, "unreadable", "unreadable_text", "query[1]")
+    asked: list[Any] = [CHATS[0], unread, chat("Why?", "word " * 9000), CHATS[1], []]
+    replicas = Replicas(lengths)
+    found = asyncio.run(
+        handle(replicas, max_tokens=500).outcomes(
+            asked, truncation=None, max_tokens=None, params=[f"query[{n}]" for n in range(5)]
+        )
+    )
+    assert [type(each) for each in found] == [Score, ApiError, ApiError, Score, ApiError]
+    assert found[1] is unread
+    named = [(each.param, each.code) for each in found if isinstance(each, ApiError)]
+    assert named[1:] == [("query[2]", "context_length_exceeded"), ("query[4]", "invalid_conversation")]
+    assert len(replicas.requests[0].lists()) == 2
+    errors = [unread, unread]
+    assert asyncio.run(handle(replicas).outcomes(errors, truncation=None, max_tokens=None, params=None)) == errors
+
+
+def test_the_models_truncation_and_length_are_the_default(tiny: RewardModel) -> None:
+    long = chat("word " * 50, "word")
+    short = handle(Replicas(lengths), max_tokens=40)
+    assert short.max_tokens == 40
+    options: dict[str, Any] = {"truncation": None, "max_tokens": None, "params": None}
+    with pytest.raises(ApiError, match="40"):
+        asyncio.run(short.score([long], **options))
+    for truncation in ("left", "right"):
+        cutting = handle(Replicas(lengths), max_tokens=40, truncation=truncation)
+        (score,) = asyncio.run(cutting.score([long], **options))
+        assert (score.truncated, score.num_tokens) == (True, 40)
+        with pytest.raises(ApiError, match="40"):
+            asyncio.run(cutting.score([long], **options | {"truncation": "error"}))
+        (score,) = asyncio.run(cutting.score([long], **options | {"truncation": "right", "max_tokens": 10}))
+        assert score.num_tokens == 10
+        (score,) = asyncio.run(cutting.score([long], **options | {"max_tokens": 1000}))
+        assert score.num_tokens == 40

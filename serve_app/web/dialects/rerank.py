@@ -1,21 +1,21 @@
-"""`POST /v1/rerank` and `/v2/rerank` in the form of Cohere's rerank API (v1 and v2), which Jina's follows.
+"""`/v1/rerank` and `/v2/rerank` in the form of Cohere's rerank API, which Jina's follows; `/rerank` as vLLM serves it.
 
 The query is the user's turn, each document the assistant's: reranking is best-of-n with other words.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from serve_app.reward_model import Message
 from serve_app.reward_model.scores import order
-from serve_app.web.dialects.openai_shape import TokenUsage, checked, text_params
-from serve_app.web.service import ScoringService
+from serve_app.web.dialects.dialect import Answered, Asked, Dialect, Reader, checked
+from serve_app.web.dialects.vllm import ItemError, PoolingOptions, TokenUsage
 
 EXAMPLE: JsonDict = {"query": "What is 2 + 2?", "documents": ["5", "4"], "top_n": 1}
 
@@ -26,20 +26,24 @@ class Document(BaseModel):
     text: str
 
 
-class RerankRequest(BaseModel):
+class RerankRequest(PoolingOptions):
     """A query and the documents to order."""
 
-    model: str | None = Field(default=None, description="Which of the served models; without it the first.")
     query: str
     documents: list[str | Document]
-    top_n: int | None = Field(default=None, ge=1, description="How many of the best to return; without it all.")
+    top_n: int | None = Field(
+        default=None, ge=0, description="How many of the best to return; without it, or with vLLM's 0, all."
+    )
     return_documents: bool | None = Field(default=None, description="Whether results repeat the documents; default no.")
     rank_fields: list[str] | None = Field(default=None, description="Ignored: a document's field is `text`.")
-    max_tokens_per_doc: int | None = Field(default=None, description="Ignored: nothing is shortened.")
+    max_tokens_per_doc: int | None = Field(default=None, description="Ignored: nothing is shortened by documents.")
     max_chunks_per_doc: int | None = Field(default=None, description="Ignored: nothing is cut in pieces.")
-    priority: int | None = Field(default=None, description="Ignored.")
 
     model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [EXAMPLE]})
+
+    @property
+    def texts(self) -> list[str]:
+        return [document if isinstance(document, str) else document.text for document in self.documents]
 
 
 class RerankResult(BaseModel):
@@ -51,49 +55,52 @@ class RerankResult(BaseModel):
 
 
 class RerankResponse(BaseModel):
-    """Results from the best on; equal scores in input order."""
+    """Results from the best on; equal scores in input order. A document without a score is in `errors` alone."""
 
     id: str
     model: str
     results: list[RerankResult]
     meta: dict[str, Any]
     usage: TokenUsage
+    errors: list[ItemError] | None = None
 
 
-def routes(service: ScoringService) -> APIRouter:
-    """`POST /v1/rerank` and `POST /v2/rerank`."""
-    router = APIRouter(tags=["dialects"])
+def ask_rerank(reader: Reader, body: RerankRequest) -> Asked:
+    """Each document as the answer to the query."""
+    body.wants_activation  # noqa: B018  # refused before anything is scored
+    query = Message("user", body.query)
+    params = [f"documents[{at}]" for at in range(len(body.documents))]
+    read = [
+        checked([query, Message("assistant", text)], field=param)
+        for text, param in zip(body.texts, params, strict=True)
+    ]
+    return Asked(read, params).with_limits(*body.limits)
 
-    async def rerank(body: RerankRequest, version: str) -> RerankResponse:
-        model = service.model_name(body.model)
-        texts = [document if isinstance(document, str) else document.text for document in body.documents]
-        query = Message("user", body.query)
-        conversations = [
-            checked([query, Message("assistant", text)], field=f"documents[{at}]") for at, text in enumerate(texts)
-        ]
-        scores = await service.score(model, conversations, params=text_params(texts, field="documents"))
-        best = order([score.value for score in scores])[: body.top_n]
-        results = [
-            RerankResult(
-                index=at,
-                relevance_score=scores[at].value,
-                document=Document(text=texts[at]) if body.return_documents else None,
-            )
-            for at in best
-        ]
-        meta = {"api_version": {"version": version}}
-        return RerankResponse(id=uuid4().hex, model=model, results=results, meta=meta, usage=TokenUsage.of(scores))
 
-    @router.post(
-        "/v1/rerank", response_model_exclude_none=True, summary="Documents ordered as Cohere's and Jina's v1 give them"
+def _as_results(body: RerankRequest, answered: Answered, *, version: str) -> dict[str, Any]:
+    values = answered.values(body.wants_activation)
+    scored = [at for at, value in enumerate(values) if value is not None]
+    best = order([value for value in values if value is not None])[: body.top_n or None]
+    results: list[dict[str, Any]] = []
+    for at in (scored[place] for place in best):
+        document = {"document": {"text": body.texts[at]}} if body.return_documents else {}
+        results.append({"index": at, "relevance_score": values[at], **document})
+    meta = {"api_version": {"version": version}}
+    head = {"id": uuid4().hex, "model": answered.model}
+    return {**head, "results": results, "meta": meta, "usage": answered.usage, **answered.errors}
+
+
+def _version(number: str, *paths: str) -> Dialect[RerankRequest]:
+    return Dialect(
+        paths=paths,
+        summary=f"Documents ordered as Cohere's v{number} gives them",
+        description="Orders documents by their score as the answer to the query. Scores are raw logits unless "
+        "`use_activation` is true.",
+        body=RerankRequest,
+        answers=RerankResponse,
+        ask=ask_rerank,
+        answer=partial(_as_results, version=number),
     )
-    async def rerank_v1(body: RerankRequest) -> RerankResponse:
-        """Orders documents by their score as the answer to the query. Scores are raw logits."""
-        return await rerank(body, "1")
 
-    @router.post("/v2/rerank", response_model_exclude_none=True, summary="Documents ordered as Cohere's v2 gives them")
-    async def rerank_v2(body: RerankRequest) -> RerankResponse:
-        """Orders documents by their score as the answer to the query. Scores are raw logits."""
-        return await rerank(body, "2")
 
-    return router
+DIALECTS = (_version("1", "/rerank", "/v1/rerank"), _version("2", "/v2/rerank"))

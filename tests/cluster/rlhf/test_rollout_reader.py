@@ -81,7 +81,15 @@ def test_a_policys_own_template_is_read_and_its_default_system_prompt_left_out(t
 
 
 def test_unreadable_text_and_unknown_tokenizers_are_typed_errors(tmp_path: Path) -> None:
-    with pytest.raises(RenderedTextError, match="policy_tokenizer|ChatML"):
-        RolloutReader().conversation("<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>", "4")
+    with pytest.raises(RenderedTextError, match="ChatML.*Llama 3"):
+        RolloutReader().conversation("<|start_header_id|>user\n\nHi<|eot_id|>", "4")
     with pytest.raises(PolicyTokenizerError, match="no-such-policy"):
         RolloutReader(str(tmp_path / "no-such-policy")).read(chatml(PROMPT))
+
+
+def test_a_rendered_prompt_of_several_turns_is_a_prompt_and_the_response_its_answer() -> None:
+    """A user's turn at its end is no part of the answer before it."""
+    turns = [*PROMPT, {"role": "assistant", "content": "4"}, {"role": "user", "content": "And 3 + 3?"}]
+    whole = [*turns, {"role": "assistant", "content": "6<|im_end|>\n<|im_start|>user\nthanks"}]
+    for prompt in (chatml(turns), chatml(turns).removesuffix("<|im_start|>assistant\n")):
+        assert RolloutReader().conversation(prompt, whole[-1]["content"]) == whole

@@ -9,7 +9,7 @@ from typing import Any
 from serve_app.reward_model import Conversation, ConversationError, ConversationLike, Score
 from serve_app.reward_model.conversation import warnings_of
 from serve_app.reward_model.tokenizer import Truncation
-from serve_app.web.service import ApiError
+from serve_app.web.service import ApiError, served_name
 
 
 class FakeService:
@@ -28,24 +28,36 @@ class FakeService:
         return ["first", "second"]
 
     def model_name(self, requested: str | None) -> str:
-        if requested is None:
-            return "first"
-        if requested not in self.model_names:
-            raise ApiError(404, f"there is no model {requested!r}", "model_not_found", "model")
-        return requested
+        return served_name(requested, {name: name for name in self.model_names})
 
     def max_tokens(self, model: str) -> int:
         return 1000
 
-    def read_text(self, model: str, text: str) -> Conversation:
+    def read_text(self, model: str, text: str, *, prompt: str | None = None) -> Conversation:
         return Conversation.parse([{"role": "user", "content": text}])
+
+    def decode(self, model: str, token_ids: Sequence[int]) -> str:
+        return "".join(map(chr, token_ids))
+
+    async def outcomes(
+        self,
+        model: str,
+        conversations: Sequence[ConversationLike | ApiError],
+        *,
+        truncation: Truncation | None = None,
+        max_tokens: int | None = None,
+        params: Sequence[str] | None = None,
+    ) -> list[Score | ApiError]:
+        good = [each for each in conversations if not isinstance(each, ApiError)]
+        scores = iter(await self.score(model, good, truncation=truncation, params=params))
+        return [each if isinstance(each, ApiError) else next(scores) for each in conversations]
 
     async def score(
         self,
         model: str,
         conversations: Sequence[ConversationLike],
         *,
-        truncation: Truncation = "error",
+        truncation: Truncation | None = None,
         max_tokens: int | None = None,
         params: Sequence[str] | None = None,
         strict: bool = False,

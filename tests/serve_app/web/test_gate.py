@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import gzip
 import json
 import math
+import zlib
 from typing import Any
 
 import httpx
@@ -18,6 +21,11 @@ from tests.serve_app.web.fake_service import FakeService
 
 SHORT, LONG = chat("What?", "No."), chat("What?", "Certainly.")
 KEYS = Guard(["first-key", "second-key"])
+U = {"role": "user", "content": "Hi"}
+
+
+def basic(user_and_password: str) -> str:
+    return f"Basic {base64.b64encode(user_and_password.encode()).decode()}"
 
 
 def request(
@@ -160,7 +168,77 @@ def test_best_of_n() -> None:
     ]
 
 
+def test_the_prompt_of_best_of_n_may_be_text() -> None:
+    service = FakeService()
+    body = {"prompt": "Hi", "responses": ["No."]}
+    assert request("POST", "/v1/best_of_n", service=service, json=body).status_code == 200
+    assert service.asked[0]["conversations"] == [[U, {"role": "assistant", "content": "No."}]]
+
+
+def test_a_body_that_is_one_conversation_says_so() -> None:
+    for path in ("/v1/score", "/v1/rank"):
+        error = error_of(request("POST", path, json={"conversations": SHORT}))
+        assert "one conversation" in error["message"]
+
+
+def test_the_endpoints_truncation_is_the_default() -> None:
+    service = FakeService()
+    for body in ({"conversations": [[U]]}, {"conversations": [[U]], "truncation": None}):
+        assert request("POST", "/v1/score", service=service, json=body).status_code == 200
+    assert [asked["truncation"] for asked in service.asked] == [None, None]
+
+
+def test_one_model_by_its_name() -> None:
+    entry = request("GET", "/v1/models/second").json()
+    assert entry == {"id": "second", "object": "model", "max_tokens": 1000, "created": 0, "owned_by": "rayward"}
+    assert request("GET", "/v1/models/third").status_code == 404
+    assert request("GET", "/v1/models/some/second").status_code == 404
+
+
+def test_slashes_where_an_address_and_a_route_meet() -> None:
+    for path in ("/v1/score/", "//v1/score", "/v1//score//"):
+        response = request("POST", f"http://test{path}", json={"conversations": [[U]]})
+        assert response.status_code == 200
+    assert request("GET", "http://test//").status_code == 200
+
+
+def test_packed_bodies_are_unpacked() -> None:
+    body = json.dumps({"conversations": [[U]]}).encode()
+    for encoding, packed in [("gzip", gzip.compress(body)), ("deflate", zlib.compress(body)), ("identity", body)]:
+        response = request("POST", "/v1/score", content=packed, headers={"Content-Encoding": encoding})
+        assert response.status_code == 200
+
+
+def test_a_packed_body_is_bounded_by_what_it_unpacks_to() -> None:
+    bomb = gzip.compress(b" " * (MAX_BODY_BYTES + 1))
+    assert len(bomb) < MAX_BODY_BYTES / 100
+    response = request("POST", "/v1/score", content=bomb, headers={"Content-Encoding": "gzip"})
+    assert (response.status_code, error_of(response)["code"]) == (413, "body_too_large")
+
+
+def test_what_cannot_be_unpacked_is_refused_by_its_header() -> None:
+    for encoding, content in [("br", b"{}"), ("gzip", b"{}")]:
+        response = request("POST", "/v1/score", content=content, headers={"Content-Encoding": encoding})
+        assert response.status_code == 415
+        assert "Content-Encoding" in error_of(response)["message"]
+
+
+@pytest.mark.parametrize("given", [None, "application/json; charset=utf-8", "application/vnd.api+json"])
+def test_a_body_is_json_with_and_without_a_content_type(given: str | None) -> None:
+    body = json.dumps({"conversations": [[U]]}).encode()
+    headers = {} if given is None else {"Content-Type": given}
+    assert request("POST", "/v1/score", content=body, headers=headers).status_code == 200
+
+
+def test_another_content_type_is_named() -> None:
+    for given in ("text/plain", "application/x-www-form-urlencoded"):
+        response = request("POST", "/v1/score", content=b"{}", headers={"Content-Type": given})
+        assert (response.status_code, error_of(response)["param"]) == (415, "content-type")
+        assert "Content-Type: application/json" in error_of(response)["message"]
+
+
 def test_models_and_health() -> None:
+    assert request("HEAD", "/health").status_code == 200
     models = request("GET", "/v1/models").json()
     assert [(entry["id"], entry["max_tokens"]) for entry in models["data"]] == [("first", 1000), ("second", 1000)]
     service = FakeService()
@@ -173,7 +251,6 @@ def test_models_and_health() -> None:
     assert (response.status_code, response.json()["models"]["second"]) == (503, False)
 
 
-U = {"role": "user", "content": "Hi"}
 BAD_BODIES: list[tuple[str, Any, int, str | None, str]] = [
     # path, body (bytes as they are), status, param, code
     ("/v1/score", b"", 422, None, "invalid_request"),
@@ -188,7 +265,9 @@ BAD_BODIES: list[tuple[str, Any, int, str | None, str]] = [
     ("/v1/score", {"conversations": None}, 422, "conversations", "invalid_request"),
     ("/v1/score", {"conversations": "Hi"}, 422, "conversations", "invalid_request"),
     ("/v1/score", {"conversations": {"a": 1}}, 422, "conversations", "invalid_request"),
-    ("/v1/score", {"conversations": [U]}, 422, "conversations[0]", "invalid_request"),
+    ("/v1/score", {"conversations": [U]}, 422, "conversations", "invalid_request"),
+    ("/v1/score", {"conversations": U}, 422, "conversations", "invalid_request"),
+    ("/v1/rank", {"conversations": SHORT}, 422, "conversations", "invalid_request"),
     ("/v1/score", {"conversations": ["Hi"]}, 422, "conversations[0]", "invalid_request"),
     ("/v1/score", {"conversations": [[]]}, 422, "conversations[0]", "invalid_request"),
     ("/v1/score", {"conversations": [[U], []]}, 422, "conversations[1]", "invalid_request"),
@@ -210,10 +289,8 @@ BAD_BODIES: list[tuple[str, Any, int, str | None, str]] = [
     ("/v1/score", {"conversations": [[U | {"name": "x"}]]}, 422, "conversations[0][0].name", "invalid_request"),
     ("/v1/score", {"conversations": [[U]], "extra": 1}, 422, "extra", "invalid_request"),
     ("/v1/score", {"conversations": [[U]], "truncation": "middle"}, 422, "truncation", "invalid_request"),
-    ("/v1/score", {"conversations": [[U]], "truncation": None}, 422, "truncation", "invalid_request"),
     ("/v1/score", {"conversations": [[U]], "model": 7}, 422, "model", "invalid_request"),
     ("/v1/score", {"conversations": [[U]], "model": "third"}, 404, "model", "model_not_found"),
-    ("/v1/score", {"conversations": [[U]], "model": ""}, 404, "model", "model_not_found"),
     ("/v1/score", b'{"conversations": [], "model": "\\ud800"}', 404, "model", "model_not_found"),
     (
         "/v1/score",
@@ -282,6 +359,11 @@ def test_a_body_that_is_too_large_is_refused_by_its_header_and_by_its_length() -
         ("Bearer", 401),
         ("first-key", 401),
         ("Basic first-key", 401),
+        (basic("x:wrong"), 401),
+        (basic("first-key:"), 401),
+        (basic("first-key"), 401),
+        (basic("x:first-key"), 200),
+        (basic(":second-key"), 200),
         ("Bearer first-key", 200),
         ("bearer second-key", 200),
         ("Bearer first-key,second-key", 401),
@@ -295,7 +377,13 @@ def test_keys(authorization: str | None, status: int) -> None:
         assert (response.status_code == 401) is (status == 401)
 
 
-@pytest.mark.parametrize("path", ["/health", "/docs", "/openapi.json"])
+def test_a_key_in_its_own_header() -> None:
+    for key, status in [("first-key", 200), ("wrong", 401), ("", 401)]:
+        assert request("GET", "/v1/models", guard=KEYS, headers={"X-API-Key": key}).status_code == status
+    assert request("GET", "/v1/models?key=first-key", guard=KEYS).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping", "/docs", "/openapi.json"])
 def test_health_and_docs_need_no_key(path: str) -> None:
     assert request("GET", path, guard=KEYS).status_code == 200
 

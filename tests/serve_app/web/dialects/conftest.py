@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from serve_app.reward_model import Conversation, ConversationLike, RewardModel, Score, ScoringError
 from serve_app.reward_model.tokenizer import Tokenizer, Truncation
 from serve_app.web.dialects import all_routes
-from serve_app.web.service import ApiError
+from serve_app.web.service import ApiError, served_name
 
 USER, ASSISTANT = "<|im_start|>user\n{}<|im_end|>\n", "<|im_start|>assistant\n{}<|im_end|>\n"
 
@@ -35,37 +35,62 @@ class FakeService:
     conversations: list[Conversation] = field(default_factory=list)
     token_ids: list[list[int]] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
-    limits: list[tuple[Truncation, int | None]] = field(default_factory=list)
+    limits: list[tuple[Truncation | None, int | None]] = field(default_factory=list)
     params: list[Sequence[str] | None] = field(default_factory=list)
+    is_ready: bool = True
     model_names: list[str] = field(default_factory=lambda: ["tiny", "large"])
 
     def model_name(self, requested: str | None) -> str:
-        if requested is None:
-            return self.model_names[0]
-        if requested not in self.model_names:
-            raise ApiError(404, f"no model {requested!r}", "model_not_found", "model")
-        return requested
+        return served_name(requested, {name: f"org/{name}" for name in self.model_names})
 
-    def read_text(self, model: str, text: str) -> Conversation:
+    def read_text(self, model: str, text: str, *, prompt: str | None = None) -> Conversation:
         try:
-            return self.tokenizer.read_rendered(text)
+            return self.tokenizer.read_rendered(text, prompt=prompt)
         except ScoringError as error:
             raise ApiError(400, str(error), "unreadable_text") from error
+
+    def decode(self, model: str, token_ids: Sequence[int]) -> str:
+        try:
+            return self.tokenizer.text_of(token_ids)
+        except ScoringError as error:
+            raise ApiError(422, str(error), "invalid_token_ids") from error
+
+    async def outcomes(
+        self,
+        model: str,
+        conversations: Sequence[ConversationLike | ApiError],
+        *,
+        truncation: Truncation | None = None,
+        max_tokens: int | None = None,
+        params: Sequence[str] | None = None,
+    ) -> list[Score | ApiError]:
+        """As the endpoint does: a conversation's own error stays in its place."""
+        names = params or [""] * len(conversations)
+        found: list[Score | ApiError] = []
+        self.params.append(params)
+        for conversation, name in zip(conversations, names, strict=True):
+            if isinstance(conversation, ApiError):
+                found.append(conversation)
+                continue
+            try:
+                found += await self.score(model, [conversation], truncation=truncation, max_tokens=max_tokens)
+            except ScoringError as error:
+                found.append(ApiError(422, str(error), "context_length_exceeded", name))
+        return found
 
     async def score(
         self,
         model: str,
         conversations: Sequence[ConversationLike],
         *,
-        truncation: Truncation = "error",
+        truncation: Truncation | None = None,
         max_tokens: int | None = None,
         params: Sequence[str] | None = None,
         strict: bool = False,
     ) -> list[Score]:
         parsed = [Conversation.parse(conversation) for conversation in conversations]
-        ids = [self.tokenizer.encode(item, truncation=truncation, max_tokens=max_tokens) for item in parsed]
+        ids = [self.tokenizer.encode(item, truncation=truncation or "error", max_tokens=max_tokens) for item in parsed]
         self.models.append(model)
-        self.params.append(params)
         self.limits.append((truncation, max_tokens))
         self.conversations += parsed
         self.token_ids += ids
@@ -78,7 +103,7 @@ class FakeService:
         return 1000
 
     async def ready(self) -> dict[str, bool]:
-        return dict.fromkeys(self.model_names, True)
+        return dict.fromkeys(self.model_names, self.is_ready)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -95,17 +96,20 @@ def test_polar_reads_sglangs_list(client: TestClient, service: FakeService) -> N
     assert [item["meta_info"]["prompt_tokens"] for item in answer] == [len(ids) for ids in service.token_ids]
 
 
-def test_a_lone_sglang_text_is_a_list_too(client: TestClient) -> None:
+def test_a_lone_sglang_text_gets_an_object(client: TestClient) -> None:
     answer = client.post("/classify", json={"text": TEXT}).json()
-    assert [item["embedding"] for item in answer] == [[SCORE]]
+    assert answer["embedding"] == [SCORE]
     assert client.post("/classify", json={"text": []}).json() == []
 
 
 def test_unknown_models_and_unreadable_texts(client: TestClient) -> None:
     assert client.post("/classify", json={"model": "huge", "input": TEXT}).status_code == 404
-    answer = client.post("/classify", json={"input": [TEXT, "a secret without markers"]})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input[1]")
-    assert "secret" not in answer.text
+    sent: list[tuple[Any, str]] = [("a secret", "input"), (["a secret"], "input[0]")]
+    for text, param in sent:
+        answer = client.post("/classify", json={"input": text})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == param
+        assert "secret" not in answer.text
 
 
 @pytest.mark.parametrize("front", ["", "<s>", "<s><s>", "</s></s><s>"])
@@ -126,3 +130,95 @@ def test_the_document_says_that_logits_are_raw(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     assert "raw logits" in document["paths"]["/classify"]["post"]["description"]
     assert document["components"]["schemas"]["ClassifyRequest"]["examples"]
+
+
+@pytest.mark.parametrize("name", ["tiny", "org/tiny", "", None])
+def test_a_model_may_be_named_by_its_name_id_or_the_last_part_of_either(client: TestClient, name: str | None) -> None:
+    assert client.post("/classify", json={"model": name, "input": TEXT}).json()["model"] == "tiny"
+    assert client.post("/classify", json={"model": "org/large", "input": TEXT}).json()["model"] == "large"
+    answer = client.post("/classify", json={"model": "other/tiny", "input": TEXT})
+    assert answer.status_code == 404
+    assert "'tiny', 'large'" in answer.json()["error"]["message"]
+
+
+def test_a_text_without_a_score_costs_its_own_alone(client: TestClient) -> None:
+    answer = client.post("/classify", json={"input": [TEXT, "a secret", TEXT]})
+    assert answer.status_code == 200
+    assert [item["probs"] for item in answer.json()["data"]] == [[SCORE], [None], [SCORE]]
+    (error,) = answer.json()["errors"]
+    assert (error["index"], error["param"], error["code"]) == (1, "input[1]", "unreadable_text")
+    assert "secret" not in answer.text
+    native = client.post("/classify", json={"text": [TEXT, "a secret"]}).json()
+    assert [item["embedding"] for item in native] == [[SCORE], [None]]
+    assert "ChatML" in native[1]["meta_info"]["error"]
+
+
+def test_old_names_of_the_activation_do_what_they_say_or_are_refused(client: TestClient) -> None:
+    sigmoid = client.post("/classify", json={"input": TEXT, "use_activation": True}).json()["data"]
+    assert client.post("/classify", json={"input": TEXT, "activation": True}).json()["data"] == sigmoid
+    raw = client.post("/classify", json={"input": TEXT, "activation": False, "softmax": False}).json()
+    assert raw["data"][0]["probs"] == [SCORE]
+    native = client.post("/classify", json={"text": TEXT, "use_activation": True}).json()
+    assert native["embedding"] == sigmoid[0]["probs"]
+    for refused in ({"softmax": True}, {"activation": True, "use_activation": False}, {"chat_template": "x"}):
+        answer = client.post("/classify", json={"input": TEXT} | refused)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, next(iter(refused)))
+
+
+def test_truncate_prompt_tokens_is_honoured_or_refused(client: TestClient, service: FakeService) -> None:
+    long = rendered("word " * 100, "4")
+    for path in ("/classify", "/pooling", "/v1/embeddings", "/v1/classify"):
+        assert client.post(path, json={"input": long, "truncate_prompt_tokens": 40}).status_code == 200
+        assert service.limits[-1:] == [("left", 40)]
+        assert len(service.token_ids[-1]) <= 40
+    body = {"input": long, "truncate_prompt_tokens": 40, "truncation_side": "right"}
+    assert client.post("/classify", json=body).status_code == 200
+    assert service.limits[-1:] == [("right", 40)]
+    assert client.post("/classify", json={"input": long, "truncate_prompt_tokens": -1}).status_code == 200
+    assert service.limits[-1:] == [("left", None)]
+    for wrong in (-2, 0, 1):
+        answer = client.post("/classify", json={"input": long, "truncate_prompt_tokens": wrong})
+        assert answer.status_code == 422
+
+
+def test_token_ids_are_the_text_that_they_spell(client: TestClient, service: FakeService) -> None:
+    ids = service.tokenizer._backend.encode("<s>" + TEXT, add_special_tokens=False).ids
+    asked: list[tuple[dict[str, Any], Callable[[Any], Any]]] = [
+        ({"input": ids}, lambda answer: answer["data"][0]["probs"]),
+        ({"input": [ids]}, lambda answer: answer["data"][0]["probs"]),
+        ({"input_ids": ids}, lambda answer: answer["embedding"]),
+        ({"input_ids": [ids]}, lambda answer: answer[0]["embedding"]),
+    ]
+    for body, read in asked:
+        assert read(client.post("/classify", json=body).json()) == [SCORE]
+    for wrong in ([10**9], [-1]):
+        answer = client.post("/classify", json={"input": wrong})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_token_ids")
+
+
+def test_sglangs_conversations_and_its_other_paths(client: TestClient) -> None:
+    conversation = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
+    for path in ("/classify", "/encode"):
+        assert client.post(path, json={"conv": conversation}).json()["embedding"] == [SCORE]
+        answer = client.post(path, json={"conv": [conversation, conversation]}).json()
+        assert [item["embedding"] for item in answer] == [[SCORE], [SCORE]]
+        assert client.post(path, json={"text": TEXT}).json()["embedding"] == [SCORE]
+    assert client.post("/encode", json={}).json()["error"]["code"] == "exactly_one_field"
+    assert client.post("/v1/classify", json={"input": TEXT}).json()["data"][0]["probs"] == [SCORE]
+
+
+def test_with_one_model_dialects_whose_servers_ignore_the_name_ignore_it(
+    client: TestClient, service: FakeService
+) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("/encode", {"text": TEXT}),
+        ("/classify", {"text": TEXT}),
+        ("/v1/embeddings", {"input": TEXT}),
+    ]
+    asked += [("/v1/score/evaluation", {"messages": [TEXT]}), ("/get_reward", {"query": [TEXT]})]
+    for path, body in asked:
+        assert client.post(path, json=body | {"model": "gpt-4"}).status_code == 404
+    service.model_names.pop()
+    for path, body in asked:
+        assert client.post(path, json=body | {"model": "gpt-4"}).status_code == 200
+    assert client.post("/classify", json={"input": TEXT, "model": "gpt-4"}).status_code == 404

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import math
+
+import numpy as np
 from fastapi.testclient import TestClient
 
 from tests.serve_app.web.dialects.conftest import FakeService, rendered, score_of
@@ -27,9 +31,25 @@ def test_the_whole_answer_in_order(client: TestClient, service: FakeService) -> 
     }
 
 
-def test_base64_is_refused_and_not_answered_with_numbers(client: TestClient) -> None:
-    body = {"input": rendered("hi", "there"), "encoding_format": "base64"}
-    assert client.post("/v1/embeddings", json=body).status_code == 422
+def test_openais_sdk_reads_base64(client: TestClient) -> None:
+    """Its request as it goes over the wire, and its reading of the answer: numpy.frombuffer, float32."""
+    body = {"input": [rendered("hi", "there"), "unreadable"], "model": "tiny", "encoding_format": "base64"}
+    data = client.post("/v1/embeddings", json=body).json()["data"]
+    read = [np.frombuffer(base64.b64decode(item["embedding"]), dtype="float32").tolist() for item in data]
+    assert read[0] == [score_of("hi", "there")]
+    assert math.isnan(read[1][0])
+
+
+def test_what_would_change_the_number_is_refused(client: TestClient) -> None:
+    for field, value in [("normalize", True), ("dimensions", 8)]:
+        answer = client.post("/v1/embeddings", json={"input": rendered("hi", "there"), field: value})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, field)
+
+
+def test_messages_are_one_conversation(client: TestClient) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "there"}]
+    answer = client.post("/v1/embeddings", json={"messages": messages}).json()
+    assert answer["data"][0]["embedding"] == [score_of("hi", "there")]
 
 
 def test_an_empty_list_is_an_empty_list(client: TestClient) -> None:

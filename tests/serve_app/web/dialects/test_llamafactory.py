@@ -11,7 +11,7 @@ def test_its_client_sends_the_model_name_model(client: TestClient, service: Fake
     texts = ["<s>" + rendered("hi", "there").removesuffix("\n") + "</s>", "<s>" + rendered("hi", "you")]
     answer = client.post("/v1/score/evaluation", json={"model": "model", "messages": texts}).json()
     assert answer["scores"] == [score_of("hi", "there"), score_of("hi", "you")]
-    assert (answer["object"], answer["model"], service.limits) == ("score.evaluation", "tiny", [("error", None)])
+    assert (answer["object"], answer["model"], service.limits) == ("score.evaluation", "tiny", [(None, None)] * 2)
 
 
 def test_a_served_model_can_be_named_and_another_not(client: TestClient, service: FakeService) -> None:
@@ -33,3 +33,11 @@ def test_max_length_shortens_the_prompt_and_nothing_else_does(client: TestClient
 def test_no_texts_are_a_400(client: TestClient) -> None:
     answer = client.post("/v1/score/evaluation", json={"model": "model", "messages": []})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+
+
+def test_one_text_without_a_score_is_null_and_all_are_an_error(client: TestClient) -> None:
+    answer = client.post("/v1/score/evaluation", json={"model": "model", "messages": [rendered("hi", "you"), "x"]})
+    assert answer.json()["scores"] == [score_of("hi", "you"), None]
+    assert answer.json()["errors"][0]["param"] == "messages[1]"
+    answer = client.post("/v1/score/evaluation", json={"model": "model", "messages": ["x", "y"]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages[0]")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import struct
+
 import pytest
 from fastapi.testclient import TestClient
 
@@ -22,6 +25,17 @@ def test_vllms_clients_read_the_last_row(client: TestClient, number: int) -> Non
 def test_lmdeploys_clients_read_the_number(client: TestClient) -> None:
     answer = client.post("/pooling", json={"model": "tiny", "input": TEXTS, "format": "scalar"}).json()
     assert [item["data"] for item in answer["data"]] == SCORES
+
+
+def test_lmdeploys_clients_find_the_number_below_its_prefix(client: TestClient) -> None:
+    """POLAR's client posts the same body to both servers; its address may be HOST:PORT/lmdeploy."""
+    answer = client.post("/lmdeploy/pooling", json={"input": [TEXTS[0], "unreadable", TEXTS[1]]}).json()
+    assert [item["data"] for item in answer["data"]] == [SCORES[0], None, SCORES[1]]
+
+
+def test_base64_is_the_float32(client: TestClient) -> None:
+    answer = client.post("/pooling", json={"input": TEXTS[0], "encoding_format": "base64"}).json()
+    assert struct.unpack("<f", base64.b64decode(answer["data"][0]["data"])) == (SCORES[0],)
 
 
 def test_messages_and_a_lone_text(client: TestClient) -> None:

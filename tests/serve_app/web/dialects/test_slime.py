@@ -59,4 +59,4 @@ def test_a_prompt_of_a_broken_rendering_is_no_user_message(client: TestClient) -
 def test_a_finished_response_cannot_be_answered(client: TestClient) -> None:
     prompt = USER.format("hi") + ASSISTANT.format("done")
     answer = client.post("/rm", json={"prompt": prompt, "response": "there"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "finished_turn")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unreadable_text")

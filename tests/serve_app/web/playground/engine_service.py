@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from serve_app.reward_model import Conversation, ConversationLike, RewardModel, Score, ScoringError
 from serve_app.reward_model.tokenizer import Truncation
-from serve_app.web.service import ApiError
+from serve_app.web.service import ApiError, served_name
 
 
 class EngineService:
@@ -20,29 +20,41 @@ class EngineService:
         return list(self._models)
 
     def model_name(self, requested: str | None) -> str:
-        if requested is None:
-            return self.model_names[0]
-        if requested not in self._models:
-            raise ApiError(404, f"there is no model {requested!r}", "model_not_found", "model")
-        return requested
+        return served_name(requested, {name: name for name in self._models})
 
     def max_tokens(self, model: str) -> int:
         return self._models[model].config.max_tokens
 
-    def read_text(self, model: str, text: str) -> Conversation:
-        return self._models[model].tokenizer.read_rendered(text)
+    def read_text(self, model: str, text: str, *, prompt: str | None = None) -> Conversation:
+        return self._models[model].tokenizer.read_rendered(text, prompt=prompt)
+
+    def decode(self, model: str, token_ids: Sequence[int]) -> str:
+        return self._models[model].tokenizer.text_of(token_ids)
+
+    async def outcomes(
+        self,
+        model: str,
+        conversations: Sequence[ConversationLike | ApiError],
+        *,
+        truncation: Truncation | None = None,
+        max_tokens: int | None = None,
+        params: Sequence[str] | None = None,
+    ) -> list[Score | ApiError]:
+        good = [each for each in conversations if not isinstance(each, ApiError)]
+        scores = iter(await self.score(model, good, truncation=truncation))
+        return [each if isinstance(each, ApiError) else next(scores) for each in conversations]
 
     async def score(
         self,
         model: str,
         conversations: Sequence[ConversationLike],
         *,
-        truncation: Truncation = "error",
+        truncation: Truncation | None = None,
         max_tokens: int | None = None,
         params: Sequence[str] | None = None,
         strict: bool = False,
     ) -> list[Score]:
-        outcomes = self._models[model].outcomes(conversations, truncation=truncation, strict=strict)
+        outcomes = self._models[model].outcomes(conversations, truncation=truncation or "error", strict=strict)
         for place, outcome in enumerate(outcomes):
             if isinstance(outcome, ScoringError):
                 where = params[place] if params else f"conversations[{place}]"
