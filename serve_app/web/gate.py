@@ -23,7 +23,7 @@ from serve_app.web.service import HEADER, ApiError, ScoringService, deadline_in,
 logger = logging.getLogger("ray.serve")  # the one whose lines Serve keeps
 
 MAX_BODY_BYTES = 32 * 2**20
-MAX_IN_FLIGHT = 1024
+MAX_IN_FLIGHT = 8192
 """Requests that one ingress process works on. More only wait for each other: their replicas bound tokens, not this."""
 DESCRIPTION = """Scores of reward models: one raw logit for a conversation, the same bits whatever is asked beside it.
 
