@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.web.api import ERRORS, routes
 from serve_app.web.dialects import all_routes
 from serve_app.web.playground.page import playground
+from serve_app.web.reference import reference
 from serve_app.web.security import OPEN_PATHS, Guard
 from serve_app.web.service import HEADER, ApiError, ScoringService, deadline_in, parse_timeout
 
@@ -34,11 +35,12 @@ The routes under *rayward* are its own; the others answer what clients of other 
 
 def http_app(service: ScoringService, guard: Guard) -> FastAPI:
     """The application that answers with `service` whom `guard` lets pass."""
-    app = FastAPI(title="rayward", description=DESCRIPTION, redoc_url=None)
+    app = FastAPI(title="rayward", description=DESCRIPTION, docs_url=None, redoc_url=None)
     app.include_router(routes(service), responses=ERRORS)
     for router in all_routes(service):
         app.include_router(router, responses=ERRORS)
     app.include_router(playground())
+    app.include_router(reference(app))
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
