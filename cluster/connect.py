@@ -109,7 +109,9 @@ def local_cores() -> int:
 
 
 @contextmanager
-def connect(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[ClusterResources]:
+def connect(
+    address: str | None = None, *, num_cpus: int | None = None, log_to_driver: bool = False
+) -> Iterator[ClusterResources]:
     """Join the cluster at `address`, or start an embedded local Ray.
 
     Leaves on exit what it joined and stops what it started. Where this process is connected to Ray already, that
@@ -120,12 +122,13 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
         address: `auto` (the cluster this machine belongs to), `host:port` of a head, `ray://host:port` of its Ray
             Client server, or `local`; by default what RAY_ADDRESS says, else `local`.
         num_cpus: how many CPUs an embedded Ray lists: by default the cores of this process and one more.
+        log_to_driver: show here what processes of an embedded Ray print.
 
     Raises:
         ClusterError: there is no cluster at the address, it asks for a token, it runs another Ray or Python, its nodes
             lack what rayward requires, or a local Ray does not start.
     """
-    _set_quiet_environment()  # read by Ray when it is imported
+    _set_quiet_environment(is_shown=log_to_driver)  # read by Ray when it is imported
     import ray
 
     if ray.is_initialized():
@@ -134,7 +137,8 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     where = address or os.environ.get("RAY_ADDRESS") or LOCAL
     try:
         if where == LOCAL:
-            _init(LOCAL, num_cpus=num_cpus or local_cores() + IO_CPUS, include_dashboard=False)
+            num_cpus = num_cpus or local_cores() + IO_CPUS
+            _init(LOCAL, num_cpus=num_cpus, include_dashboard=False, log_to_driver=log_to_driver)
         else:
             logger.info("joining the Ray cluster at %s", where)
             _join(where)
@@ -170,7 +174,7 @@ def _init(address: str, **options: Any) -> None:
 
     try:
         with _muted_stderr(), _own_sigterm(), _own_search_path():
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            ray.init(address, **{"log_to_driver": False, "logging_level": logging.ERROR, **options})
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         if address == LOCAL:
             raise ClusterError(f"a local Ray does not start: {error}") from error
@@ -189,13 +193,12 @@ def _resources() -> ClusterResources:
     )
 
 
-def _set_quiet_environment() -> None:
+def _set_quiet_environment(*, is_shown: bool) -> None:
     """Ask Ray for its errors alone. What the user has set in the environment stays."""
-    for name, value in {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_BACKEND_LOG_LEVEL": "fatal",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }.items():
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    if not is_shown:  # each process of Ray says that it has read this variable
+        quiet["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    for name, value in quiet.items():
         os.environ.setdefault(name, value)
     # Ray Data gives no other way yet to limit the restarts of an actor.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\..*")

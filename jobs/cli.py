@@ -9,13 +9,15 @@ when it is called, so that `rayward --help` loads none.
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
-from jobs.command import EXIT_USAGE, answer_signals, parse, suggestion
+from jobs.command import EXIT_USAGE, answer_signals, parse, run_command, suggestion
 
 PROG = "rayward"
 SHELLS = ("bash", "zsh", "tcsh")
@@ -42,14 +44,13 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "verify": Command(
             "jobs.verify", "VerifyConfig", "check a downloaded model against published figures or Transformers"
         ),
+        "serve": Command("cluster.serve", "ServeConfig", "serve reward models over HTTP until Ctrl-C"),
         "plan": Command("cluster.plan", "PlanConfig", "estimate GPUs, hours and bytes for a corpus"),
         "demo": Command("jobs.demo", "DemoConfig", "score and rank a small sample with the embedded model"),
     }
 )
-# Commands that are answered here.
-SERVE = "serve"
+# Answered here.
 COMPLETION = "completion"
-SERVE_INSTEAD = "rayward serve: not there yet; start the endpoint with: serve run serve_app.app:build_app model=..."
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -59,6 +60,8 @@ def main(args: Sequence[str] | None = None) -> int:
     name, rest = (words[0], words[1:]) if words else ("", [])
     if name == "plan":
         return _plan(rest)
+    if name == "serve":
+        return _serve(rest)
     if name in COMMANDS:
         return int(importlib.import_module(COMMANDS[name].module).main(rest, prog=f"{PROG} {name}"))
     if name in ("-h", "--help", ""):
@@ -69,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     if name in (COMPLETION, COMPLETION_FLAG):
         return _complete(rest)
-    print(SERVE_INSTEAD if name == SERVE else _unknown(name), file=sys.stderr)
+    print(_unknown(name), file=sys.stderr)
     return EXIT_USAGE
 
 
@@ -96,6 +99,16 @@ def _plan(words: Sequence[str]) -> int:
     return int(plan.run(parse(plan.PlanConfig, words, prog=f"{PROG} plan", description=str(plan.__doc__))))
 
 
+def _serve(words: Sequence[str]) -> int:
+    """Run `cluster.serve`, which is no job either. Words before the first option are models."""
+    serve = importlib.import_module(COMMANDS["serve"].module)
+    first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    options = [*chain.from_iterable(("--model", word) for word in words[:first]), *words[first:]]
+    prog = f"{PROG} serve"
+    config = parse(serve.ServeConfig, options, prog=prog, description=str(serve.__doc__))
+    return run_command(prog, lambda: int(serve.run(config)), log_level=logging.WARNING, farewell="stopped")
+
+
 def _version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
@@ -106,7 +119,7 @@ def _version() -> str:
 
 
 def _unknown(name: str) -> str:
-    known = [*COMMANDS, SERVE, COMPLETION, "--help", "--version"]
+    known = [*COMMANDS, COMPLETION, "--help", "--version"]
     what = "option" if name.startswith("-") else "command"
     return f"{PROG}: unknown {what} {name}{suggestion(name, known)}\n{PROG} --help lists the commands"
 

@@ -92,8 +92,16 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def run_command(prog: str, work: Callable[[], int], *, log_level: int = logging.INFO) -> int:
-    """Run a command's work; its exit status, or 1 when it stops, 130 on Ctrl-C, 143 on SIGTERM. Each end is told."""
+def run_command(
+    prog: str,
+    work: Callable[[], int],
+    *,
+    log_level: int = logging.INFO,
+    farewell: str = "interrupted; what is committed stays",
+) -> int:
+    """Run a command's work; its exit status, or 1 when it stops, 130 on Ctrl-C, 143 on SIGTERM. Each end is told, one
+    by a signal with the words of `farewell`.
+    """
     name = prog.removeprefix("python -m ")
     logging.basicConfig(level=log_level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -109,7 +117,7 @@ def run_command(prog: str, work: Callable[[], int], *, log_level: int = logging.
         except Exception:
             if not received:  # an import or a library may make another error of the signal's
                 raise
-    print(f"{name} interrupted; what is committed stays", file=sys.stderr)
+    print(f"{name} {farewell}", file=sys.stderr)
     return 128 + received[0]
 
 

@@ -5,19 +5,21 @@ serve run serve_app.app:build_app model=tiny
 
 # No postponed annotations here: Serve reads build_app's, to check the arguments of its command line.
 import os
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from ray import serve
 from ray.serve import Application
+from ray.serve.schema import LoggingConfig
 
 from serve_app.config import ModelConfig, ServiceConfig
 from serve_app.ingress import Ingress
 from serve_app.replica import Load, RewardReplica
 from serve_app.reward_model import ModelSpec
 from serve_app.web.proxy import PROXY_ENVIRONMENT
-from serve_app.web.security import digests_from_environment
+from serve_app.web.security import Guard, digests_from_environment
 
 # Requests wait in the replicas' own queues, bounded in tokens; Serve's bounds in requests stay out of the way.
 MAX_ONGOING_REQUESTS = 10_000
@@ -35,16 +37,40 @@ DRAIN_S = 600.0
 def build_app(config: ServiceConfig) -> Application:
     """The application, for Serve, which passes the arguments of its command line.
 
-    Where this process has no Ray yet, as under `serve run`, a Ray that it starts has proxies that repeat lost requests.
+    Where this process has no Ray yet, as under `serve run`, models are checked first, and a Ray that it starts has
+    proxies that repeat lost requests.
     """
     if not ray.is_initialized():
+        check(config, None, is_here=False)
         for name, value in PROXY_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
     return application(config)
 
 
-def application(config: ServiceConfig, *, load: Load = ModelSpec.load) -> Application:
-    """An ingress and one deployment for each model, which `load` makes on the replicas."""
+def check(config: ServiceConfig, host: str | None, *, is_here: bool) -> None:
+    """Check what can be known before anything starts: keys for the host, each model's configuration and tokenizer.
+
+    Args:
+        host: the address to listen on; None where it is not known yet.
+        is_here: whether this machine serves; else a folder and a file of keys that are not here are left to the nodes.
+
+    Raises:
+        RaywardError: a model cannot be read, or the device cannot do what is asked of it.
+        InsecureBindError: the host is open to other machines, or the file of keys is empty, and there are no keys.
+        OSError: the file of keys cannot be read.
+    """
+    if is_here or config.api_keys_file is None or Path(config.api_keys_file).is_file():
+        Guard.from_config(config).check_host(host)
+    for model in config.models:
+        folder = Path(model.model).expanduser()
+        if is_here or not folder.is_absolute() or folder.is_dir():
+            _spec(model, "cuda" if model.num_gpus else "auto").read()
+
+
+def application(
+    config: ServiceConfig, *, load: Load = ModelSpec.load, ingress_log: LoggingConfig | None = None
+) -> Application:
+    """An ingress, with a log of its own if that is given, and one deployment for each model, which `load` makes."""
     num_cpu_replicas = sum(model.max_replicas or model.num_replicas for model in config.models if not _num_gpus(model))
     replicas = [_deployment(model, max(1, num_cpu_replicas), load) for model in config.models]
     ingress = serve.deployment(
@@ -54,6 +80,7 @@ def application(config: ServiceConfig, *, load: Load = ModelSpec.load) -> Applic
         ray_actor_options={"num_cpus": INGRESS_CPUS},
         graceful_shutdown_timeout_s=DRAIN_S,
         health_check_period_s=INGRESS_HEALTH_CHECK_PERIOD_S,
+        logging_config=ingress_log,
     )(Ingress)
     return ingress.bind(config, digests_from_environment(), *replicas)
 

@@ -10,6 +10,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -56,10 +57,15 @@ class ModelConfig(BaseModel):
     max_replicas: PositiveInt | None = Field(None, description="set it to let the number of replicas follow the load")
     min_replicas: int = Field(1, ge=0, description="the fewest replicas that follow the load; 0 frees the GPU")
     max_replicas_per_node: PositiveInt | None = Field(None, description="spread replicas over nodes")
-    max_wait_s: PositiveFloat = Field(
-        30.0, description="a replica refuses work that would wait longer than this, as it measures itself at start"
+    burst: NonNegativeInt = Field(
+        4096, description="conversations that may wait for a replica however long they take: a trainer's batch"
     )
-    max_queued_tokens: PositiveInt | None = Field(None, description="the same bound in tokens, instead of max_wait_s")
+    max_wait_s: PositiveFloat = Field(
+        30.0, description="beyond a burst, a replica refuses what would wait longer, at the rate of its last batches"
+    )
+    max_queued_tokens: PositiveInt | None = Field(
+        None, description="a bound in waiting tokens, instead of burst and max_wait_s"
+    )
     truncation: Literal["error", "right", "left"] = Field(
         "error",
         description="what becomes of a conversation over the model's length where the request says nothing: refused, "

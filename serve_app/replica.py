@@ -16,6 +16,7 @@ import torch
 from ray.serve import metrics
 
 from serve_app.autoscaling import QUEUED_SECONDS
+from serve_app.batching.admission import Admission
 from serve_app.batching.batcher import BatchReport, TokenBatcher
 from serve_app.batching.errors import (
     BatcherClosedError,
@@ -105,27 +106,31 @@ class RewardReplica:
     def __init__(self, config: ModelConfig, spec: ModelSpec, num_sharing: int, load: Load) -> None:
         # All that PyTorch does here it does in one thread: a second one would bring a second pool of threads.
         executor = ThreadPoolExecutor(1, thread_name_prefix="device")
-        model, self._tokens_per_s = executor.submit(_loaded, config, spec, num_sharing, load).result()
+        model, tokens_per_s = executor.submit(_loaded, config, spec, num_sharing, load).result()
         scorer = model.scorer
         self._facts = ModelFacts.of(spec, model)
-        bound = config.max_queued_tokens or max(2 * scorer.token_budget, int(config.max_wait_s * self._tokens_per_s))
+        admission = Admission(
+            max_queued_tokens=config.max_queued_tokens,
+            max_wait_s=config.max_wait_s,
+            burst=config.burst,
+            guessed_tokens_per_s=tokens_per_s,
+        )
         self._metrics = ReplicaMetrics(config.name)
         self._batcher = TokenBatcher(
             scorer.outputs,
             token_budget=scorer.token_budget,
-            max_queued_tokens=bound,
+            admission=admission,
             stall_after_s=STALL_AFTER_S,
             observe=self._observe,
             executor=executor,
         )
         logger.info(
-            "%s on %s in %s: %d tokens/s, budget %d tokens, at most %d waiting",
+            "%s on %s in %s: %d tokens/s in a first trial, budget %d tokens",
             config.name,
             self._facts.device,
             self._facts.dtype,
-            self._tokens_per_s,
+            tokens_per_s,
             scorer.token_budget,
-            bound,
         )
 
     async def score(self, batch: TokenBatch, *, timeout_s: float | None = None, key: str | None = None) -> ScoreReply:
@@ -171,12 +176,12 @@ class RewardReplica:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """For `autoscaling.replicas_for_queue`."""
-        waiting = self._batcher.queued_tokens + self._batcher.running_tokens
-        return {QUEUED_SECONDS: waiting / self._tokens_per_s}
+        return {QUEUED_SECONDS: self._batcher.queued_seconds}
 
     async def __del__(self) -> None:
-        """For Serve, when the replica is drained and stopped."""
-        await self._batcher.close()
+        """For Serve, when the replica is drained and stopped, also where its model never loaded."""
+        if hasattr(self, "_batcher"):
+            await self._batcher.close()
 
     def _refuse(self, refusal: Refusal) -> ScoreReply:
         self._metrics.failed(refusal.reason)
@@ -187,7 +192,7 @@ class RewardReplica:
 
 
 def _loaded(config: ModelConfig, spec: ModelSpec, num_sharing: int, load: Load) -> tuple[RewardModel, float]:
-    """The model, and the tokens per second of a full batch; the trial also warms the device up.
+    """The model, and the tokens per second of a trial batch, which also warms the device up.
 
     On CPU `num_sharing` replicas divide the threads of this machine, unless the configuration says how many.
     """

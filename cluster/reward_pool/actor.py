@@ -27,6 +27,7 @@ from cluster.reward_pool.calls import SharedLock
 from cluster.reward_pool.encoder import Encoding, OnError, RewardEncoder, values_of
 from cluster.reward_pool.errors import RewardInputError, RewardPoolError
 from cluster.reward_pool.model_holder import ModelSlot, WeightsVersion
+from serve_app.batching.admission import Admission
 from serve_app.batching.batcher import TokenBatcher
 from serve_app.batching.wire import ScoreReply, TokenBatch
 from serve_app.reward_model import Conversation, ConversationLike, ModelSpec, ScoringError
@@ -233,7 +234,7 @@ class RewardActor:
                 self._batcher = TokenBatcher(
                     lambda lists: self._slot.outputs(lists),
                     token_budget=model.scorer.token_budget,
-                    max_queued_tokens=MAX_QUEUED_TOKENS,
+                    admission=Admission(max_queued_tokens=MAX_QUEUED_TOKENS),
                     stall_after_s=STALL_AFTER_S,
                     executor=self._executor,
                 )

@@ -55,6 +55,7 @@ class RequestBatch:
         self.requests: dict[Request, None] = {}
         self.packed_tokens = 0
         self.started = 0.0
+        self.left_others = False  # whether requests waited on when it was taken off the queue
         self._sequences: dict[int, list[int]] = {}  # by the hash of a prefix, the first that has it
 
     @property
@@ -103,6 +104,7 @@ class BatchQueue:
 
     def __init__(self) -> None:
         self.num_tokens = 0
+        self.num_sequences = 0
         self._requests: OrderedDict[Request, None] = OrderedDict()
         self._by_prefix: dict[int, dict[Request, None]] = {}
 
@@ -118,12 +120,14 @@ class BatchQueue:
     def add(self, request: Request) -> None:
         self._requests[request] = None
         self.num_tokens += request.num_tokens
+        self.num_sequences += len(request.sequences)
         for prefix in request.distinct_prefixes:
             self._by_prefix.setdefault(prefix, {})[request] = None
 
     def remove(self, request: Request) -> None:
         del self._requests[request]
         self.num_tokens -= request.num_tokens
+        self.num_sequences -= len(request.sequences)
         for prefix in request.distinct_prefixes:
             alike = self._by_prefix[prefix]
             del alike[request]

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
+from serve_app.batching.admission import Admission
 from serve_app.batching.batch_queue import BatchQueue, Request, RequestBatch
 from serve_app.batching.errors import (
     BatcherClosedError,
@@ -38,8 +39,6 @@ Run: TypeAlias = Callable[[list[list[int]]], Outcomes[Given]]
 MAX_FAILURES_IN_A_ROW = 8
 """Batches that may fail whole, one after the other, before `check_health` does: a CUDA error stays until the end of
 its process."""
-RATE_MEMORY = 0.9
-"""The share of their weight that earlier batches keep, with each batch, in the measured tokens per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ class TokenBatcher(Generic[Given]):
     Args:
         run: scores sequences, called in one thread only.
         token_budget: tokens of a batch, shared prefixes counted once; a request over it runs alone.
-        max_queued_tokens: tokens that may wait, every sequence counted whole; beyond that `submit` refuses at once.
+        admission: how much may wait; beyond that `submit` refuses at once. It learns the rate of this batcher's passes.
         stall_after_s: `check_health` fails after this many seconds without progress.
         observe: told of every batch, on the event loop, after its results are out.
         clock: monotonic seconds, which deadlines refer to.
@@ -87,17 +86,17 @@ class TokenBatcher(Generic[Given]):
         run: Run[Given],
         *,
         token_budget: int,
-        max_queued_tokens: int,
+        admission: Admission,
         stall_after_s: float = 300.0,
         observe: Callable[[BatchReport], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         executor: ThreadPoolExecutor | None = None,
     ) -> None:
-        if token_budget < 1 or max_queued_tokens < 1:
-            raise ValueError(f"token_budget and max_queued_tokens are positive: {token_budget}, {max_queued_tokens}")
+        if token_budget < 1:
+            raise ValueError(f"token_budget is positive: {token_budget}")
         self._run = run
         self._token_budget = token_budget
-        self._max_queued_tokens = max_queued_tokens
+        self._admission = admission
         self._stall_after_s = stall_after_s
         self._observe = observe
         self._clock = clock
@@ -115,13 +114,16 @@ class TokenBatcher(Generic[Given]):
         self._death: str | None = None
         self._moved_at = clock()
         self._failures_in_a_row = 0
-        self._done_tokens = 0.0
-        self._done_s = 0.0
 
     @property
     def queued_tokens(self) -> int:
         """Tokens that wait, every sequence counted whole."""
         return self._queue.num_tokens
+
+    @property
+    def queued_seconds(self) -> float:
+        """Seconds of work taken on and not finished, at the rate of the passes so far."""
+        return self._admission.seconds_for(self.queued_tokens + self.running_tokens)
 
     @property
     def running_tokens(self) -> int:
@@ -137,7 +139,7 @@ class TokenBatcher(Generic[Given]):
             deadline: in seconds of the batcher's clock; a request that has not started by then fails.
 
         Raises:
-            QueueFullError: too many tokens wait already.
+            QueueFullError: too much waits already, or more than can be done by the deadline.
             DeadlineExceededError: the deadline passed before the request's turn.
             ForwardError: the forward pass raises for this request, also when it is alone.
             BatcherClosedError: the batcher is closed.
@@ -207,19 +209,21 @@ class TokenBatcher(Generic[Given]):
             if self._death is not None:
                 raise BatcherStalledError(self._death)
             queued = self._queue.num_tokens
-            if self._queue and queued + request.num_tokens > self._max_queued_tokens:
-                raise QueueFullError(queued, self._estimated_wait_s())
+            ahead = queued + self.running_tokens
+            if not self._admission.admits(
+                waiting_sequences=self._queue.num_sequences,
+                waiting_tokens=queued,
+                ahead_tokens=ahead,
+                sequences=len(request.sequences),
+                tokens=request.num_tokens,
+                seconds_left=request.deadline - request.submitted,
+            ):
+                raise QueueFullError(queued, self._admission.retry_after_s(ahead))
             if not self._queue and self._running is None:
                 self._moved_at = request.submitted
             self._queue.add(request)
             if self._plan is not None:
                 self._plan.add(request)
-
-    def _estimated_wait_s(self) -> int:
-        """Whole seconds until what waits and runs now is done, at least 1."""
-        if not self._done_tokens:
-            return 1
-        return max(1, math.ceil((self.queued_tokens + self.running_tokens) * self._done_s / self._done_tokens))
 
     def _withdraw(self, request: Request) -> None:
         """Let go of a request, wherever it is: nobody waits for it any more."""
@@ -303,6 +307,7 @@ class TokenBatcher(Generic[Given]):
             for request in batch.requests:
                 self._queue.remove(request)
             batch.started = self._moved_at = now
+            batch.left_others = len(self._queue) > 0
             self._running = batch
             return batch
 
@@ -340,8 +345,7 @@ class TokenBatcher(Generic[Given]):
 
     def _measure(self, batch: RequestBatch, forward_s: float) -> None:
         with self._lock:
-            self._done_tokens = self._done_tokens * RATE_MEMORY + batch.num_tokens
-            self._done_s = self._done_s * RATE_MEMORY + forward_s
+            self._admission.measure(batch.num_tokens, forward_s, is_full=batch.left_others)
 
     def _die(self, error: BaseException) -> None:
         with self._lock:

@@ -19,13 +19,14 @@ from serve_app.web.api import ERRORS, routes
 from serve_app.web.body import BoundedBody, decoder_of
 from serve_app.web.dialects import all_routes
 from serve_app.web.playground.page import playground
+from serve_app.web.reference import reference
 from serve_app.web.security import OPEN_PATHS, Guard
 from serve_app.web.service import HEADER, ApiError, ScoringService, deadline_in, parse_timeout
 
 logger = logging.getLogger("ray.serve")  # the one whose lines Serve keeps
 
 MAX_BODY_BYTES = 32 * 2**20
-MAX_IN_FLIGHT = 1024
+MAX_IN_FLIGHT = 8192
 """Requests that one ingress process works on. More only wait for each other: their replicas bound tokens, not this."""
 DESCRIPTION = """Scores of reward models: one raw logit for a conversation, the same bits whatever is asked beside it.
 
@@ -37,11 +38,12 @@ The routes under *rayward* are its own; the others answer what clients of other 
 
 def http_app(service: ScoringService, guard: Guard) -> FastAPI:
     """The application that answers with `service` whom `guard` lets pass."""
-    app = FastAPI(title="rayward", description=DESCRIPTION, redoc_url=None)
+    app = FastAPI(title="rayward", description=DESCRIPTION, docs_url=None, redoc_url=None)
     app.include_router(routes(service), responses=ERRORS)
     for router in all_routes(service):
         app.include_router(router, responses=ERRORS)
     app.include_router(playground())
+    app.include_router(reference(app))
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)

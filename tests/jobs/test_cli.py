@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,10 +127,16 @@ def test_an_unknown_command_is_told(words: list[str], told: str, capsys: pytest.
     assert capsys.readouterr().err.splitlines() == [told, "rayward --help lists the commands"]
 
 
-def test_serve_says_what_serves(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "--model", "tiny"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "serve run serve_app.app:build_app model=" in line
+def test_words_before_the_options_of_serve_are_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def run(config: Any) -> int:
+        asked.append(config)
+        return 0
+
+    monkeypatch.setattr("cluster.serve.run", run)
+    assert main(["serve", "tiny", "other=a/b", "--model", "c/d", "--port", "9000"]) == 0
+    assert (asked[0].model, asked[0].port) == (("tiny", "other=a/b", "c/d"), 9000)
 
 
 def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

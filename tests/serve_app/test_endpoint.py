@@ -24,11 +24,14 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.core.result import Ok
 
+from serve_app.app import application, build_app
 from serve_app.client import RewardClient
+from serve_app.config import ServiceConfig
 from serve_app.model_handle import PART_TOKENS, PARTS_AT_ONCE
 from serve_app.reward_model import RewardModel
 from serve_app.web.proxy import PROXY_ENVIRONMENT
 from tests.conftest import chat
+from tests.serve_app.slow_trial import slow_trial
 
 PATIENCE_S = 600.0  # until a test that hangs fails; nothing waits as long where all is well
 HEALTH_CHECKS = list(HealthCheck)
@@ -44,9 +47,6 @@ def deploy(**changes: Any) -> None:
 
 def deploy_models(models: list[dict[str, Any]]) -> None:
     from ray import serve
-
-    from serve_app.app import build_app
-    from serve_app.config import ServiceConfig
 
     serve.run(build_app(ServiceConfig.model_validate({"models": models})), name="rayward", route_prefix="/")
 
@@ -342,6 +342,33 @@ def test_overload_is_refused_at_once(url: str) -> None:
     assert {response.status_code for response in responses} == {200, 503}
     assert all(int(response.headers["retry-after"]) >= 1 for response in refused)
     assert {response.json()["error"]["code"] for response in refused} == {"overloaded"}
+
+
+@pytest.mark.slow
+def test_a_trainer_that_ignores_retry_after_loses_no_sample(url: str, tiny: RewardModel) -> None:
+    """OpenRLHF's client asks for each sample by itself, five times, a second apart, and gives the sample up then."""
+    from ray import serve
+
+    options = {"model": "tiny", "dtype": "float32", "num_cpus": 0.5, "threads": 1, "max_wait_s": 1.0}
+    config = ServiceConfig.model_validate(options)
+    serve.run(application(config, load=slow_trial), name="rayward", route_prefix="/")
+    asked = conversations(512, seed=8)
+    texts = ["".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in each) for each in asked]
+
+    async def reward_of(client: httpx.AsyncClient, text: str) -> float | None:
+        for _ in range(5):
+            response = await client.post("/get_reward", json={"query": [text], "prompts": [""], "labels": [None]})
+            if response.status_code == 200:
+                return float(response.json()["rewards"][0])
+            await asyncio.sleep(1.0)
+        return None
+
+    async def rewards() -> list[float | None]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, limits=limits) as client:
+            return await asyncio.gather(*(reward_of(client, text) for text in texts))
+
+    assert asyncio.run(rewards()) == tiny.get_scores(asked)
 
 
 def test_two_models_are_served_side_by_side(url: str, tiny: RewardModel, other_folder: Path) -> None:

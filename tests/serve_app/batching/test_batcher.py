@@ -19,6 +19,7 @@ import pytest
 from serve_app.batching import batch_queue
 from serve_app.batching import batcher as batcher_module
 from serve_app.batching import errors as batcher_errors
+from serve_app.batching.admission import Admission
 from serve_app.batching.batch_queue import BatchQueue
 from serve_app.batching.batcher import BatchReport, TokenBatcher
 from serve_app.batching.errors import (
@@ -72,8 +73,11 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def batcher_of(device: Callable[..., Any], **options: Any) -> TokenBatcher[float]:
-    return TokenBatcher(device, **{"token_budget": 100, "max_queued_tokens": 1_000_000} | options)
+def batcher_of(
+    device: Callable[..., Any], *, token_budget: int = 100, max_queued_tokens: int = 1_000_000, **options: Any
+) -> TokenBatcher[float]:
+    admission = Admission(max_queued_tokens=max_queued_tokens)
+    return TokenBatcher(device, token_budget=token_budget, admission=admission, **options)
 
 
 async def occupy(batcher: TokenBatcher[float], device: Device) -> asyncio.Task[Any]:
@@ -917,6 +921,7 @@ def test_the_batcher_needs_nothing_but_the_engines_small_change(module: Any) -> 
     names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     ours = {name for name in names if name.partition(".")[0] not in sys.stdlib_module_names}
     assert ours <= {
+        "serve_app.batching.admission",
         "serve_app.batching.batch_queue",
         "serve_app.batching.errors",
         "serve_app.reward_model.errors",

@@ -1,0 +1,153 @@
+"""`rayward serve`: mistakes are told before Ray starts, and the real command serves, fails and ends as it should."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from safetensors.torch import load_file, save_file
+
+from cluster import serve
+from cluster.serve import ServeConfig, ServeError, cause, run
+from serve_app.reward_model import RewardModel
+from serve_app.reward_model.errors import RaywardError
+from serve_app.reward_model.tiny import cached_folder
+from tests.conftest import chat
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 300.0  # until a command that hangs fails
+STOPPED_WITHIN_S = 5.0
+LOADED = 4.0  # how many times longer a busy machine may take
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting or joining Ray fails the test."""
+
+    def connect(*args: Any, **options: Any) -> Any:
+        pytest.fail("Ray was started")
+
+    monkeypatch.setattr(serve, "connect", connect)
+    monkeypatch.delenv("RAYWARD_API_KEYS", raising=False)
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"model": ()}, "name a model"),
+        ({"port": 0}, "--port 0: a port is a number from 1 to 65535"),
+        ({"num_replicas": 0}, "--num-replicas: input should be greater than 0"),
+        ({"gpus_per_replica": -1.0}, "--gpus-per-replica: input should be greater than or equal to 0"),
+        ({"model": ("tiny", "tiny")}, "write NAME=MODEL"),
+        ({"model": ("/no/such/model",)}, "model folder /no/such/model does not exist"),
+        ({"chat_template": "/no/such/template.jinja"}, "/no/such/template.jinja"),
+        ({"host": "no.such.host.invalid"}, "--host no.such.host.invalid"),
+        ({"host": "0.0.0.0"}, "no API key is set and the HTTP host is 0.0.0.0"),
+        ({"api_keys_file": "/no/such/keys"}, "--api-keys-file /no/such/keys"),
+        ({"quantization": "fp8", "gpus_per_replica": 0.0}, "fp8 is for GPUs"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_before_ray_starts(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(RaywardError) as raised:
+        run(ServeConfig.model_validate({"model": ("tiny",), "port": free_port()} | options))
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_port_in_use_is_told() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ServeError, match="choose another --port"):
+            run(ServeConfig(model=("tiny",), port=taken.getsockname()[1]))
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_model_without_a_tokenizer_is_told(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(cached_folder(), tmp_path / "model"))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(RaywardError, match="tokenizer"):
+        run(ServeConfig(model=(str(folder),), port=free_port()))
+
+
+def test_models_have_the_names_that_are_chosen(other_folder: Path) -> None:
+    config = ServeConfig(model=("tiny", f"second={other_folder}"), num_replicas=2, gpus_per_replica=0.5)
+    models = serve.service_config(config).models
+    assert [(model.name, model.model) for model in models] == [("tiny", "tiny"), ("second", str(other_folder))]
+    assert {(model.num_replicas, model.num_gpus) for model in models} == {(2, 0.5)}
+
+
+def test_the_cause_is_the_last_error_of_a_trace() -> None:
+    trace = "A replica failed to start with exception. Retrying. Error:\nTraceback (most recent call last):\n"
+    ours = "  raise WeightError(\nserve_app.reward_model.errors.WeightError: no head in model.safetensors:\nmerged\n"
+    assert cause(trace + ours) == "no head in model.safetensors: merged"
+    assert cause(trace + "torch.OutOfMemoryError: CUDA out of memory.") == "OutOfMemoryError: CUDA out of memory."
+    assert cause("  Nothing is\nknown ") == "Nothing is known"
+
+
+@contextmanager
+def command(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """The real command in a folder that has none of the sources, ended with the block."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", "serve", *options],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_it_serves_says_so_in_one_line_and_ends_on_ctrl_c(tiny: RewardModel, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    options = ("tiny", "--dtype", "float32", "--port", url.rpartition(":")[2])
+    with command(tmp_path, *options) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"ready: {url} (tiny, 1 replica, cpu float32)\n"
+        assert httpx.get(f"{url}/health", timeout=PATIENCE_S).status_code == 200
+        asked = [chat("What is 2 + 2?", "4")]
+        answer = httpx.post(f"{url}/v1/score", json={"conversations": asked}, timeout=PATIENCE_S).json()
+        assert [result["score"] for result in answer["results"]] == tiny.get_scores(asked)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE_S)
+        assert time.monotonic() - began < STOPPED_WITHIN_S * LOADED
+    assert (process.returncode, out, err) == (130, "", "rayward serve stopped\n")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny")
+def test_a_model_that_does_not_load_ends_it_with_the_reason(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(cached_folder(), tmp_path / "headless"))
+    weights = load_file(folder / "model.safetensors")
+    del weights["v_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with command(tmp_path, str(folder), "--port", str(free_port())) as process:
+        out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, out) == (1, "")
+    (line,) = err.splitlines()
+    assert line.startswith("rayward serve stopped: headless does not start: no head in model.safetensors")
