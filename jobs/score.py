@@ -6,7 +6,8 @@ The input is a file, a folder, a glob or an s3://, gs:// or hdfs:// URI. Convers
 list of {role, content}, or a JSON string of one), or in `prompt` and `response`. The output folder gets every input
 row with all its columns and four more: `score`, `num_tokens`, `truncated` and `error`. Rows with `chosen` and
 `rejected` are pairs: both sides are scored, and the new columns are `chosen_score`, `rejected_score`, `margin`,
-`chosen_num_tokens`, `rejected_num_tokens`, `truncated` and `error`. A job that was stopped is
+`chosen_num_tokens`, `rejected_num_tokens`, `truncated` and `error`. Rows with a list of responses are candidates; the
+new columns are `scores`, `best`, `num_tokens`, `truncated` and `error`. A job that was stopped is
 taken up by the same command. Exit status: 0 every row was scored, 3 some rows carry an error, 1 the job stopped, 2 an
 option is wrong, 130 or 143 it was interrupted.
 """

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from jobs.corpus.candidates import CandidateColumns, candidate_rows
 from jobs.corpus.conversations import SystemPrompt, conversations
 from jobs.corpus.files import Corpus, Unit
 from jobs.corpus.preferences import PreferenceColumns, preference_pairs
@@ -24,7 +25,7 @@ from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer
 def preview(
     corpus: Corpus, reading: Reading, system_prompt: SystemPrompt, options: EngineOptions, *, num_rows: int
 ) -> Iterator[str]:
-    """The first rows, one text each, or two of a pair: its place, its number of tokens, and the text of the tokens.
+    """The first rows, a text for each conversation in them: its place, its number of tokens, and the tokens' text.
 
     Raises:
         CheckpointError: the model's configuration or tokenizer cannot be read.
@@ -75,6 +76,12 @@ def _rows(
     if isinstance(reading, PreferenceColumns):
         for chosen, rejected in preference_pairs(table, reading, system_prompt):
             yield {", chosen": chosen, ", rejected": rejected}
+    elif isinstance(reading, CandidateColumns):
+        for candidates in candidate_rows(table, reading, system_prompt):
+            if isinstance(candidates, ConversationError):
+                yield {"": candidates}
+            else:
+                yield {f", response {place}": candidate for place, candidate in enumerate(candidates)}
     else:
         for row in conversations(table, reading, system_prompt):
             yield {"": row}

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster.connect import ClusterResources
+from jobs.corpus.candidates import CandidateColumns
 from jobs.corpus.conversations import SystemPrompt
 from jobs.corpus.files import Corpus, auto_rows_per_unit
 from jobs.corpus.preferences import PreferenceColumns
@@ -19,6 +20,7 @@ from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.placement import ActorPool, plan_actors, shortage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
+from jobs.scoring.candidate_stage import CANDIDATE_SCORE_COLUMNS, CandidateScorer, candidates_told
 from jobs.scoring.pair_stage import PAIR_ATTRIBUTES, PAIR_SCORE_COLUMNS, PairScorer, accuracy_told
 from jobs.scoring.preview import preview
 from jobs.scoring.spec import Model, check_model_files, check_reference, identity_of_model, record_of_model, spec_of
@@ -71,16 +73,13 @@ class ScoringRun:
             if options.choice is None
             else columns_of(self._corpus, options.choice)
         )
-        self._reads_pairs = isinstance(self._columns, PreferenceColumns)
         config = check_model_files(options) if options.via_serve is None else None
         self._check_room(() if config is None else config.head.attributes)
         self.summary = ""
 
     def _check_room(self, attributes: Sequence[str]) -> None:
         """Refuse files that have a column of a name that is to be added."""
-        added: tuple[str, ...] = PAIR_SCORE_COLUMNS if self._reads_pairs else SCORE_COLUMNS
-        if attributes:
-            added += PAIR_ATTRIBUTES if self._reads_pairs else (ATTRIBUTES,)
+        added = _added(self._columns, bool(attributes))
         names = [self._prefix + name for name in added]
         check_output(self._corpus, added=names, system_prompt_column=self._options.system_prompt_column)
 
@@ -129,7 +128,7 @@ class ScoringRun:
 
     def _make_scorer(
         self, load: Callable[[], ConversationScorer], attributes: tuple[str, ...]
-    ) -> Callable[[], UnitScorer | PairScorer]:
+    ) -> Callable[[], UnitScorer | PairScorer | CandidateScorer]:
         terms: dict[str, Any] = {
             "system_prompt": self._system_prompt,
             "truncation": self._options.truncation,
@@ -140,6 +139,8 @@ class ScoringRun:
         }
         if isinstance(self._columns, PreferenceColumns):
             return partial(PairScorer, load, self._ledger, columns=self._columns, **terms)
+        if isinstance(self._columns, CandidateColumns):
+            return partial(CandidateScorer, load, self._ledger, columns=self._columns, **terms)
         return partial(UnitScorer, load, self._ledger, columns=self._columns, **terms)
 
     def _unit_run(self, model: Model, served: ServedModelSource | None) -> UnitRun:
@@ -153,7 +154,7 @@ class ScoringRun:
             **identity_of_model(model),
             "truncation": options.truncation,
             "max_tokens": options.max_tokens,
-            "pairs" if self._reads_pairs else "columns": self._columns.identity,
+            _kind(self._columns): self._columns.identity,
             "output_prefix": self._prefix,
             "rows_per_unit": rows_per_unit,
         }
@@ -195,10 +196,25 @@ class ScoringRun:
             logger.warning("%s: the job waits until others leave them (--cpus-per-actor, --gpus-per-actor)", lacking)
 
 
+def _kind(columns: Reading) -> str:
+    """The entry of a run's identity that has the columns."""
+    if isinstance(columns, PreferenceColumns):
+        return "pairs"
+    return "candidates" if isinstance(columns, CandidateColumns) else "columns"
+
+
+def _added(columns: Reading, has_attributes: bool) -> tuple[str, ...]:
+    """Names of the columns that scoring adds."""
+    if isinstance(columns, PreferenceColumns):
+        return PAIR_SCORE_COLUMNS + PAIR_ATTRIBUTES * has_attributes
+    own = CANDIDATE_SCORE_COLUMNS if isinstance(columns, CandidateColumns) else SCORE_COLUMNS
+    return own + (ATTRIBUTES,) * has_attributes
+
+
 def _summary(output: str, progress: Progress) -> str:
     total, new = progress.total, progress.stats
     before = f" ({total.rows - new.rows:,} of them before)" if total.rows > new.rows else ""
-    told = accuracy_told(total.counts) + warnings_told(total.counts)
+    told = accuracy_told(total.counts) + candidates_told(total.counts) + warnings_told(total.counts)
     return (
         f"{total.rows:,} rows in {output}{before}: {total.rows - total.errors:,} scored, {total.errors:,} with "
         f"errors, {total.tokens:,} tokens{told}; this run {new.rows:,} rows in "

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from cluster.connect import ClusterResources
 from jobs.command import OptionGroup
+from jobs.corpus.conversations import is_list
 from jobs.corpus.files import Corpus
 from jobs.corpus.storage import below, beside
 from jobs.errors import CorpusError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
+SCORES = "scores"
 SCORED = "_scored"  # what the name of the scored corpus ends in; earlier versions made it a folder inside the output
 # Engine options that such a job needs for its own work too.
 ALWAYS_USED = ("rows_per_unit", "address")
@@ -50,6 +52,8 @@ class ScoredInput:
 
     Args:
         options: the job.
+        takes_candidates: whether the job can have several scores a row, in a list, as `jobs.score` writes them for
+            candidates.
         load: makes the model on a worker.
 
     Raises:
@@ -57,7 +61,13 @@ class ScoredInput:
         OutputError: the output is no location, or its bucket is not there.
     """
 
-    def __init__(self, options: ScoredOptions, *, load: Callable[[ModelSpec], RewardModel] = ModelSpec.load) -> None:
+    def __init__(
+        self,
+        options: ScoredOptions,
+        *,
+        takes_candidates: bool = False,
+        load: Callable[[ModelSpec], RewardModel] = ModelSpec.load,
+    ) -> None:
         self._options = options
         Ledger(options.output)  # raises where no output can be
         scores_first = options.model is not None or options.via_serve is not None
@@ -67,6 +77,8 @@ class ScoredInput:
         self._scoring: ScoringRun | None = None
         self.location = options.input
         """Where the scored rows are, or will be."""
+        self.candidate_scores: str | None = None
+        """The column of lists of scores, where rows hold candidates."""
         if scored is not None:
             self._check_unscored()
             self.location = scored
@@ -78,7 +90,9 @@ class ScoredInput:
                 load=load,
                 corpus=self.corpus,
             )
-        else:
+        elif takes_candidates:
+            self.candidate_scores = _candidate_scores(self.corpus, options)
+        if scored is None and self.candidate_scores is None:
             _check_scored(self.corpus, options.score_column)
 
     def scored(self, resources: ClusterResources) -> Corpus:
@@ -111,6 +125,27 @@ def _scored_location(output: str) -> str:
     """Beside the output, where no reader of it finds the rows a second time; inside where a run has begun it there."""
     before = below(output, SCORED)
     return beside(output, SCORED) if Ledger(before).read_manifest() is None else before
+
+
+def _candidate_scores(corpus: Corpus, options: ScoredOptions) -> str | None:
+    """The column of lists of scores that all files have: the one named, or by default `scores` without a `score`."""
+    names = [options.score_column]
+    if "score_column" not in options.model_fields_set:
+        names.append(SCORES)
+    schema = corpus.schemas[0]
+    name = next((name for name in names if name in schema.names), None)
+    if name is None or not _are_score_lists(schema.field(name).type):
+        return None
+    for file, schema in zip(corpus.files, corpus.schemas, strict=True):
+        if name not in schema.names or not _are_score_lists(schema.field(name).type):
+            raise CorpusError(
+                f"{file.path} has no lists of scores in a column {name!r}, which the files before it have"
+            )
+    return name
+
+
+def _are_score_lists(kind: pa.DataType) -> bool:
+    return is_list(kind) and pa.types.is_floating(kind.value_type)
 
 
 def _check_scored(corpus: Corpus, column: str) -> None:
