@@ -1,4 +1,4 @@
-"""The batch door: Parquet corpora in, scored corpora out, on Ray Data.
+"""The batch door: corpora in, scored Parquet out, on Ray Data.
 
 The commands, each `python -m jobs.<name>`: `score`, `rank`, `pairs`, `best_of_n`, `rewardbench`, `report`, `verify`,
 `demo`; `cli` is `rayward`, above them all; `command` has what their command lines have in common. Below them:

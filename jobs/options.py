@@ -33,7 +33,8 @@ class CorpusOptions(BaseModel):
     model_config = OPTIONS
 
     input: str
-    """A Parquet file, a folder of them, a glob in quotes, or an s3://, gs:// or hdfs:// URI."""
+    """A Parquet, JSONL, CSV, TSV or Arrow file, a folder of one kind, a glob in quotes, or an s3://, gs:// or hdfs://
+    URI."""
     output: str
     """A folder or URI for the results; made if it is not there."""
 

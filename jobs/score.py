@@ -1,4 +1,4 @@
-"""Score every conversation of a Parquet corpus.
+"""Score every conversation of a corpus.
 
     python -m jobs.score --input data/ --output scored/ --model internlm/internlm2-1_8b-reward
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class ScoreConfig(ReadingOptions, CorpusOptions):
-    """Score every conversation of a Parquet corpus; the same command resumes a stopped job."""
+    """Score every conversation of a corpus; the same command resumes a stopped job."""
 
     model: str | None = None
     """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing; by

@@ -19,7 +19,7 @@ from jobs.corpus.conversations import (
     is_text,
 )
 from jobs.corpus.preferences import SharedPrompt, completed, shared_prompt
-from jobs.corpus.turns import about, cells, cells_or_none
+from jobs.corpus.turns import about, cells, cells_or_none, line_errors
 from jobs.errors import CorpusError
 from serve_app.reward_model.conversation import Conversation
 from serve_app.reward_model.errors import ConversationError
@@ -94,6 +94,7 @@ def candidate_rows(
 ) -> list[Candidates]:
     """The conversations of each row's candidates, in order, or the reason why the row has none."""
     rows = zip(
+        line_errors(table),
         cells(table.column(columns.responses)),
         cells_or_none(table, columns.prompt),
         cells_or_none(table, columns.reference),
@@ -103,7 +104,8 @@ def candidate_rows(
     element = table.schema.field(columns.responses).type.value_type
     field = text_field(element)
     return [
-        _candidates(cell, field, prompt, reference, system, system_prompt) for cell, prompt, reference, system in rows
+        broken or _candidates(cell, field, prompt, reference, system, system_prompt)
+        for broken, cell, prompt, reference, system in rows
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.corpus.turns import about, cells, cells_or_none, message_of, messages_of, prompt_turns
+from jobs.corpus.turns import about, cells, cells_or_none, line_errors, message_of, messages_of, prompt_turns
 from jobs.errors import CorpusError
 from serve_app.reward_model.conversation import Conversation, Message
 from serve_app.reward_model.errors import ConversationError
@@ -181,8 +181,10 @@ def conversations(
         pairs = zip(cells(table.column(str(columns.prompt))), cells(table.column(str(columns.response))), strict=True)
         sources = (_joined(prompt, response) for prompt, response in pairs)
     prompts = cells_or_none(table, system_prompt.column)
-    rows = zip(sources, prompts, cells_or_none(table, columns.reference), strict=True)
-    return [conversation_of(source, system_prompt, cell, reference) for source, cell, reference in rows]
+    rows = zip(line_errors(table), sources, prompts, cells_or_none(table, columns.reference), strict=True)
+    return [
+        broken or conversation_of(source, system_prompt, cell, reference) for broken, source, cell, reference in rows
+    ]
 
 
 def prompts(table: pa.Table, columns: ConversationColumns) -> list[Conversation | ConversationError]:
@@ -192,8 +194,11 @@ def prompts(table: pa.Table, columns: ConversationColumns) -> list[Conversation 
     else:
         sources = [prompt_turns(cell) for cell in cells(table.column(str(columns.prompt)))]
     references = cells_or_none(table, columns.reference)
-    rows = zip(sources, references, strict=True)
-    return [_answerable(conversation_of(source, NO_SYSTEM_PROMPT, None, reference)) for source, reference in rows]
+    rows = zip(line_errors(table), sources, references, strict=True)
+    return [
+        broken or _answerable(conversation_of(source, NO_SYSTEM_PROMPT, None, reference))
+        for broken, source, reference in rows
+    ]
 
 
 def _answerable(prompt: Conversation | ConversationError) -> Conversation | ConversationError:

@@ -20,6 +20,7 @@ from jobs.corpus.turns import (
     cells,
     cells_or_none,
     is_transcript,
+    line_errors,
     message_of,
     prompt_turns,
     transcript_turns,
@@ -65,6 +66,7 @@ def preference_pairs(
 ) -> list[Sides]:
     """Both conversations of each row, in order, or the reason why the row has none."""
     rows = zip(
+        line_errors(table),
         cells(table.column(columns.chosen)),
         cells(table.column(columns.rejected)),
         cells_or_none(table, columns.prompt),
@@ -73,8 +75,8 @@ def preference_pairs(
         strict=True,
     )
     return [
-        _sides(chosen, rejected, prompt, reference, system_prompt, cell)
-        for chosen, rejected, prompt, reference, cell in rows
+        (broken, broken) if broken else _sides(chosen, rejected, prompt, reference, system_prompt, cell)
+        for broken, chosen, rejected, prompt, reference, cell in rows
     ]
 
 

@@ -21,7 +21,7 @@ from jobs.corpus.conversations import (
     is_text,
     prompts,
 )
-from jobs.corpus.files import Corpus, InputFile, Unit
+from jobs.corpus.files import Corpus, InputFile
 from jobs.corpus.preferences import PreferenceColumns, preference_pairs
 from jobs.corpus.reader import UnitReader
 from jobs.errors import CorpusError
@@ -347,7 +347,7 @@ def _flags(reading: Reading, reads_all: bool) -> str:
 def _first_row(corpus: Corpus, file: InputFile) -> pa.Table | CorpusError | None:
     if not file.num_rows:
         return None
-    unit = Unit(file.path, file.name, file.fingerprint, 0, 1)
+    unit = file.unit(0, 1)
     return next(table for _, table in UnitReader(corpus.filesystem).read([unit]))
 
 

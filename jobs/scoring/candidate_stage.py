@@ -30,7 +30,7 @@ CandidateOutcome: TypeAlias = list[Score | ScoringError] | ScoringError
 """What became of each response of a row; an error alone where the row has no responses."""
 
 
-class CandidateScorer(TableScorer[CandidateColumns]):
+class CandidateListScorer(TableScorer[CandidateColumns]):
     """Scores units of candidates: adds the `CANDIDATE_SCORE_COLUMNS` to their tables, and the `ATTRIBUTES` of a model
     that has any, in lists.
     """

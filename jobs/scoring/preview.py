@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from jobs.corpus.candidates import CandidateColumns, candidate_rows
 from jobs.corpus.conversations import SystemPrompt, conversations
-from jobs.corpus.files import Corpus, Unit
+from jobs.corpus.files import Corpus
 from jobs.corpus.preferences import PreferenceColumns, preference_pairs
 from jobs.corpus.reader import UnitReader
 from jobs.corpus.readings import Reading
@@ -60,7 +60,7 @@ def _first_rows(
 ) -> Iterator[tuple[str, Conversation | ConversationError]]:
     for file in corpus.files:
         wanted = min(num_rows, file.num_rows)
-        unit = Unit(file.path, file.name, file.fingerprint, 0, wanted)
+        unit = file.unit(0, wanted)
         for _, table in UnitReader(corpus.filesystem).read([unit] if wanted else []):
             if isinstance(table, Exception):
                 raise table

@@ -20,7 +20,7 @@ from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.placement import ActorPool, plan_actors, shortage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
-from jobs.scoring.candidate_stage import CANDIDATE_SCORE_COLUMNS, CandidateScorer, candidates_told
+from jobs.scoring.candidate_stage import CANDIDATE_SCORE_COLUMNS, CandidateListScorer, candidates_told
 from jobs.scoring.pair_stage import PAIR_ATTRIBUTES, PAIR_SCORE_COLUMNS, PairScorer, accuracy_told
 from jobs.scoring.preview import preview
 from jobs.scoring.spec import Model, check_model_files, check_reference, identity_of_model, record_of_model, spec_of
@@ -128,7 +128,7 @@ class ScoringRun:
 
     def _make_scorer(
         self, load: Callable[[], ConversationScorer], attributes: tuple[str, ...]
-    ) -> Callable[[], UnitScorer | PairScorer | CandidateScorer]:
+    ) -> Callable[[], UnitScorer | PairScorer | CandidateListScorer]:
         terms: dict[str, Any] = {
             "system_prompt": self._system_prompt,
             "truncation": self._options.truncation,
@@ -140,7 +140,7 @@ class ScoringRun:
         if isinstance(self._columns, PreferenceColumns):
             return partial(PairScorer, load, self._ledger, columns=self._columns, **terms)
         if isinstance(self._columns, CandidateColumns):
-            return partial(CandidateScorer, load, self._ledger, columns=self._columns, **terms)
+            return partial(CandidateListScorer, load, self._ledger, columns=self._columns, **terms)
         return partial(UnitScorer, load, self._ledger, columns=self._columns, **terms)
 
     def _unit_run(self, model: Model, served: ServedModelSource | None) -> UnitRun:
