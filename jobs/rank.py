@@ -1,4 +1,4 @@
-"""Rank the rows of a scored Parquet corpus within their groups.
+"""Rank the rows of a scored corpus within their groups.
 
     python -m jobs.rank --input scored/ --output ranked/ --top-k 1
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class RankConfig(ScoredOptions):
-    """Rank the rows of a scored Parquet corpus within their groups."""
+    """Rank the rows of a scored corpus within their groups."""
 
     group_by: ColumnName | None = None
     """Column whose equal values make a group, null for none; by default rows group by their prompt."""

@@ -54,6 +54,7 @@ class ScoredInput:
         options: the job.
         takes_candidates: whether the job can have several scores a row, in a list, as `jobs.score` writes them for
             candidates.
+        takes_pairs: whether it can have two, as `jobs.score` writes them for pairs.
         load: makes the model on a worker.
 
     Raises:
@@ -66,6 +67,7 @@ class ScoredInput:
         options: ScoredOptions,
         *,
         takes_candidates: bool = False,
+        takes_pairs: bool = False,
         load: Callable[[ModelSpec], RewardModel] = ModelSpec.load,
     ) -> None:
         self._options = options
@@ -79,6 +81,8 @@ class ScoredInput:
         """Where the scored rows are, or will be."""
         self.candidate_scores: str | None = None
         """The column of lists of scores, where rows hold candidates."""
+        self.pair_scores: tuple[str, str] | None = None
+        """The columns of the scores of the chosen and of the rejected side, where rows are pairs."""
         if scored is not None:
             self._check_unscored()
             self.location = scored
@@ -90,9 +94,11 @@ class ScoredInput:
                 load=load,
                 corpus=self.corpus,
             )
-        elif takes_candidates:
+        if scored is None and takes_candidates:
             self.candidate_scores = _candidate_scores(self.corpus, options)
-        if scored is None and self.candidate_scores is None:
+        if scored is None and takes_pairs:
+            self.pair_scores = _pair_scores(self.corpus, options)
+        if scored is None and self.candidate_scores is None and self.pair_scores is None:
             _check_scored(self.corpus, options.score_column)
 
     def scored(self, resources: ClusterResources) -> Corpus:
@@ -144,6 +150,20 @@ def _candidate_scores(corpus: Corpus, options: ScoredOptions) -> str | None:
     return name
 
 
+def _pair_scores(corpus: Corpus, options: ScoredOptions) -> tuple[str, str] | None:
+    """The columns of both scores of pairs that all files have, under the prefix of --score-column; None where one of
+    that name itself is there."""
+    column = options.score_column
+    prefix = column.removesuffix("score")
+    names = (f"{prefix}chosen_score", f"{prefix}rejected_score")
+    first = corpus.schemas[0]
+    if column in first.names or not set(names) <= set(first.names):
+        return None
+    for name in names:
+        _check_scored(corpus, name)
+    return names
+
+
 def _are_score_lists(kind: pa.DataType) -> bool:
     return is_list(kind) and pa.types.is_floating(kind.value_type)
 
@@ -151,10 +171,19 @@ def _are_score_lists(kind: pa.DataType) -> bool:
 def _check_scored(corpus: Corpus, column: str) -> None:
     for file, schema in zip(corpus.files, corpus.schemas, strict=True):
         if column not in schema.names:
-            raise CorpusError(
-                f"{file.path} has no column {column!r}: name the scores with --score-column, or score the input now "
-                "with --model (tiny to try it out)"
-            )
+            raise CorpusError(f"{file.path} has no column {column!r}: {_advice(schema)}")
         kind = schema.field(column).type
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
             raise CorpusError(f"{file.path}: column {column!r} is {kind}; scores are numbers")
+
+
+def _advice(schema: pa.Schema) -> str:
+    """How a corpus without the column of scores is read."""
+    if {"chosen_score", "rejected_score"} <= set(schema.names):
+        return (
+            "its rows are scored pairs. jobs.pairs filters and flips them, jobs.report shows them, and jobs.rank takes "
+            "--score-column margin with --global-top-k and an --output-prefix"
+        )
+    if SCORES in schema.names and _are_score_lists(schema.field(SCORES).type):
+        return "its rows are scored candidates, in lists. jobs.rank makes a row of each, which this job reads"
+    return "name the scores with --score-column, or score the input now with --model (tiny to try it out)"
