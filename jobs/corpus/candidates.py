@@ -60,7 +60,7 @@ class CandidateColumns:
         if schema.names.count(self.responses) != 1:
             raise CorpusError(f"there is no column {self.responses!r} for --responses-column.\n{describe(schema)}")
         kind = schema.field(self.responses).type
-        if not are_candidates(kind):
+        if not (are_candidates(kind) or pa.types.is_null(kind)):  # nulls alone: each row is an error
             raise CorpusError(
                 f"column {self.responses!r} is {kind}; --responses-column takes a list of strings, of messages, or of "
                 f"structs with a {' or '.join(TEXT_FIELDS)} field.\n{describe(schema)}"
@@ -101,8 +101,8 @@ def candidate_rows(
         cells_or_none(table, system_prompt.column),
         strict=True,
     )
-    element = table.schema.field(columns.responses).type.value_type
-    field = text_field(element)
+    kind = table.schema.field(columns.responses).type
+    field = text_field(kind.value_type) if is_list(kind) else None
     return [
         broken or _candidates(cell, field, prompt, reference, system, system_prompt)
         for broken, cell, prompt, reference, system in rows

@@ -299,11 +299,20 @@ def check_names(file: InputFile, schema: pa.Schema, added: Sequence[str]) -> Non
     Raises:
         CorpusError: it names the columns and the flag that makes room.
     """
+    check_output_names(schema, added, file.path)
+
+
+def check_output_names(schema: pa.Schema, added: Sequence[str], source: str) -> None:
+    """Refuse a schema that has several columns of one name, or one of a name that is to be `added`.
+
+    Raises:
+        CorpusError: it names the source, the columns and the flag that makes room.
+    """
     if repeated := sorted({name for name in schema.names if schema.names.count(name) > 1}):
-        raise CorpusError(f"{file.path} has several columns of the names {repeated}, which no output can keep")
+        raise CorpusError(f"{source} has several columns of the names {repeated}, which no output can keep")
     if taken := [name for name in added if name in schema.names]:
         raise CorpusError(
-            f"{file.path} already has the columns {taken}; name the new ones apart with --output-prefix, such as "
+            f"{source} already has the columns {taken}; name the new ones apart with --output-prefix, such as "
             "--output-prefix second_"
         )
 

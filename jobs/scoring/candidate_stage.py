@@ -50,6 +50,10 @@ class CandidateListScorer(TableScorer[CandidateColumns]):
         stats = candidate_stats(outcomes, seconds=time.perf_counter() - started)
         return candidate_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes), stats
 
+    def scored(self, model: ConversationScorer, table: pa.Table) -> pa.Table:
+        outcomes = self._score_rows(model, table)
+        return candidate_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes)
+
     def _score_rows(self, model: ConversationScorer, table: pa.Table) -> list[CandidateOutcome]:
         rows = candidate_rows(table, self._columns, self._system_prompt)
         flat = [candidate for row in rows if isinstance(row, list) for candidate in row]

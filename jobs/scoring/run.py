@@ -79,7 +79,7 @@ class ScoringRun:
 
     def _check_room(self, attributes: Sequence[str]) -> None:
         """Refuse files that have a column of a name that is to be added."""
-        added = _added(self._columns, bool(attributes))
+        added = columns_added(self._columns, bool(attributes))
         names = [self._prefix + name for name in added]
         check_output(self._corpus, added=names, system_prompt_column=self._options.system_prompt_column)
 
@@ -129,19 +129,16 @@ class ScoringRun:
     def _make_scorer(
         self, load: Callable[[], ConversationScorer], attributes: tuple[str, ...]
     ) -> Callable[[], UnitScorer | PairScorer | CandidateListScorer]:
-        terms: dict[str, Any] = {
-            "system_prompt": self._system_prompt,
-            "truncation": self._options.truncation,
-            "max_tokens": self._options.max_tokens,
-            "prefix": self._prefix,
-            "strict": self._options.strict,
-            "attributes": attributes,
-        }
-        if isinstance(self._columns, PreferenceColumns):
-            return partial(PairScorer, load, self._ledger, columns=self._columns, **terms)
-        if isinstance(self._columns, CandidateColumns):
-            return partial(CandidateListScorer, load, self._ledger, columns=self._columns, **terms)
-        return partial(UnitScorer, load, self._ledger, columns=self._columns, **terms)
+        return partial(
+            scorer_of,
+            self._columns,
+            load,
+            self._ledger,
+            options=self._options,
+            system_prompt=self._system_prompt,
+            prefix=self._prefix,
+            attributes=attributes,
+        )
 
     def _unit_run(self, model: Model, served: ServedModelSource | None) -> UnitRun:
         options = self._options
@@ -196,6 +193,32 @@ class ScoringRun:
             logger.warning("%s: the job waits until others leave them (--cpus-per-actor, --gpus-per-actor)", lacking)
 
 
+def scorer_of(
+    columns: Reading,
+    load: Callable[[], ConversationScorer],
+    ledger: Ledger | None,
+    *,
+    options: ScoringOptions,
+    system_prompt: SystemPrompt,
+    prefix: str,
+    attributes: tuple[str, ...],
+) -> UnitScorer | PairScorer | CandidateListScorer:
+    """The scorer of tables that are read so."""
+    terms: dict[str, Any] = {
+        "system_prompt": system_prompt,
+        "truncation": options.truncation,
+        "max_tokens": options.max_tokens,
+        "prefix": prefix,
+        "strict": options.strict,
+        "attributes": attributes,
+    }
+    if isinstance(columns, PreferenceColumns):
+        return PairScorer(load, ledger, columns=columns, **terms)
+    if isinstance(columns, CandidateColumns):
+        return CandidateListScorer(load, ledger, columns=columns, **terms)
+    return UnitScorer(load, ledger, columns=columns, **terms)
+
+
 def _kind(columns: Reading) -> str:
     """The entry of a run's identity that has the columns."""
     if isinstance(columns, PreferenceColumns):
@@ -203,7 +226,7 @@ def _kind(columns: Reading) -> str:
     return "candidates" if isinstance(columns, CandidateColumns) else "columns"
 
 
-def _added(columns: Reading, has_attributes: bool) -> tuple[str, ...]:
+def columns_added(columns: Reading, has_attributes: bool) -> tuple[str, ...]:
     """Names of the columns that scoring adds."""
     if isinstance(columns, PreferenceColumns):
         return PAIR_SCORE_COLUMNS + PAIR_ATTRIBUTES * has_attributes
