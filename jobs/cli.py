@@ -35,7 +35,7 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = MappingProxyType(
     {
-        "score": Command("jobs.score", "ScoreConfig", "score every conversation of a Parquet corpus"),
+        "score": Command("jobs.score", "ScoreConfig", "score every conversation of a corpus"),
         "rank": Command("jobs.rank", "RankConfig", "rank the rows of a scored corpus within their groups"),
         "pairs": Command("jobs.pairs", "PairsConfig", "make preference pairs of a scored corpus"),
         "best-of-n": Command("jobs.best_of_n", "BestOfNConfig", "generate several responses and keep the best"),

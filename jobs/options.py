@@ -18,7 +18,7 @@ from pydantic import (
 
 from jobs.corpus.conversations import ConversationColumns
 from jobs.corpus.preferences import PreferenceColumns
-from jobs.corpus.readings import ReadingChoice
+from jobs.corpus.readings import ReadingChoice, ReadingName
 from serve_app.reward_model.tiny import NAME as TINY
 from serve_app.reward_model.tokenizer import Truncation
 
@@ -33,7 +33,8 @@ class CorpusOptions(BaseModel):
     model_config = OPTIONS
 
     input: str
-    """A Parquet file, a folder of them, a glob in quotes, or an s3://, gs:// or hdfs:// URI."""
+    """A Parquet, JSONL, CSV, TSV or Arrow file, a folder of one kind, a glob in quotes, or an s3://, gs:// or hdfs://
+    URI."""
     output: str
     """A folder or URI for the results; made if it is not there."""
 
@@ -145,14 +146,17 @@ class ScoringOptions(EngineOptions):
 
 
 class ReadingOptions(ScoringOptions):
-    """Options of a job that reads pairs as well as conversations."""
+    """Options of a job that reads pairs and candidates as well as conversations."""
 
-    reads: Literal["conversations", "pairs"] | None = None
-    """What a row is: one conversation, or a pair with a chosen and a rejected side. By default the columns tell."""
+    reads: ReadingName | None = None
+    """What a row is: one conversation, a pair with a chosen and a rejected side, or candidates, several responses to
+    one prompt. By default the columns tell."""
     chosen_column: ColumnName | None = None
     """Column of the chosen side of pairs: messages, a transcript, or a response to --prompt-column."""
     rejected_column: ColumnName | None = None
     """Column of the rejected side of pairs, like --chosen-column."""
+    responses_column: ColumnName | None = None
+    """Column of candidates: a list of strings, of messages, or of structs with a response field."""
 
     @model_validator(mode="after")
     def _one_reading(self) -> Self:
@@ -161,6 +165,11 @@ class ReadingOptions(ScoringOptions):
             raise ValueError("--chosen-column and --rejected-column name pairs: leave --reads conversations out")
         if (sides or self.reads == "pairs") and (self.messages_column or self.response_column):
             raise ValueError("pairs have --chosen-column and --rejected-column: leave the columns of conversations out")
+        listed = self.responses_column is not None or self.reads == "candidates"
+        if listed and (sides or self.messages_column or self.response_column or self.reads not in (None, "candidates")):
+            raise ValueError(
+                "candidates have --responses-column and --prompt-column: leave other columns and reads out"
+            )
         return self
 
     @property
@@ -171,4 +180,4 @@ class ReadingOptions(ScoringOptions):
             named = PreferenceColumns(
                 self.chosen_column or "chosen", self.rejected_column or "rejected", self.prompt_column
             )
-        return ReadingChoice(self.columns, named, self.reads)
+        return ReadingChoice(self.columns, named, self.reads, self.responses_column)

@@ -1,12 +1,13 @@
-"""Make preference pairs of a scored Parquet corpus, for DPO or for training reward models.
+"""Make preference pairs of a scored corpus, for DPO or for training reward models.
 
     python -m jobs.pairs --input scored/ --output pairs/ --min-margin 0.5
 
 Candidates of one prompt are paired: the best with the worst, the best with others at random, or all. The output folder
 gets a row for each pair, in the layout that TRL calls conversational: `prompt`, `chosen` and `rejected` are lists of
-messages; `score_chosen`, `score_rejected` and `margin` are theirs. With --model the input is scored first, prompts
-shared, into _OUTPUT_scored beside it. The same command resumes a stopped job. Exit status: 0 done, 1 the job
-stopped, 2 an option is wrong, 130 or 143 it was interrupted.
+messages; `score_chosen`, `score_rejected` and `margin` are theirs. Rows that are scored pairs already (`chosen_score`
+and `rejected_score`, as jobs.score writes them) are filtered by their margin, or flipped with --disagreement flip.
+With --model the input is scored first, prompts shared, into _OUTPUT_scored beside it. The same command resumes a
+stopped job. Exit status: 0 done, 1 the job stopped, 2 an option is wrong, 130 or 143 it was interrupted.
 """
 
 from __future__ import annotations
@@ -25,11 +26,15 @@ from pydantic import Field, NonNegativeFloat
 from cluster.connect import connect
 from jobs.command import parse, run_command
 from jobs.corpus.files import MAX_UNIT_ROWS, Corpus
-from jobs.corpus.readings import conversation_columns
+from jobs.corpus.preferences import PreferenceColumns
+from jobs.corpus.readings import ReadingChoice, columns_of, conversation_columns
 from jobs.corpus.storage import identity_of
+from jobs.errors import CorpusError
+from jobs.grouping.pair_filter import Disagreement, PairFilterStage
 from jobs.grouping.pairs import PairStage, PairStats, Strategy
 from jobs.grouping.ranks import num_partitions, stretches
-from jobs.runs.ledger import Ledger, is_complete, recorded
+from jobs.options import ColumnName
+from jobs.runs.ledger import Ledger, UnitStats, is_complete, recorded
 from jobs.runs.unit_run import clock
 from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
 from serve_app.reward_model import ModelSpec
@@ -43,7 +48,7 @@ BYTES_PER_SHARE = 256 << 20
 
 
 class PairsConfig(ScoredOptions):
-    """Make preference pairs of a scored Parquet corpus."""
+    """Make preference pairs of a scored corpus."""
 
     strategy: Strategy = "best-worst"
     """The best candidate against the worst, against others at random, or all pairs, widest margin first."""
@@ -53,6 +58,12 @@ class PairsConfig(ScoredOptions):
     """Pairs of one prompt at most: by default 1, with all 8."""
     seed: int = Field(default=0, ge=0)
     """Decides what is drawn at random."""
+    disagreement: Disagreement | None = None
+    """A scored pair whose rejected side scores more: drop it (the default), keep it as it is labelled, or flip it."""
+    chosen_column: ColumnName | None = None
+    """Column of the chosen side of scored pairs; chosen by default."""
+    rejected_column: ColumnName | None = None
+    """Column of the rejected side of scored pairs; rejected by default."""
 
     @property
     def pairs_per_prompt(self) -> int:
@@ -81,7 +92,10 @@ def run(config: PairsConfig, *, load: Callable[[ModelSpec], RewardModel] = Model
     Raises:
         RaywardError: the job cannot start, or stops; what is committed stays.
     """
-    source = ScoredInput(config, load=load)
+    source = ScoredInput(config, takes_pairs=True, load=load)
+    if source.pair_scores is not None:
+        return _filter(config, source.corpus, source.pair_scores)
+    _refuse(config, ("disagreement", "chosen_column", "rejected_column"), "are for rows that are scored pairs already")
     columns = replace(conversation_columns(source.corpus, config.columns), reference=None)  # pairs have none
     with connect(config.address) as resources:
         corpus = source.scored(resources)
@@ -127,6 +141,62 @@ def _run(
         results |= asdict(total)
     print(f"{_counts(config, total)}; this run took {clock(results['elapsed_s'])}")
     return total
+
+
+def _filter(config: PairsConfig, corpus: Corpus, scores: tuple[str, str]) -> PairStats:
+    """Filter the pairs of a corpus that has them, and their scores."""
+    _refuse(config, ("strategy", "max_pairs", "seed"), "choose among candidates, and each row is a pair already")
+    named = PreferenceColumns(
+        config.chosen_column or "chosen", config.rejected_column or "rejected", config.prompt_column
+    )
+    is_named = config.chosen_column is not None or config.rejected_column is not None
+    choice = ReadingChoice(config.columns, named if is_named else None, reads="pairs")
+    columns = columns_of(corpus, choice)
+    assert isinstance(columns, PreferenceColumns)
+    ledger = Ledger(config.output)
+    disagreement = config.disagreement or "drop"
+    identity = {
+        "job": "pairs",
+        "input": identity_of(config.input),
+        "input_fingerprint": corpus.fingerprint,
+        "pairs": columns.identity,
+        "scores": list(scores),
+        "min_margin": config.min_margin,
+        "disagreement": disagreement,
+        "rows_per_unit": config.rows_per_unit,
+    }
+    units = corpus.units(config.rows_per_unit or MAX_UNIT_ROWS)
+    done = ledger.check(identity, units)
+    total = sum(done.values(), UnitStats())
+    if len(done) == len(units) and is_complete(ledger):
+        print(f"{_filtered(config, total)}; all of it before")
+        return _pair_stats(total)
+    stage = PairFilterStage(corpus.filesystem, ledger, columns, scores, config.min_margin, disagreement)
+    with connect(config.address), recorded(ledger, identity=identity, arguments=config) as results:
+        for stats in stage.run(stretches(units, set(done))):
+            total += stats
+        results |= asdict(_pair_stats(total)) | dict(total.counts)
+    print(f"{_filtered(config, total)}; this run took {clock(results['elapsed_s'])}")
+    return _pair_stats(total)
+
+
+def _pair_stats(total: UnitStats) -> PairStats:
+    return PairStats(total.rows, total.written, total.written, total.counts.get("unreadable", 0))
+
+
+def _filtered(config: PairsConfig, total: UnitStats) -> str:
+    counts = total.counts
+    notes = [f"the scores disagree with {counts.get('disagreeing', 0):,}"]
+    told = (("flipped", "flipped"), ("unscored", "without a score"), ("unreadable", "that cannot be read"))
+    notes += [f"{counts[name]:,} {words}" for name, words in told if counts.get(name)]
+    return f"{total.written:,} of {total.rows:,} pairs in {config.output} ({', '.join(notes)})"
+
+
+def _refuse(config: PairsConfig, names: Sequence[str], why: str) -> None:
+    own = [name for name in names if getattr(config, name) != PairsConfig.model_fields[name].default]
+    given = [f"--{name.replace('_', '-')}" for name in own]
+    if given:
+        raise CorpusError(f"{' and '.join(given)} {why}: leave them out")
 
 
 def _num_shares(corpus: Corpus) -> int:

@@ -1,10 +1,11 @@
-"""Rank the rows of a scored Parquet corpus within their groups.
+"""Rank the rows of a scored corpus within their groups.
 
     python -m jobs.rank --input scored/ --output ranked/ --top-k 1
 
 Rows group by the prompt of their conversation, or by a column (--group-by). The output folder gets every row with all
 its columns, in input order, and three more: `rank` (0 the best; equal scores in input order), `group_size`, and
-`margin`, what the best of the group scores more. A row without a score has no rank and no margin. With --model the
+`margin`, what the best of the group scores more. A row without a score has no rank and no margin. A row with several
+candidates (`scores`, a list, as jobs.score writes it) becomes a row of each, ranked within their list. With --model the
 input is scored first, prompts shared, into _OUTPUT_scored beside it. The same command resumes a stopped job.
 Exit status: 0 every row has a rank, 3 some have none, 1 the job stopped, 2 an option is wrong, 130 or 143 it was
 interrupted.
@@ -25,10 +26,12 @@ from pydantic import PositiveInt, model_validator
 
 from cluster.connect import connect
 from jobs.command import EXIT_ROW_ERRORS, parse, run_command
+from jobs.corpus.candidates import CandidateColumns
 from jobs.corpus.files import MAX_UNIT_ROWS, Corpus
-from jobs.corpus.readings import conversation_columns
+from jobs.corpus.readings import ReadingChoice, columns_of, conversation_columns
 from jobs.corpus.storage import identity_of
 from jobs.errors import CorpusError
+from jobs.grouping.candidate_ranks import CandidateRankStage
 from jobs.grouping.keys import GroupKeys
 from jobs.grouping.quantiles import quantiles
 from jobs.grouping.ranks import RANK_COLUMNS, RankStage, Stretch, Summary, stretches
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class RankConfig(ScoredOptions):
-    """Rank the rows of a scored Parquet corpus within their groups."""
+    """Rank the rows of a scored corpus within their groups."""
 
     group_by: ColumnName | None = None
     """Column whose equal values make a group, null for none; by default rows group by their prompt."""
@@ -53,6 +56,8 @@ class RankConfig(ScoredOptions):
     """Keep the best this many rows of the whole corpus, ranked as one group."""
     output_prefix: str = ""
     """Put in front of the names of the three new columns."""
+    responses_column: ColumnName | None = None
+    """Column of candidates, where a row has several, and a list of scores."""
 
     @model_validator(mode="after")
     def _one_kind_of_group(self) -> RankConfig:
@@ -92,10 +97,12 @@ def run(config: RankConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelS
     Raises:
         RaywardError: the job cannot start, or stops; what is committed stays.
     """
-    source = ScoredInput(config, load=load)
-    keys = _group_keys(config, source.corpus)
-    _check_names(config, source.corpus)
+    source = ScoredInput(config, takes_candidates=True, load=load)
     ledger = Ledger(config.output)
+    listed = _candidate_stage(config, source, ledger)
+    keys = _group_keys(config, source.corpus) if listed is None else None
+    if listed is None:
+        _check_names(config, source.corpus)
     with connect(config.address) as resources:
         corpus = source.scored(resources)
         units = corpus.units(config.rows_per_unit or MAX_UNIT_ROWS)
@@ -103,7 +110,7 @@ def run(config: RankConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelS
             "job": "rank",
             "input": identity_of(source.location),
             "input_fingerprint": corpus.fingerprint,
-            "group_by": _identity_of(keys),
+            "group_by": _identity_of(keys) if listed is None else {"candidates": listed.columns.identity},
             **config.model_dump(include={"score_column", "top_k", "global_top_k", "output_prefix"}),
             "rows_per_unit": config.rows_per_unit,
         }
@@ -113,7 +120,7 @@ def run(config: RankConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelS
             total = RankTotals(*(manifest[name] for name in RankTotals.__dataclass_fields__))
             print(f"{_counts(config, total)}; all of it before")
             return total
-        stage = RankStage(
+        stage = listed or RankStage(
             corpus.filesystem,
             ledger,
             keys,
@@ -128,7 +135,7 @@ def run(config: RankConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelS
 
 
 def _rank(
-    stage: RankStage, work: list[Stretch], corpus: Corpus, done: UnitStats, results: dict[str, Any]
+    stage: RankStage | CandidateRankStage, work: list[Stretch], corpus: Corpus, done: UnitStats, results: dict[str, Any]
 ) -> RankTotals:
     summaries = []
     with Progress(num_rows=corpus.num_rows, done=done) as progress:
@@ -138,7 +145,7 @@ def _rank(
             else:
                 progress.add(made)
     total = RankTotals(
-        rows=progress.total.rows,
+        rows=progress.total.counts.get("candidates", progress.total.rows),
         written=progress.total.written,
         unscored=sum(summary.unscored for summary in summaries),
         ungrouped=sum(summary.ungrouped for summary in summaries),
@@ -146,6 +153,31 @@ def _rank(
     results |= asdict(total)
     results["score_quantiles"] = quantiles([summary.scores for summary in summaries])
     return total
+
+
+def _candidate_stage(config: RankConfig, source: ScoredInput, ledger: Ledger) -> CandidateRankStage | None:
+    """The stage of a corpus whose rows hold several candidates and their scores; None for another."""
+    if source.candidate_scores is None:
+        return None
+    if config.group_by is not None or config.global_top_k is not None:
+        raise CorpusError(
+            f"the input has candidates, with their scores in {source.candidate_scores!r}, which are ranked within "
+            "their row: leave --group-by and --global-top-k out; they take the output of this job"
+        )
+    corpus = source.corpus
+    columns = columns_of(corpus, ReadingChoice(config.columns, reads="candidates", responses=config.responses_column))
+    assert isinstance(columns, CandidateColumns)
+    stage = CandidateRankStage(
+        corpus.filesystem, ledger, columns, source.candidate_scores, config.output_prefix, config.top_k
+    )
+    for file, schema in zip(corpus.files, corpus.schemas, strict=True):
+        kept = set(schema.names) - stage.dropped(schema)
+        if taken := [name for name in stage.added(schema) if name in kept]:
+            raise CorpusError(
+                f"{file.path} already has the columns {taken}, and a row of each candidate gets its own; rename them, "
+                "or name the ranks apart with --output-prefix"
+            )
+    return stage
 
 
 def _group_keys(config: RankConfig, corpus: Corpus) -> GroupKeys | None:

@@ -1,4 +1,4 @@
-"""Make a report of a scored Parquet corpus: one HTML file with plots.
+"""Make a report of a scored corpus: one HTML file with plots.
 
     python -m jobs.report --input scored/ --output report.html
 
@@ -37,12 +37,13 @@ PACKAGES = ("matplotlib", "jinja2")
 
 
 class ReportConfig(BaseModel):
-    """Make a report of a scored Parquet corpus: one HTML file with plots."""
+    """Make a report of a scored corpus: one HTML file with plots."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     input: str
-    """A Parquet file, a folder of them, a glob in quotes, or an s3://, gs:// or hdfs:// URI."""
+    """A Parquet, JSONL, CSV, TSV or Arrow file, a folder of one kind, a glob in quotes, or an s3://, gs:// or hdfs://
+    URI."""
     output: str = "report.html"
     """The HTML file, on disk or as a URI; an earlier one is replaced."""
     title: str | None = None

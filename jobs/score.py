@@ -1,4 +1,4 @@
-"""Score every conversation of a Parquet corpus.
+"""Score every conversation of a corpus.
 
     python -m jobs.score --input data/ --output scored/ --model internlm/internlm2-1_8b-reward
 
@@ -6,7 +6,8 @@ The input is a file, a folder, a glob or an s3://, gs:// or hdfs:// URI. Convers
 list of {role, content}, or a JSON string of one), or in `prompt` and `response`. The output folder gets every input
 row with all its columns and four more: `score`, `num_tokens`, `truncated` and `error`. Rows with `chosen` and
 `rejected` are pairs: both sides are scored, and the new columns are `chosen_score`, `rejected_score`, `margin`,
-`chosen_num_tokens`, `rejected_num_tokens`, `truncated` and `error`. A job that was stopped is
+`chosen_num_tokens`, `rejected_num_tokens`, `truncated` and `error`. Rows with a list of responses are candidates; the
+new columns are `scores`, `best`, `num_tokens`, `truncated` and `error`. A job that was stopped is
 taken up by the same command. Exit status: 0 every row was scored, 3 some rows carry an error, 1 the job stopped, 2 an
 option is wrong, 130 or 143 it was interrupted.
 """
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class ScoreConfig(ReadingOptions, CorpusOptions):
-    """Score every conversation of a Parquet corpus; the same command resumes a stopped job."""
+    """Score every conversation of a corpus; the same command resumes a stopped job."""
 
     model: str | None = None
     """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing; by

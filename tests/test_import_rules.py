@@ -32,6 +32,7 @@ FLOORS = (
     {"jobs.scoring", "jobs.grouping"},
     {"jobs.generation", "jobs.benchmarks", "jobs.reporting"},
     COMMANDS,
+    {"jobs.api"},
     {"jobs.cli"},
 )
 # Public names of before that stay: the engine's score and the client's, and each trainer's reward function.

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.corpus.turns import about, cells, cells_or_none, message_of, messages_of, prompt_turns
+from jobs.corpus.turns import about, cells, cells_or_none, line_errors, message_of, messages_of, prompt_turns
 from jobs.errors import CorpusError
 from serve_app.reward_model.conversation import Conversation, Message
 from serve_app.reward_model.errors import ConversationError
@@ -146,16 +146,21 @@ def is_sharegpt(kind: pa.DataType) -> bool:
     return {"from", "value"} <= _text_fields(kind)
 
 
-def _text_fields(kind: pa.DataType) -> set[str]:
-    """The names of the strings that a column of lists of structs holds; none for another column."""
-    lists = (
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists, in any of the layouts that Arrow has."""
+    kinds = (
         pa.types.is_list,
         pa.types.is_large_list,
         pa.types.is_fixed_size_list,
         pa.types.is_list_view,
         pa.types.is_large_list_view,
     )
-    if not any(is_list(kind) for is_list in lists) or not pa.types.is_struct(kind.value_type):
+    return any(is_kind(kind) for is_kind in kinds)
+
+
+def _text_fields(kind: pa.DataType) -> set[str]:
+    """The names of the strings that a column of lists of structs holds; none for another column."""
+    if not is_list(kind) or not pa.types.is_struct(kind.value_type):
         return set()
     return {field.name for field in kind.value_type if is_text(field.type)}
 
@@ -176,8 +181,10 @@ def conversations(
         pairs = zip(cells(table.column(str(columns.prompt))), cells(table.column(str(columns.response))), strict=True)
         sources = (_joined(prompt, response) for prompt, response in pairs)
     prompts = cells_or_none(table, system_prompt.column)
-    rows = zip(sources, prompts, cells_or_none(table, columns.reference), strict=True)
-    return [_parse(source, system_prompt, cell, reference) for source, cell, reference in rows]
+    rows = zip(line_errors(table), sources, prompts, cells_or_none(table, columns.reference), strict=True)
+    return [
+        broken or conversation_of(source, system_prompt, cell, reference) for broken, source, cell, reference in rows
+    ]
 
 
 def prompts(table: pa.Table, columns: ConversationColumns) -> list[Conversation | ConversationError]:
@@ -187,8 +194,11 @@ def prompts(table: pa.Table, columns: ConversationColumns) -> list[Conversation 
     else:
         sources = [prompt_turns(cell) for cell in cells(table.column(str(columns.prompt)))]
     references = cells_or_none(table, columns.reference)
-    rows = zip(sources, references, strict=True)
-    return [_answerable(_parse(source, NO_SYSTEM_PROMPT, None, reference)) for source, reference in rows]
+    rows = zip(line_errors(table), sources, references, strict=True)
+    return [
+        broken or _answerable(conversation_of(source, NO_SYSTEM_PROMPT, None, reference))
+        for broken, source, reference in rows
+    ]
 
 
 def _answerable(prompt: Conversation | ConversationError) -> Conversation | ConversationError:
@@ -211,9 +221,10 @@ def parse_turns(source: list[Any] | ConversationError, reference: Any = None) ->
         return error
 
 
-def _parse(
+def conversation_of(
     source: list[Any] | ConversationError, system_prompt: SystemPrompt, cell: Any, reference: Any
 ) -> Conversation | ConversationError:
+    """The conversation of messages as a cell has them, with its reference and its system message; or why it is none."""
     conversation = parse_turns(source, reference)
     try:
         return system_prompt.before(conversation, cell) if isinstance(conversation, Conversation) else conversation

@@ -1,7 +1,9 @@
-"""Parquet inputs: which files there are, and how they are cut into units. Footers are read, never the data.
+"""Inputs: which files there are, and how they are cut into units. Of Parquet the footers are read, never the data; text
+formats have none, and are read once.
 
-A unit is a range of rows of one file. It ends at the end of a row group where it can, and inside one where row groups
-are large: `reader.py` streams a file's units one after the other, so that cutting costs no second read.
+A unit is a range of rows of one file. It ends at the end of a group (a row group, a record batch, a block of lines)
+where it can, and inside one where groups are large: `reader.py` streams a file's units one after the other, so that
+cutting costs no second read.
 """
 
 from __future__ import annotations
@@ -10,46 +12,47 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from pyarrow import fs
 
+from jobs.corpus.delimited import DELIMITERS, scan_records
+from jobs.corpus.formats import (
+    TEXT_FORMATS,
+    TEXTS_AT_ONCE,
+    FileContent,
+    Format,
+    RowGroup,
+    compression_of,
+    format_of,
+    one_group,
+    packed,
+    text_stream,
+)
+from jobs.corpus.lines import scan_lines
+from jobs.corpus.record_batches import scan_batches
 from jobs.corpus.storage import filesystem_of, same_store, told
 from jobs.errors import CorpusError
 
 FOOTER_THREADS = 16
+TITLES: dict[Format, str] = {"parquet": "Parquet", "arrow": "Arrow", "jsonl": "JSONL", "csv": "CSV", "tsv": "TSV"}
 MAX_UNIT_BYTES = 64 << 20
 MIN_UNIT_ROWS, MAX_UNIT_ROWS, TARGET_UNITS = 256, 16384, 4096
-
-
-@dataclass(frozen=True, slots=True)
-class InputFile:
-    """A Parquet file: its `path` on the filesystem, its `name` below the input, and what its footer says.
-
-    `row_groups` holds (rows, uncompressed bytes) of each; `fingerprint` changes when the file does.
-    """
-
-    path: str
-    name: str
-    fingerprint: str
-    row_groups: tuple[tuple[int, int], ...]
-
-    @property
-    def num_rows(self) -> int:
-        return sum(rows for rows, _ in self.row_groups)
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
     """Rows `first_row` to `first_row + num_rows - 1` of a file; it is scored, committed and resumed as a whole.
 
-    `splits_group` tells that it begins inside a row group, which is best read together with the unit before it.
+    `splits_group` tells that it begins inside a group, which is best read together with the unit before it. Text has no
+    footer that a reader could look up, so that its units say where to read: the byte `offset` and the `line` at which
+    the unit's first group begins, how many rows to `skip` in it, and the file's schema, as `formats.packed` has it.
     """
 
     path: str
@@ -58,6 +61,11 @@ class Unit:
     first_row: int
     num_rows: int
     splits_group: bool = False
+    format: Format = "parquet"
+    offset: int = 0
+    line: int = 1
+    skip: int = 0
+    schema: str = ""
 
     @property
     def id(self) -> str:
@@ -66,6 +74,29 @@ class Unit:
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         stem = re.sub(r"[^A-Za-z0-9.-]", "-", self.name.removesuffix(".parquet").replace("/", "--"))[-80:]
         return f"{stem}-{self.first_row:012d}-{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """An input file: its `path` on the filesystem, its `name` below the input, and the groups that its rows stand in.
+
+    `fingerprint` changes when the file does; `schema` is packed, and there for text alone.
+    """
+
+    path: str
+    name: str
+    fingerprint: str
+    groups: tuple[RowGroup, ...]
+    format: Format = "parquet"
+    schema: str = ""
+
+    @property
+    def num_rows(self) -> int:
+        return sum(group.num_rows for group in self.groups)
+
+    def unit(self, first_row: int, num_rows: int) -> Unit:
+        """The unit of so many rows from one on."""
+        return _unit(self, first_row, num_rows, _starts(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +114,7 @@ class Corpus:
     @property
     def num_bytes(self) -> int:
         """Bytes of the data, uncompressed."""
-        return sum(size for file in self.files for _, size in file.row_groups)
+        return sum(group.num_bytes for file in self.files for group in file.groups)
 
     @property
     def fingerprint(self) -> str:
@@ -93,7 +124,7 @@ class Corpus:
 
     @classmethod
     def open(cls, source: str, *, output: str | None = None, companion: str | None = None) -> Corpus:
-        """Find the Parquet files of `source` and read their footers.
+        """Find the files of `source` and read their footers, or, where they have none, their rows.
 
         Args:
             source: a file, a folder (searched to its depths; names that start with `_` or `.` are passed over), a
@@ -102,7 +133,7 @@ class Corpus:
             companion: a folder of the job's own beside it, which is passed over too.
 
         Raises:
-            CorpusError: nothing is found, or files are not Parquet; the text names each.
+            CorpusError: nothing is found, files are of several formats, or cannot be read; the text names each.
         """
         filesystem, path = filesystem_of(source)
         own = [folder for folder in (output, companion) if folder is not None]
@@ -111,16 +142,24 @@ class Corpus:
             raise CorpusError(f"the input {source} is inside the output folder {output}; choose another --output")
         infos = _find(filesystem, path, excluded)
         if not infos:
-            raise CorpusError(f"no Parquet files (*.parquet) in {source}")
-        with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-            footers = list(pool.map(lambda info: _footer(filesystem, info), infos))
-        if broken := [footer for footer in footers if isinstance(footer, str)]:
+            raise CorpusError(
+                f"no Parquet files (*.parquet) in {source}, nor *.jsonl, *.csv, *.tsv (or those with .gz or .zst), nor "
+                "*.arrow"
+            )
+        form = _format(filesystem, infos)
+        with ThreadPoolExecutor(TEXTS_AT_ONCE if form in TEXT_FORMATS else FOOTER_THREADS) as pool:
+            contents = list(pool.map(lambda info: _content(filesystem, info, form), infos))
+        if broken := [content for content in contents if isinstance(content, str)]:
             more = f"\n  and {len(broken) - 5} more" if len(broken) > 5 else ""
-            raise CorpusError("these input files are not readable Parquet:\n  " + "\n  ".join(broken[:5]) + more)
+            raise CorpusError(
+                f"these input files are not readable {TITLES[form]}:\n  " + "\n  ".join(broken[:5]) + more
+            )
         base = _base(path)
-        read = [(info, footer) for info, footer in zip(infos, footers, strict=True) if not isinstance(footer, str)]
-        files = tuple(_input_file(filesystem, info, footer, base) for info, footer in read)
-        return cls(filesystem, files, tuple(footer.schema.to_arrow_schema() for _, footer in read))
+        read = [
+            (info, content) for info, content in zip(infos, contents, strict=True) if isinstance(content, FileContent)
+        ]
+        files = tuple(_input_file(filesystem, info, content, base, form) for info, content in read)
+        return cls(filesystem, files, tuple(content.schema for _, content in read))
 
     def units(self, rows_per_unit: int) -> list[Unit]:
         """Cut every file into units of about `rows_per_unit` rows and at most `MAX_UNIT_BYTES` (uncompressed)."""
@@ -141,21 +180,30 @@ def auto_rows_per_unit(num_rows: int) -> int:
 
 
 def _units_of(file: InputFile, rows_per_unit: int) -> Iterator[Unit]:
-    row_bytes = max((size / rows for rows, size in file.row_groups if rows), default=0.0)
+    row_bytes = max((group.num_bytes / group.num_rows for group in file.groups if group.num_rows), default=0.0)
     limit = max(1, min(rows_per_unit, int(MAX_UNIT_BYTES / row_bytes))) if row_bytes else rows_per_unit
-    group_starts = {0, *accumulate(rows for rows, _ in file.row_groups)}
-
-    def unit(first: int, num_rows: int) -> Unit:
-        return Unit(file.path, file.name, file.fingerprint, first, num_rows, first not in group_starts)
-
+    starts = _starts(file)
     first = pending = 0
-    for part in (part for rows, _ in file.row_groups for part in _even(rows, limit)):
+    for part in (part for group in file.groups for part in _even(group.num_rows, limit)):
         if pending and pending + part > limit:
-            yield unit(first, pending)
+            yield _unit(file, first, pending, starts)
             first, pending = first + pending, 0
         pending += part
     if pending or file.num_rows == 0:  # a file without rows has a unit too: its output has its schema
-        yield unit(first, pending)
+        yield _unit(file, first, pending, starts)
+
+
+def _starts(file: InputFile) -> list[int]:
+    """The first row of each group."""
+    return list(accumulate((group.num_rows for group in file.groups[:-1]), initial=0))
+
+
+def _unit(file: InputFile, first_row: int, num_rows: int, starts: Sequence[int]) -> Unit:
+    place = bisect_right(starts, first_row) - 1
+    group = file.groups[place] if file.groups else RowGroup(0, 0)
+    skip = first_row - starts[place]
+    where = (group.offset, group.line, skip) if file.format in TEXT_FORMATS else (0, 1, 0)
+    return Unit(file.path, file.name, file.fingerprint, first_row, num_rows, skip > 0, file.format, *where, file.schema)
 
 
 def _even(rows: int, limit: int) -> list[int]:
@@ -184,7 +232,7 @@ def _find(filesystem: fs.FileSystem, path: str, excluded: tuple[str, ...]) -> li
         if pattern:
             return pattern.fullmatch(info.path) is not None
         below = info.path[len(root.path) :].strip("/").split("/")
-        return below[-1].lower().endswith(".parquet") and not any(part.startswith(("_", ".")) for part in below)
+        return format_of(below[-1]) is not None and not any(_is_passed_over(part) for part in below)
 
     found = sorted((info for info in infos if wanted(info)), key=lambda info: info.path)
     if isinstance(filesystem, fs.LocalFileSystem):  # a link to a file that is found too, or a loop of links
@@ -204,23 +252,68 @@ def _pattern(glob: str) -> re.Pattern[str]:
     return re.compile("".join(kinds.get(part, re.escape(part)) for part in parts))
 
 
-def _footer(filesystem: fs.FileSystem, info: fs.FileInfo) -> pq.FileMetaData | str:
+def _is_passed_over(name: str) -> bool:
+    """Whether a folder's file or folder of this name is no data: hidden, or what `datasets` keeps beside its own."""
+    return name.startswith(("_", ".")) or (name.startswith("cache-") and name.endswith(".arrow"))
+
+
+def _format(filesystem: fs.FileSystem, infos: Sequence[fs.FileInfo]) -> Format:
+    """The format that all files have; Parquet where their names do not tell.
+
+    Raises:
+        CorpusError: they have several.
+    """
+    found: dict[Format, str] = {}
+    for info in infos:
+        found.setdefault(format_of(info.base_name) or "parquet", told(filesystem, info.path))
+    if len(found) > 1:
+        examples = " and ".join(f"{TITLES[form]} ({path})" for form, path in found.items())
+        raise CorpusError(
+            f"the input has files of {len(found)} formats, {examples}; name one kind with a glob in quotes"
+        )
+    return next(iter(found))
+
+
+def _content(filesystem: fs.FileSystem, info: fs.FileInfo, form: Format) -> FileContent | str:
+    """The rows of a file in groups, and its schema; or why it cannot be read."""
     try:
-        # Told the size, which the listing has, it does not ask the store for it.
-        fragment = ds.ParquetFileFormat().make_fragment(info.path, filesystem=filesystem, file_size=info.size)
-        return fragment.metadata
-    except (pa.ArrowException, OSError) as error:
+        if form == "parquet":
+            return _footer(filesystem, info)
+        with filesystem.open_input_file(info.path) as source:
+            if form == "arrow":
+                return scan_batches(source)
+            stream = text_stream(source, info.base_name)
+            if form == "jsonl":
+                content = scan_lines(stream, name=info.path)
+            else:
+                content = scan_records(stream, delimiter=DELIMITERS[form], name=info.path)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         return f"{told(filesystem, info.path)} ({info.size} bytes): {error}"
+    if compression_of(info.base_name):
+        return FileContent(content.schema, one_group(content.groups))
+    return content
 
 
-def _input_file(filesystem: fs.FileSystem, info: fs.FileInfo, footer: pq.FileMetaData, base: str) -> InputFile:
-    name = info.path[len(base) :].strip("/") if info.path != base else info.base_name
+def _footer(filesystem: fs.FileSystem, info: fs.FileInfo) -> FileContent:
+    # Told the size, which the listing has, it does not ask the store for it.
+    fragment = ds.ParquetFileFormat().make_fragment(info.path, filesystem=filesystem, file_size=info.size)
+    footer = fragment.metadata
     groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+    sizes = tuple(RowGroup(group.num_rows, group.total_byte_size) for group in groups)
+    return FileContent(footer.schema.to_arrow_schema(), sizes)
+
+
+def _input_file(
+    filesystem: fs.FileSystem, info: fs.FileInfo, content: FileContent, base: str, form: Format
+) -> InputFile:
+    name = info.path[len(base) :].strip("/") if info.path != base else info.base_name
     return InputFile(
         path=info.path,
         name=name,
         fingerprint=file_fingerprint(filesystem, info),
-        row_groups=tuple((group.num_rows, group.total_byte_size) for group in groups),
+        groups=content.groups,
+        format=form,
+        schema=packed(content.schema) if form in TEXT_FORMATS else "",
     )
 
 

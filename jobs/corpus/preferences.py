@@ -8,12 +8,19 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from jobs.corpus.conversations import NO_SYSTEM_PROMPT, SystemPrompt, check_column, parse_turns
+from jobs.corpus.conversations import (
+    NO_SYSTEM_PROMPT,
+    SystemPrompt,
+    check_column,
+    conversation_of,
+    parse_turns,
+)
 from jobs.corpus.turns import (
     about,
     cells,
     cells_or_none,
     is_transcript,
+    line_errors,
     message_of,
     prompt_turns,
     transcript_turns,
@@ -59,6 +66,7 @@ def preference_pairs(
 ) -> list[Sides]:
     """Both conversations of each row, in order, or the reason why the row has none."""
     rows = zip(
+        line_errors(table),
         cells(table.column(columns.chosen)),
         cells(table.column(columns.rejected)),
         cells_or_none(table, columns.prompt),
@@ -67,29 +75,26 @@ def preference_pairs(
         strict=True,
     )
     return [
-        _sides(chosen, rejected, prompt, reference, system_prompt, cell)
-        for chosen, rejected, prompt, reference, cell in rows
+        (broken, broken) if broken else _sides(chosen, rejected, prompt, reference, system_prompt, cell)
+        for broken, chosen, rejected, prompt, reference, cell in rows
     ]
 
 
 def _sides(chosen: Any, rejected: Any, prompt: Any, reference: Any, system_prompt: SystemPrompt, cell: Any) -> Sides:
-    found = _prompt(prompt)
+    found = shared_prompt(prompt)
     if isinstance(found, ConversationError):
         return found, found
 
     def side(value: Any) -> Conversation | ConversationError:
-        turns = _side(value, found)
-        whole = parse_turns(turns if isinstance(turns, ConversationError) else list(turns), reference)
-        try:
-            return system_prompt.before(whole, cell) if isinstance(whole, Conversation) else whole
-        except ConversationError as error:
-            return error
+        turns = completed(value, found)
+        source = turns if isinstance(turns, ConversationError) else list(turns)
+        return conversation_of(source, system_prompt, cell, reference)
 
     return side(chosen), side(rejected)
 
 
 @dataclass(frozen=True, slots=True)
-class _Prompt:
+class SharedPrompt:
     """Messages of a prompt, none where the row has no prompt. `is_text` is a user's text, which may stand later on in
     a conversation; a side of a transcript is text with space around it."""
 
@@ -98,9 +103,10 @@ class _Prompt:
     is_transcript: bool = False
 
 
-def _prompt(cell: Any) -> _Prompt | ConversationError:
+def shared_prompt(cell: Any) -> SharedPrompt | ConversationError:
+    """The prompt of a row, a text, messages or the beginning of a transcript, or why it is none."""
     if cell is None or cell == []:
-        return _Prompt()
+        return SharedPrompt()
     transcript = isinstance(cell, str) and is_transcript(cell)
     turns = transcript_turns(cell) if transcript else prompt_turns(cell)
     if transcript and isinstance(turns, list) and turns[-1] == {"role": "assistant", "content": ""}:
@@ -108,11 +114,11 @@ def _prompt(cell: Any) -> _Prompt | ConversationError:
     parsed = parse_turns(turns)
     if isinstance(parsed, ConversationError):
         return parsed if isinstance(cell, ConversationError) else about("prompt", parsed)
-    return _Prompt(parsed.messages, isinstance(cell, str) and not transcript, transcript)
+    return SharedPrompt(parsed.messages, isinstance(cell, str) and not transcript, transcript)
 
 
-def _side(cell: Any, prompt: _Prompt) -> tuple[Message, ...] | ConversationError:
-    """The messages of a side with its prompt in front."""
+def completed(cell: Any, prompt: SharedPrompt) -> tuple[Message, ...] | ConversationError:
+    """The messages of one response with the prompt in front, which they may have in them; or why there are none."""
     if isinstance(cell, ConversationError):
         return cell
     if cell is None:
@@ -147,7 +153,7 @@ def _turns(cell: Any) -> list[Any] | str:
     return cell
 
 
-def _with_prompt(turns: tuple[Message, ...], prompt: _Prompt) -> tuple[Message, ...] | ConversationError:
+def _with_prompt(turns: tuple[Message, ...], prompt: SharedPrompt) -> tuple[Message, ...] | ConversationError:
     """A conversation that has the prompt in it as it is, turns that answer the prompt behind it."""
     own, wanted = prompt.messages, len(prompt.messages)
     users = [turn.content.strip() for turn in turns[:-1] if turn.role == "user"]

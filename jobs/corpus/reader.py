@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from jobs.corpus.delimited import DELIMITERS, parse_records, record_blocks
 from jobs.corpus.files import Unit, file_fingerprint
+from jobs.corpus.formats import text_stream, unpacked
+from jobs.corpus.lines import line_blocks, parse_lines
+from jobs.corpus.record_batches import batches_from
 from jobs.corpus.storage import told
 from jobs.errors import CorpusError
 
@@ -53,10 +58,10 @@ class UnitReader:
         try:
             self._check_unchanged(units[0])
             with self._filesystem.open_input_file(path) as source:
-                file = _opened(source)
+                rows = self._rows_of(source, units[0])
                 while done < len(units):
                     run = _contiguous(units[done:])
-                    for unit, table in zip(run, _tables(file, run, self._columns), strict=True):
+                    for unit, table in zip(run, _tables(rows, run, self._columns), strict=True):
                         yield unit, table
                         done += 1
         except CorpusError as error:
@@ -64,6 +69,11 @@ class UnitReader:
         except (pa.ArrowException, OSError) as error:
             reason = f"{told(self._filesystem, path)} cannot be read from row {units[done].first_row} on: {error}"
             yield from ((unit, CorpusError(reason)) for unit in units[done:])
+
+    def _rows_of(self, source: pa.NativeFile, unit: Unit) -> _Rows:
+        if unit.format == "parquet":
+            return _ParquetRows(source)
+        return _ArrowRows(source) if unit.format == "arrow" else _TextRows(self._filesystem, unit)
 
     def _check_unchanged(self, unit: Unit) -> None:
         info = self._filesystem.get_file_info(unit.path)
@@ -74,15 +84,79 @@ class UnitReader:
             raise CorpusError(f"{where} changed while the job was running; start again with a new --output")
 
 
-def _opened(source: pa.NativeFile) -> pq.ParquetFile:
-    """The file with its footer read once."""
-    whole = pq.ParquetFile(source)
-    return pq.ParquetFile(
-        source,
-        metadata=whole.metadata,
-        buffer_size=READ_BUFFER_BYTES,
-        coerce_int96_timestamp_unit=_int96_unit(whole, source),
-    )
+class _Rows(Protocol):
+    """The rows of an open file."""
+
+    schema: pa.Schema
+
+    def batches(
+        self, unit: Unit, columns: Sequence[str], max_rows: int
+    ) -> tuple[int, Iterator[pa.RecordBatch | pa.Table]]:
+        """The rows from the group on in which a unit begins, and how many stand in it before the unit."""
+        ...
+
+
+class _ParquetRows:
+    """The rows of a Parquet file, whose footer is read once."""
+
+    def __init__(self, source: pa.NativeFile) -> None:
+        whole = pq.ParquetFile(source)
+        self._file = pq.ParquetFile(
+            source,
+            metadata=whole.metadata,
+            buffer_size=READ_BUFFER_BYTES,
+            coerce_int96_timestamp_unit=_int96_unit(whole, source),
+        )
+        self.schema = self._file.schema_arrow
+
+    def batches(self, unit: Unit, columns: Sequence[str], max_rows: int) -> tuple[int, Iterator[pa.RecordBatch]]:
+        group, skip = _row_group_at(self._file.metadata, unit.first_row)
+        return skip, _batches(self._file, group, max_rows, columns)
+
+
+class _ArrowRows:
+    """The rows of an Arrow file or stream."""
+
+    def __init__(self, source: pa.NativeFile) -> None:
+        self._source = source
+        self.schema = batches_from(source, 0)[0]
+
+    def batches(self, unit: Unit, columns: Sequence[str], max_rows: int) -> tuple[int, Iterator[pa.RecordBatch]]:
+        self._source.seek(0)
+        _, skip, found = batches_from(self._source, unit.first_row)
+        return skip, (batch.select(columns) for batch in found)
+
+
+class _TextRows:
+    """The rows of a text, from the byte on that a unit says; a compressed one is read from its start."""
+
+    def __init__(self, filesystem: fs.FileSystem, unit: Unit) -> None:
+        self._filesystem = filesystem
+        self.schema = unpacked(unit.schema)
+
+    def batches(self, unit: Unit, columns: Sequence[str], max_rows: int) -> tuple[int, Iterator[pa.Table]]:
+        return unit.skip, (table.select(columns) for table in self._tables(unit))
+
+    def _tables(self, unit: Unit) -> Iterator[pa.Table]:
+        with self._filesystem.open_input_file(unit.path) as source:
+            stream = text_stream(source, unit.name)
+            if stream is source:
+                stream.seek(unit.offset)
+            else:
+                stream.read(unit.offset)  # the header
+            yield from self._parsed(stream, unit)
+
+    def _parsed(self, stream: pa.NativeFile, unit: Unit) -> Iterator[pa.Table]:
+        line = unit.line
+        if unit.format == "jsonl":
+            for block in line_blocks(stream):
+                yield parse_lines(block, self.schema, line=line)
+                line += block.count(b"\n")
+        else:
+            for block in record_blocks(stream):
+                table = parse_records(block, self.schema, delimiter=DELIMITERS[unit.format], row=line)
+                yield table
+                line += len(table)
 
 
 def _int96_unit(whole: pq.ParquetFile, source: pa.NativeFile) -> str | None:
@@ -123,19 +197,19 @@ def _contiguous(units: Sequence[Unit]) -> list[Unit]:
     return run
 
 
-def _tables(file: pq.ParquetFile, run: list[Unit], columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    first_group, skip = _row_group_at(file.metadata, run[0].first_row)
+def _tables(rows: _Rows, run: list[Unit], columns: Sequence[str] | None) -> Iterator[pa.Table]:
     batch_rows = min(MAX_BATCH_ROWS, max(1, *(unit.num_rows for unit in run)))
-    pending = pa.Table.from_batches([], schema=file.schema_arrow)  # `empty_table` knows no lists of extension types
+    pending = pa.Table.from_batches([], schema=rows.schema)  # `empty_table` knows no lists of extension types
     if columns is not None:
         pending = pending.select(columns)
-    batches = _batches(file, first_group, batch_rows, pending.column_names)
+    skip, batches = rows.batches(run[0], pending.column_names, batch_rows)
     for unit in run:
         while pending.num_rows < unit.num_rows + skip:
             batch = next(batches, None)
             if batch is None:
-                raise pa.ArrowInvalid("the file has fewer rows than its footer says")
-            pending = pa.concat_tables([pending, pa.Table.from_batches([batch], schema=pending.schema)])
+                raise pa.ArrowInvalid("the file has fewer rows than were counted in it")
+            more = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch], schema=pending.schema)
+            pending = pa.concat_tables([pending, more])
         yield pending.slice(skip, unit.num_rows)
         pending, skip = pending.slice(skip + unit.num_rows), 0
 

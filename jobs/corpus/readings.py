@@ -1,5 +1,5 @@
-"""Readings of a corpus: which of its columns hold conversations, pairs or prompts. Rows that could be read in two ways
-are refused, with an example of each.
+"""Readings of a corpus: which of its columns hold conversations, pairs, candidates or prompts. Rows that could be
+read in two ways are refused, with an example of each.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 import pyarrow as pa
 
+from jobs.corpus.candidates import CandidateColumns, are_candidates, candidate_rows, hold_messages
 from jobs.corpus.conversations import (
     ConversationColumns,
     check_column,
@@ -20,19 +21,23 @@ from jobs.corpus.conversations import (
     is_text,
     prompts,
 )
-from jobs.corpus.files import Corpus, InputFile, Unit
+from jobs.corpus.files import Corpus, InputFile
 from jobs.corpus.preferences import PreferenceColumns, preference_pairs
 from jobs.corpus.reader import UnitReader
 from jobs.errors import CorpusError
 from serve_app.reward_model.conversation import Conversation
 from serve_app.reward_model.errors import ConversationError
 
-Reading: TypeAlias = ConversationColumns | PreferenceColumns
-"""What a row is read as: one conversation, or two that share a prompt."""
+Reading: TypeAlias = ConversationColumns | PreferenceColumns | CandidateColumns
+"""What a row is read as: one conversation, or two or more that share a prompt."""
+ReadingName: TypeAlias = Literal["conversations", "pairs", "candidates"]
 ReadingT = TypeVar("ReadingT", bound=Reading)
 
 MESSAGES_NAMES = ("messages", "conversations")
-SHOWN_TURNS, SHOWN_CHARS = 4, 72
+RESPONSES_NAMES = ("responses", "completions", "answers")
+CANDIDATE_PROMPTS = ("prompt", "instruction")
+"""Names of the prompt of candidates: UltraFeedback has `instruction`."""
+SHOWN_TURNS, SHOWN_CHARS, SHOWN_CANDIDATES = 4, 72, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,8 @@ class ReadingChoice:
 
     conversation: ConversationColumns
     pairs: PreferenceColumns | None = None
-    reads: Literal["conversations", "pairs"] | None = None
+    reads: ReadingName | None = None
+    responses: str | None = None
 
 
 class _AmbiguousError(CorpusError):
@@ -66,6 +72,12 @@ def readings_of(schema: pa.Schema) -> list[Reading]:
         found.append(ConversationColumns(prompt="prompt", response="response"))
     if holds("chosen") and holds("rejected"):
         found.append(PreferenceColumns("chosen", "rejected", "prompt" if holds("prompt") else None))
+    prompts = [name for name in CANDIDATE_PROMPTS if holds(name)]
+    for name in RESPONSES_NAMES:
+        if schema.names.count(name) == 1 and are_candidates(kind := schema.field(name).type):
+            found += [CandidateColumns(name, prompt) for prompt in prompts]
+            if not prompts and hold_messages(kind):
+                found.append(CandidateColumns(name))
     return found
 
 
@@ -97,6 +109,11 @@ def _only_conversation(schema: pa.Schema) -> ConversationColumns:
         raise _AmbiguousError(readings, schema)
     if readings and isinstance(readings[0], ConversationColumns):
         return readings[0]
+    if readings and isinstance(readings[0], CandidateColumns):
+        raise CorpusError(
+            f"the input has several responses a row, in {readings[0].responses!r}, and this job reads one conversation "
+            f"a row: jobs.score scores them, and jobs.rank makes a row of each.\n{describe(schema)}"
+        )
     if readings:
         raise CorpusError(
             "the input has pairs, in 'chosen' and 'rejected', and no conversations: jobs.score reads pairs, and "
@@ -125,21 +142,44 @@ def reading_of(schema: pa.Schema, choice: ReadingChoice) -> Reading:
             lists the columns and flags.
     """
     readings = readings_of(schema)
-    if choice.pairs is not None or (choice.reads is None and _are_pairs(readings, choice)):
-        pairs: Reading = choice.pairs or readings[0]
-    elif choice.reads == "pairs":
-        named = choice.conversation.prompt
-        pairs = PreferenceColumns("chosen", "rejected", named or ("prompt" if "prompt" in schema.names else None))
-    else:
+    reading = _pairs_of(schema, choice, readings) or _candidates_of(schema, choice, readings)
+    if reading is None:
         return _conversation_of(schema, choice, readings)
-    assert isinstance(pairs, PreferenceColumns)
-    pairs = replace(pairs, reference=choice.conversation.reference)
-    pairs.check(schema)
-    return pairs
+    reading = replace(reading, reference=choice.conversation.reference)
+    reading.check(schema)
+    return reading
 
 
-def _are_pairs(readings: Sequence[Reading], choice: ReadingChoice) -> bool:
-    return not choice.conversation.is_named and len(readings) == 1 and isinstance(readings[0], PreferenceColumns)
+def _pairs_of(schema: pa.Schema, choice: ReadingChoice, readings: Sequence[Reading]) -> PreferenceColumns | None:
+    """The columns of pairs, where pairs are chosen or all there is."""
+    if choice.pairs is not None:
+        return choice.pairs
+    if choice.reads == "pairs":
+        named = choice.conversation.prompt
+        return PreferenceColumns("chosen", "rejected", named or ("prompt" if "prompt" in schema.names else None))
+    only = _only(choice, readings)
+    return only if isinstance(only, PreferenceColumns) else None
+
+
+def _candidates_of(schema: pa.Schema, choice: ReadingChoice, readings: Sequence[Reading]) -> CandidateColumns | None:
+    """The columns of candidates, where those are chosen or all there is."""
+    if choice.reads != "candidates" and choice.responses is None:
+        only = _only(choice, readings)
+        return only if isinstance(only, CandidateColumns) else None
+    own = [reading for reading in readings if isinstance(reading, CandidateColumns)]
+    named, wanted = choice.responses, choice.conversation.prompt
+    own = [reading for reading in own if reading.responses == named or named is None]
+    if wanted is None and len(own) > 1:
+        raise _AmbiguousError(own, schema)
+    prompts = [name for name in CANDIDATE_PROMPTS if name in schema.names]
+    prompt = wanted or (own[0].prompt if own else next(iter(prompts), None))
+    return CandidateColumns(named or (own[0].responses if own else RESPONSES_NAMES[0]), prompt)
+
+
+def _only(choice: ReadingChoice, readings: Sequence[Reading]) -> Reading | None:
+    """The one reading that there is, where nothing was said of how rows are read."""
+    said = choice.reads is not None or choice.conversation.is_named or choice.responses is not None
+    return readings[0] if len(readings) == 1 and not said else None
 
 
 def _conversation_of(schema: pa.Schema, choice: ReadingChoice, readings: Sequence[Reading]) -> ConversationColumns:
@@ -179,13 +219,13 @@ def _only_prompt(schema: pa.Schema) -> ConversationColumns:
     return found[0]
 
 
-def same_reading(corpus: Corpus, detect: Callable[[pa.Schema], ReadingT], *, pairs_flag: str | None) -> ReadingT:
+def same_reading(corpus: Corpus, detect: Callable[[pa.Schema], ReadingT], *, reads_all: bool) -> ReadingT:
     """The reading that `detect` finds, the same in every file.
 
     Args:
         corpus: the input.
         detect: finds the reading of a schema.
-        pairs_flag: the flag that chooses pairs; None where the job does not read them.
+        reads_all: whether the job reads pairs and candidates too, and has the flag that chooses them.
 
     Raises:
         CorpusError: a file has none, several, or another than the file before it.
@@ -195,7 +235,7 @@ def same_reading(corpus: Corpus, detect: Callable[[pa.Schema], ReadingT], *, pai
         try:
             found.setdefault(detect(schema), file)
         except _AmbiguousError as error:
-            raise CorpusError(_told(corpus, file, schema, error.readings, pairs_flag)) from None
+            raise CorpusError(_told(corpus, file, schema, error.readings, reads_all)) from None
         except CorpusError as error:
             raise CorpusError(f"{file.path}: {error}") from None
         if len(found) > 1:
@@ -213,7 +253,7 @@ def columns_of(corpus: Corpus, choice: ReadingChoice) -> Reading:
     Raises:
         CorpusError: a file has none, several, or others than the file before it.
     """
-    return same_reading(corpus, lambda schema: reading_of(schema, choice), pairs_flag="--reads pairs")
+    return same_reading(corpus, lambda schema: reading_of(schema, choice), reads_all=True)
 
 
 def conversation_columns(corpus: Corpus, chosen: ConversationColumns) -> ConversationColumns:
@@ -222,7 +262,7 @@ def conversation_columns(corpus: Corpus, chosen: ConversationColumns) -> Convers
     Raises:
         CorpusError: a file has none, several, or others than the file before it.
     """
-    return same_reading(corpus, lambda schema: conversation_reading(schema, chosen), pairs_flag=None)
+    return same_reading(corpus, lambda schema: conversation_reading(schema, chosen), reads_all=False)
 
 
 def prompt_columns_of(
@@ -233,7 +273,7 @@ def prompt_columns_of(
     Raises:
         CorpusError: a file has none, another than the file before it, or columns that the output cannot keep.
     """
-    columns = same_reading(corpus, lambda schema: prompt_reading(schema, chosen), pairs_flag=None)
+    columns = same_reading(corpus, lambda schema: prompt_reading(schema, chosen), reads_all=False)
     check_output(corpus, added=added, system_prompt_column=system_prompt_column)
     return columns
 
@@ -259,32 +299,40 @@ def check_names(file: InputFile, schema: pa.Schema, added: Sequence[str]) -> Non
     Raises:
         CorpusError: it names the columns and the flag that makes room.
     """
+    check_output_names(schema, added, file.path)
+
+
+def check_output_names(schema: pa.Schema, added: Sequence[str], source: str) -> None:
+    """Refuse a schema that has several columns of one name, or one of a name that is to be `added`.
+
+    Raises:
+        CorpusError: it names the source, the columns and the flag that makes room.
+    """
     if repeated := sorted({name for name in schema.names if schema.names.count(name) > 1}):
-        raise CorpusError(f"{file.path} has several columns of the names {repeated}, which no output can keep")
+        raise CorpusError(f"{source} has several columns of the names {repeated}, which no output can keep")
     if taken := [name for name in added if name in schema.names]:
         raise CorpusError(
-            f"{file.path} already has the columns {taken}; name the new ones apart with --output-prefix, such as "
+            f"{source} already has the columns {taken}; name the new ones apart with --output-prefix, such as "
             "--output-prefix second_"
         )
 
 
-def _told(
-    corpus: Corpus, file: InputFile, schema: pa.Schema, readings: Sequence[Reading], pairs_flag: str | None
-) -> str:
+def _told(corpus: Corpus, file: InputFile, schema: pa.Schema, readings: Sequence[Reading], reads_all: bool) -> str:
     """The refusal of a file: each reading with the flags that choose it, and its first row read so."""
     first = _first_row(corpus, file)
     parts = [f"{file.path}: its rows can be read in {len(readings)} ways; say which:"]
     for reading in readings:
-        parts.append(f"- {_title(reading)}: {_flags(reading, pairs_flag)}. The first row:")
+        parts.append(f"- {_title(reading)}: {_flags(reading, reads_all)}. The first row:")
         parts += [f"    {line}" for line in (["(the file has no rows)"] if first is None else _example(first, reading))]
     return "\n".join([*parts, describe(schema)])
 
 
 def _title(reading: Reading) -> str:
+    after = f" after {reading.prompt!r}" if reading.prompt else ""
     if isinstance(reading, PreferenceColumns):
-        return f"pairs in {reading.chosen!r} and {reading.rejected!r}" + (
-            f" after {reading.prompt!r}" if reading.prompt else ""
-        )
+        return f"pairs in {reading.chosen!r} and {reading.rejected!r}{after}"
+    if isinstance(reading, CandidateColumns):
+        return f"candidates in {reading.responses!r}{after}"
     if reading.messages is not None:
         return f"conversations in {reading.messages!r}"
     if reading.response is None:
@@ -292,9 +340,13 @@ def _title(reading: Reading) -> str:
     return f"conversations in {reading.prompt!r} and {reading.response!r}"
 
 
-def _flags(reading: Reading, pairs_flag: str | None) -> str:
+def _flags(reading: Reading, reads_all: bool) -> str:
     if isinstance(reading, PreferenceColumns):
-        return pairs_flag or "jobs.score reads them, with --reads pairs"
+        return "--reads pairs" if reads_all else "jobs.score reads them, with --reads pairs"
+    if isinstance(reading, CandidateColumns):
+        prompt = f" --prompt-column {reading.prompt}" if reading.prompt else ""
+        named = f"--responses-column {reading.responses}{prompt}"
+        return named if reads_all else f"jobs.score reads them, with {named}"
     if reading.messages is not None:
         return f"--messages-column {reading.messages}"
     response = f" --response-column {reading.response}" if reading.response else ""
@@ -304,7 +356,7 @@ def _flags(reading: Reading, pairs_flag: str | None) -> str:
 def _first_row(corpus: Corpus, file: InputFile) -> pa.Table | CorpusError | None:
     if not file.num_rows:
         return None
-    unit = Unit(file.path, file.name, file.fingerprint, 0, 1)
+    unit = file.unit(0, 1)
     return next(table for _, table in UnitReader(corpus.filesystem).read([unit]))
 
 
@@ -315,6 +367,10 @@ def _example(first: pa.Table | CorpusError, reading: Reading) -> list[str]:
     if isinstance(reading, PreferenceColumns):
         chosen, rejected = preference_pairs(first, reading)[0]
         return [f"chosen | {line}" for line in _turns(chosen)] + [f"rejected | {line}" for line in _turns(rejected)]
+    if isinstance(reading, CandidateColumns):
+        row = candidate_rows(first, reading)[0]
+        own = enumerate([row] if isinstance(row, ConversationError) else row[:SHOWN_CANDIDATES])
+        return [f"{place} | {line}" for place, candidate in own for line in _turns(candidate)]
     is_prompt = reading.messages is None and reading.response is None
     return _turns((prompts if is_prompt else conversations)(first, reading)[0])
 

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, quote, unquote
 import pyarrow as pa
 from pyarrow import fs
 
+from jobs.corpus.formats import format_of
 from jobs.errors import CorpusError, OutputError
 
 # On these a write becomes visible as a whole when it ends, and a rename is a copy.
@@ -122,13 +123,13 @@ def beside(folder: str, suffix: str) -> str:
 
 
 def folder_of(location: str) -> str:
-    """The folder of a location that may be a Parquet file, a glob, or a folder itself.
+    """The folder of a location that may be a data file, a glob, or a folder itself.
 
     Raises:
         CorpusError: it is no location.
     """
     address, options = _cut(location)
-    if "*" in address or address.endswith(".parquet"):
+    if "*" in address or format_of(address.rpartition("/")[2]) is not None:
         filesystem_of(location)
         address = address.partition("*")[0].rpartition("/")[0] or "."
     return address + options

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.corpus.formats import LINE_ERROR, has_line_errors
 from serve_app.reward_model.conversation import USUAL_KEYS, USUAL_NAMES
 from serve_app.reward_model.errors import ConversationError
 
@@ -40,6 +41,14 @@ def _cell(scalar: pa.Scalar) -> Any:
 def cells_or_none(table: pa.Table, name: str | None) -> list[Any]:
     """The values of a column; where none is named, None for each row."""
     return [None] * table.num_rows if name is None else cells(table.column(name))
+
+
+def line_errors(table: pa.Table) -> list[ConversationError | None]:
+    """Why the line of each row cannot be read, in the order of rows; None where it can."""
+    if not has_line_errors(table.schema):
+        return [None] * table.num_rows
+    told = table.column(LINE_ERROR).to_pylist()
+    return [None if reason is None else ConversationError(reason) for reason in told]
 
 
 def messages_of(cell: Any, *, name: str = "messages") -> list[Any] | ConversationError:

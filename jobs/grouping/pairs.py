@@ -148,19 +148,20 @@ def _place_in_run(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.arange(len(values)) - np.repeat(starts, np.diff(np.append(starts, len(values))))
 
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+"""The type of a column of messages."""
 # TRL's conversational preference format: prompt, chosen and rejected are lists of messages.
 PAIR_SCHEMA = pa.schema(
     [
-        ("prompt", _MESSAGES),
-        ("chosen", _MESSAGES),
-        ("rejected", _MESSAGES),
+        ("prompt", MESSAGES),
+        ("chosen", MESSAGES),
+        ("rejected", MESSAGES),
         ("score_chosen", pa.float32()),
         ("score_rejected", pa.float32()),
         ("margin", pa.float32()),
     ]
 )
-_TEXTS = pa.schema([("place", pa.int64()), ("prompt", _MESSAGES), ("response", _MESSAGES)])
+_TEXTS = pa.schema([("place", pa.int64()), ("prompt", MESSAGES), ("response", MESSAGES)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,12 +285,13 @@ def _read_texts(stretch: Stretch, wanted: Sequence[NDArray[np.int64]], *, stage:
 def _texts(table: pa.Table, places: NDArray[np.int64], columns: ConversationColumns) -> pa.Table:
     """Prompt and response of each row as messages; both null where they cannot be read."""
     rows = [row if isinstance(row, Conversation) else None for row in conversations(table, columns)]
-    prompts = [row and _messages(row.prompt) for row in rows]
-    responses = [row and _messages([row.response]) for row in rows]
-    return pa.table([pa.array(places), pa.array(prompts, _MESSAGES), pa.array(responses, _MESSAGES)], schema=_TEXTS)
+    prompts = [row and messages_of_turns(row.prompt) for row in rows]
+    responses = [row and messages_of_turns([row.response]) for row in rows]
+    return pa.table([pa.array(places), pa.array(prompts, MESSAGES), pa.array(responses, MESSAGES)], schema=_TEXTS)
 
 
-def _messages(messages: Sequence[Message]) -> list[dict[str, str]]:
+def messages_of_turns(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as a cell of the type `MESSAGES`."""
     return [{"role": message.role, "content": message.content} for message in messages]
 
 

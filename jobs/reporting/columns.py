@@ -145,6 +145,11 @@ class _Finder:
 
     def _no_scores(self) -> str:
         path, schema = self._files[0]
+        if "scores" in schema.names:
+            return (
+                f"{path} has candidates, with lists of scores in 'scores', and no column 'score': python -m jobs.rank "
+                "makes a row of each, which this job reads"
+            )
         numbers = [field.name for field in schema if _is_number(field.type)]
         there = f"its columns of numbers are {', '.join(numbers)}" if numbers else "it has no columns of numbers"
         return (

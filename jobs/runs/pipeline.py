@@ -13,6 +13,7 @@ import logging
 import pickle
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -72,9 +73,15 @@ def run_units(
     Raises:
         RaywardError: a unit cannot be read, worked on or committed. Units committed before stay committed.
     """
+    with _quiet_context():  # put back at the end: this process may have pipelines of its own
+        yield from _reports(units, filesystem=filesystem, ledger=ledger, stages=stages)
+
+
+def _reports(
+    units: list[Unit], *, filesystem: fs.FileSystem, ledger: Ledger, stages: Sequence[Stage]
+) -> Iterator[UnitReport]:
     import ray.data
 
-    _set_quiet_context()
     tasks = [
         {"units": json.dumps([dataclasses.asdict(unit) for unit in task])} for task in read_tasks(units, MAX_READ_TASKS)
     ]
@@ -118,16 +125,28 @@ def _staged(dataset: ray.data.Dataset, stage: Stage) -> ray.data.Dataset:
     )
 
 
-def _set_quiet_context() -> None:
+@contextmanager
+def _quiet_context() -> Iterator[None]:
     """Ray Data without bars and chatter, and with one row a block: set on the driver, sent along to the workers."""
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = -1  # one unit may take an hour on a slow machine
-    context.target_max_block_size = 1
+    chatter, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
+    ours = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        "execution_no_progress_timeout_s": -1,  # one unit may take an hour on a slow machine
+        "target_max_block_size": 1,
+    }
+    before, level = {name: getattr(context, name) for name in ours}, chatter.level
+    try:
+        chatter.setLevel(logging.CRITICAL + 1)
+        for name, value in ours.items():
+            setattr(context, name, value)
+        yield
+    finally:
+        chatter.setLevel(level)
+        for name, value in before.items():
+            setattr(context, name, value)
 
 
 def _parcel(

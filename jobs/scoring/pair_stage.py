@@ -59,6 +59,10 @@ class PairScorer(TableScorer[PreferenceColumns]):
         stats = pair_stats(outcomes, seconds=time.perf_counter() - started)
         return pair_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes), stats
 
+    def scored(self, model: ConversationScorer, table: pa.Table) -> pa.Table:
+        outcomes = self._score_rows(model, table)
+        return pair_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes)
+
     def _score_rows(self, model: ConversationScorer, table: pa.Table) -> list[PairOutcome]:
         sides = [side for row in preference_pairs(table, self._columns, self._system_prompt) for side in row]
         outcomes = outcomes_of(

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from jobs.corpus.candidates import CandidateColumns, candidate_rows
 from jobs.corpus.conversations import SystemPrompt, conversations
-from jobs.corpus.files import Corpus, Unit
+from jobs.corpus.files import Corpus
 from jobs.corpus.preferences import PreferenceColumns, preference_pairs
 from jobs.corpus.reader import UnitReader
 from jobs.corpus.readings import Reading
@@ -24,7 +25,7 @@ from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer
 def preview(
     corpus: Corpus, reading: Reading, system_prompt: SystemPrompt, options: EngineOptions, *, num_rows: int
 ) -> Iterator[str]:
-    """The first rows, one text each, or two of a pair: its place, its number of tokens, and the text of the tokens.
+    """The first rows, a text for each conversation in them: its place, its number of tokens, and the tokens' text.
 
     Raises:
         CheckpointError: the model's configuration or tokenizer cannot be read.
@@ -59,7 +60,7 @@ def _first_rows(
 ) -> Iterator[tuple[str, Conversation | ConversationError]]:
     for file in corpus.files:
         wanted = min(num_rows, file.num_rows)
-        unit = Unit(file.path, file.name, file.fingerprint, 0, wanted)
+        unit = file.unit(0, wanted)
         for _, table in UnitReader(corpus.filesystem).read([unit] if wanted else []):
             if isinstance(table, Exception):
                 raise table
@@ -75,6 +76,12 @@ def _rows(
     if isinstance(reading, PreferenceColumns):
         for chosen, rejected in preference_pairs(table, reading, system_prompt):
             yield {", chosen": chosen, ", rejected": rejected}
+    elif isinstance(reading, CandidateColumns):
+        for candidates in candidate_rows(table, reading, system_prompt):
+            if isinstance(candidates, ConversationError):
+                yield {"": candidates}
+            else:
+                yield {f", response {place}": candidate for place, candidate in enumerate(candidates)}
     else:
         for row in conversations(table, reading, system_prompt):
             yield {"": row}

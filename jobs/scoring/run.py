@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster.connect import ClusterResources
+from jobs.corpus.candidates import CandidateColumns
 from jobs.corpus.conversations import SystemPrompt
 from jobs.corpus.files import Corpus, auto_rows_per_unit
 from jobs.corpus.preferences import PreferenceColumns
@@ -19,6 +20,7 @@ from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.placement import ActorPool, plan_actors, shortage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
+from jobs.scoring.candidate_stage import CANDIDATE_SCORE_COLUMNS, CandidateListScorer, candidates_told
 from jobs.scoring.pair_stage import PAIR_ATTRIBUTES, PAIR_SCORE_COLUMNS, PairScorer, accuracy_told
 from jobs.scoring.preview import preview
 from jobs.scoring.spec import Model, check_model_files, check_reference, identity_of_model, record_of_model, spec_of
@@ -71,7 +73,6 @@ class ScoringRun:
             if options.choice is None
             else columns_of(self._corpus, options.choice)
         )
-        self._reads_pairs = isinstance(self._columns, PreferenceColumns)
         if options.via_serve is None:
             model_config, _tokenizer = check_model_files(options)
             self._check_room(model_config.head.attributes)
@@ -81,9 +82,7 @@ class ScoringRun:
 
     def _check_room(self, attributes: Sequence[str]) -> None:
         """Refuse files that have a column of a name that is to be added."""
-        added: tuple[str, ...] = PAIR_SCORE_COLUMNS if self._reads_pairs else SCORE_COLUMNS
-        if attributes:
-            added += PAIR_ATTRIBUTES if self._reads_pairs else (ATTRIBUTES,)
+        added = columns_added(self._columns, bool(attributes))
         names = [self._prefix + name for name in added]
         check_output(self._corpus, added=names, system_prompt_column=self._options.system_prompt_column)
 
@@ -132,18 +131,17 @@ class ScoringRun:
 
     def _make_scorer(
         self, load: Callable[[], ConversationScorer], attributes: tuple[str, ...]
-    ) -> Callable[[], UnitScorer | PairScorer]:
-        terms: dict[str, Any] = {
-            "system_prompt": self._system_prompt,
-            "truncation": self._options.truncation,
-            "max_tokens": self._options.max_tokens,
-            "prefix": self._prefix,
-            "strict": self._options.strict,
-            "attributes": attributes,
-        }
-        if isinstance(self._columns, PreferenceColumns):
-            return partial(PairScorer, load, self._ledger, columns=self._columns, **terms)
-        return partial(UnitScorer, load, self._ledger, columns=self._columns, **terms)
+    ) -> Callable[[], UnitScorer | PairScorer | CandidateListScorer]:
+        return partial(
+            scorer_of,
+            self._columns,
+            load,
+            self._ledger,
+            options=self._options,
+            system_prompt=self._system_prompt,
+            prefix=self._prefix,
+            attributes=attributes,
+        )
 
     def _unit_run(self, model: Model, served: ServedModelSource | None) -> UnitRun:
         options = self._options
@@ -156,7 +154,7 @@ class ScoringRun:
             **identity_of_model(model),
             "truncation": options.truncation,
             "max_tokens": options.max_tokens,
-            "pairs" if self._reads_pairs else "columns": self._columns.identity,
+            _kind(self._columns): self._columns.identity,
             "output_prefix": self._prefix,
             "rows_per_unit": rows_per_unit,
         }
@@ -198,10 +196,51 @@ class ScoringRun:
             logger.warning("%s: the job waits until others leave them (--cpus-per-actor, --gpus-per-actor)", lacking)
 
 
+def scorer_of(
+    columns: Reading,
+    load: Callable[[], ConversationScorer],
+    ledger: Ledger | None,
+    *,
+    options: ScoringOptions,
+    system_prompt: SystemPrompt,
+    prefix: str,
+    attributes: tuple[str, ...],
+) -> UnitScorer | PairScorer | CandidateListScorer:
+    """The scorer of tables that are read so."""
+    terms: dict[str, Any] = {
+        "system_prompt": system_prompt,
+        "truncation": options.truncation,
+        "max_tokens": options.max_tokens,
+        "prefix": prefix,
+        "strict": options.strict,
+        "attributes": attributes,
+    }
+    if isinstance(columns, PreferenceColumns):
+        return PairScorer(load, ledger, columns=columns, **terms)
+    if isinstance(columns, CandidateColumns):
+        return CandidateListScorer(load, ledger, columns=columns, **terms)
+    return UnitScorer(load, ledger, columns=columns, **terms)
+
+
+def _kind(columns: Reading) -> str:
+    """The entry of a run's identity that has the columns."""
+    if isinstance(columns, PreferenceColumns):
+        return "pairs"
+    return "candidates" if isinstance(columns, CandidateColumns) else "columns"
+
+
+def columns_added(columns: Reading, has_attributes: bool) -> tuple[str, ...]:
+    """Names of the columns that scoring adds."""
+    if isinstance(columns, PreferenceColumns):
+        return PAIR_SCORE_COLUMNS + PAIR_ATTRIBUTES * has_attributes
+    own = CANDIDATE_SCORE_COLUMNS if isinstance(columns, CandidateColumns) else SCORE_COLUMNS
+    return own + (ATTRIBUTES,) * has_attributes
+
+
 def _summary(output: str, progress: Progress) -> str:
     total, new = progress.total, progress.stats
     before = f" ({total.rows - new.rows:,} of them before)" if total.rows > new.rows else ""
-    told = accuracy_told(total.counts) + warnings_told(total.counts)
+    told = accuracy_told(total.counts) + candidates_told(total.counts) + warnings_told(total.counts)
     return (
         f"{total.rows:,} rows in {output}{before}: {total.rows - total.errors:,} scored, {total.errors:,} with "
         f"errors, {total.tokens:,} tokens{told}; this run {new.rows:,} rows in "

@@ -30,7 +30,7 @@ def check_model_files(options: EngineOptions) -> tuple[DecoderConfig, Tokenizer]
     """
     from serve_app.reward_model.checkpoint import check_weight_files
 
-    spec = _named(options, options.device)
+    spec = spec_named(options, options.device)
     folder = resolve(spec.model, spec.revision)
     read = spec.read(folder)
     check_weight_files(folder, base_model=spec.base_model)
@@ -45,10 +45,11 @@ def spec_of(options: EngineOptions, resources: ClusterResources) -> ModelSpec:
         UnsupportedDeviceError: the workers' device cannot do what is asked of it.
     """
     device = options.device if options.device != "auto" else "cuda" if resources.num_gpus else "cpu"
-    return _named(options, device).resolved()
+    return spec_named(options, device).resolved()
 
 
-def _named(options: EngineOptions, device: str) -> ModelSpec:
+def spec_named(options: EngineOptions, device: str) -> ModelSpec:
+    """The model by the names that options have, as they are."""
     return ModelSpec(
         model=options.model or TINY,
         revision=options.revision,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
@@ -44,17 +45,18 @@ class ConversationScorer(Protocol):
         ...
 
 
-class TableScorer(Generic[Columns]):
+class TableScorer(ABC, Generic[Columns]):
     """Terms of a stage that scores tables: columns, the system prompt, limits, and the prefix of what it adds.
 
     `attributes` are the names of those that the model gives beside a score.
-    `load` makes the model, whose process may die on some rows.
+    `load` makes the model, whose process may die on some rows. Without a `ledger` to note that in, tables can be scored
+    with a model that is given, and units cannot.
     """
 
     def __init__(
         self,
         load: Callable[[], ConversationScorer],
-        ledger: Ledger,
+        ledger: Ledger | None,
         *,
         columns: Columns,
         system_prompt: SystemPrompt,
@@ -64,7 +66,7 @@ class TableScorer(Generic[Columns]):
         strict: bool = False,
         attributes: Sequence[str] = (),
     ) -> None:
-        self._guarded = GuardedModel(load, ledger)
+        self._own_guard = None if ledger is None else GuardedModel(load, ledger)
         self._columns = columns
         self._system_prompt = system_prompt
         self._truncation = truncation
@@ -72,6 +74,15 @@ class TableScorer(Generic[Columns]):
         self._prefix = prefix
         self._strict = strict
         self._attributes = attributes
+
+    @property
+    def _guarded(self) -> GuardedModel[ConversationScorer]:
+        assert self._own_guard is not None, "units need a ledger"
+        return self._own_guard
+
+    @abstractmethod
+    def scored(self, model: ConversationScorer, table: pa.Table) -> pa.Table:
+        """A table with the scores of its rows, in order; a row that has none carries its error."""
 
 
 class UnitScorer(TableScorer[ConversationColumns]):
@@ -94,6 +105,10 @@ class UnitScorer(TableScorer[ConversationColumns]):
         errors = sum(isinstance(outcome, ScoringError) for outcome in outcomes)
         stats = UnitStats(len(outcomes), errors, tokens, seconds, counts=warning_counts(outcomes))
         return score_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes), stats
+
+    def scored(self, model: ConversationScorer, table: pa.Table) -> pa.Table:
+        outcomes = self._score_rows(model, table)
+        return score_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes)
 
     def _score_rows(self, model: ConversationScorer, table: pa.Table) -> list[Score | ScoringError]:
         rows = conversations(table, self._columns, self._system_prompt)

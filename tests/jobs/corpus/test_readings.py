@@ -38,7 +38,7 @@ def corpus(folder: Path, *rows: dict[str, Any]) -> Corpus:
 
 def refusal(found: Corpus, choice: ReadingChoice = NONE) -> str:
     with pytest.raises(CorpusError) as caught:
-        same_reading(found, lambda schema: reading_of(schema, choice), pairs_flag="--reads pairs")
+        same_reading(found, lambda schema: reading_of(schema, choice), reads_all=True)
     return str(caught.value)
 
 

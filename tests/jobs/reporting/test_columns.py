@@ -94,6 +94,7 @@ def test_what_one_file_lacks_is_not_found_and_what_is_named_is_not_a_guess(tmp_p
     ("names", "chosen", "told"),
     [
         ("prompt stars", {}, "its columns of numbers are stars: name the scores with --score-column"),
+        ("prompt scores", {}, "has candidates, with lists of scores in 'scores'"),
         ("prompt", {}, "no column 'score', and it has no columns of numbers"),
         ("prompt", {"scores": ("no",)}, "has no column 'no' for --score-column; it has prompt"),
         ("prompt", {"scores": ("prompt",)}, "column 'prompt' is string; --score-column takes numbers"),
