@@ -61,6 +61,18 @@ class Conversation:
     def response(self) -> Message:
         return self.messages[-1]
 
+    def turns(self) -> list[Conversation]:
+        """The conversation as it was after each message of the assistant, in order; the reference stays.
+
+        Raises:
+            ConversationError: no message is the assistant's.
+        """
+        ends = [place for place, message in enumerate(self.messages, 1) if message.role == "assistant"]
+        if not ends:
+            roles = ", ".join(_role_named(role) for role in dict.fromkeys(message.role for message in self.messages))
+            raise ConversationError(f"no message has the role 'assistant', so there is no turn to score; found {roles}")
+        return [Conversation(self.messages[:end], self.reference) for end in ends]
+
     @classmethod
     def parse(cls, source: ConversationLike) -> Conversation:
         """Check `source` and make it a conversation.

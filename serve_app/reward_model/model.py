@@ -23,7 +23,7 @@ from serve_app.reward_model.errors import ConversationError, DeviceError, Scorin
 from serve_app.reward_model.invariance import find_variance
 from serve_app.reward_model.linear import whole_sums
 from serve_app.reward_model.model_files import fingerprint, resolve, tokenizer_folder
-from serve_app.reward_model.prefixes import together
+from serve_app.reward_model.prefixes import in_tree_order
 from serve_app.reward_model.scorer import SequenceScorer
 from serve_app.reward_model.scores import Score, ranks
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
@@ -218,17 +218,54 @@ class RewardModel:
         strict: bool = False,
     ) -> list[Score | ScoringError]:
         """Like `score`, but a conversation that cannot be scored yields its error and the others their scores."""
-        if isinstance(conversations, Conversation | str):
-            raise TypeError(f"a list of conversations is wanted, not one {type(conversations).__name__}")
-        parsed = [_parsed(conversation) for conversation in conversations]
-        # Those with one prompt are encoded and scored in one slice, so that the prompt is computed once.
-        order = together(len(parsed), lambda place: _prompt_of(parsed[place]) or place)
+        parsed = [_parsed(conversation) for conversation in _listed(conversations)]
+        # Those that begin with the same messages are encoded and scored in one slice, so that these are computed once.
+        order = in_tree_order([_prompt_of(item) for item in parsed])
         outcomes: dict[int, Score | ScoringError] = {}
         places = iter(order)
         encode = partial(self.tokenizer.encode_batch, truncation=truncation, max_tokens=max_tokens, strict=strict)
         for encoded in _encoded_ahead(encode, [parsed[place] for place in order]):
             outcomes |= {next(places): outcome for outcome in self._score_encoded(encoded)}
         return _with_index([outcomes[place] for place in range(len(parsed))])
+
+    def score_turns(
+        self,
+        conversation: ConversationLike,
+        *,
+        truncation: Truncation = "error",
+        max_tokens: int | None = None,
+        strict: bool = False,
+    ) -> list[Score]:
+        """The score after each message of the assistant, in order, for little more time than the last one takes.
+
+        Each has the bits that `score` gives the conversation cut behind that message. The options are those of `score`
+        and apply to each turn: with `truncation` "left", what turns have in common is computed again where oldest turns
+        are dropped.
+
+        Raises:
+            ConversationError: no message is the assistant's.
+            ScoringError: the first turn that cannot be scored, its place among the turns in `error.index`. To get the
+                others all the same, use `turn_outcomes`.
+        """
+        turns = Conversation.parse(conversation).turns()
+        return self.score(turns, truncation=truncation, max_tokens=max_tokens, strict=strict)
+
+    def turn_outcomes(
+        self,
+        conversations: Sequence[ConversationLike],
+        *,
+        truncation: Truncation = "error",
+        max_tokens: int | None = None,
+        strict: bool = False,
+    ) -> list[list[Score | ScoringError] | ScoringError]:
+        """Like `score_turns`, for a list: the outcome of each turn of each conversation, in input order.
+
+        A conversation that is malformed or has no message of the assistant's yields one error.
+        """
+        turns = [_turns(conversation) for conversation in _listed(conversations)]
+        flat = [turn for item in turns if isinstance(item, list) for turn in item]
+        outcomes = iter(self.outcomes(flat, truncation=truncation, max_tokens=max_tokens, strict=strict))
+        return [item if isinstance(item, ConversationError) else [next(outcomes) for _ in item] for item in turns]
 
     def score_token_ids(self, sequences: Sequence[Sequence[int] | NDArray[np.integer]]) -> NDArray[np.float32]:
         """Score sequences of token ids as they are: float32 [len(sequences)].
@@ -283,6 +320,19 @@ def _variance(decoder: Decoder) -> str | None:
         if decoder.head.linears and (found := find(decoder.head.linears, like)):
             return found
         return find(decoder.linears, like.to(decoder.dtype))
+
+
+def _listed(conversations: Sequence[ConversationLike]) -> Sequence[ConversationLike]:
+    if isinstance(conversations, Conversation | str):
+        raise TypeError(f"a list of conversations is wanted, not one {type(conversations).__name__}")
+    return conversations
+
+
+def _turns(conversation: ConversationLike) -> list[Conversation] | ConversationError:
+    try:
+        return Conversation.parse(conversation).turns()
+    except ConversationError as error:
+        return error
 
 
 def _parsed(conversation: ConversationLike) -> Conversation | ConversationError:

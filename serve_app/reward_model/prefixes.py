@@ -77,3 +77,18 @@ def together(count: int, key: Callable[[int], Hashable]) -> list[int]:
     for place in range(count):
         places.setdefault(key(place), []).append(place)
     return [place for group in places.values() for place in group]
+
+
+def in_tree_order(paths: Sequence[Sequence[Hashable]]) -> list[int]:
+    """Places of paths, those with a common beginning beside each other, in order of first appearance at every level.
+
+    A path comes before those that extend it, equal ones in their order.
+    """
+    numbers: dict[tuple[int, Hashable], int] = {}
+    keys: list[list[int]] = []
+    for path in paths:
+        key = [-1]
+        for part in path:
+            key.append(numbers.setdefault((key[-1], part), len(numbers)))
+        keys.append(key)
+    return sorted(range(len(paths)), key=keys.__getitem__)

@@ -182,8 +182,10 @@ class RenderedTextReader:
         answer = self._cut(body[span.start :], ends)
         is_open = not any(end in body[span.start :] for end in ends)
         if is_open and not answer.strip() and place and spans[place - 1].role == "assistant":
-            span = spans[place - 1]  # behind it stands a generation prompt, which nobody has answered
-            place, answer = place - 1, body[span.start : span.stop]
+            raise RenderedTextError(
+                "the text ends in an assistant's turn that is open and empty, behind another of the assistant's: render "
+                "the conversation without add_generation_prompt=True"
+            )
         return self._checked([*_messages(body, spans[:place]), Message("assistant", answer)], span.start)
 
     def _continued(self, body: str, spans: Sequence[TurnSpan], stop: int, ends: Collection[str]) -> _Reading | None:

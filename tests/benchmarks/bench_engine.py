@@ -3,7 +3,8 @@
     python -m tests.benchmarks.bench_engine --preset mid
 
 Weights are random and made on the device. Everything compared takes turns in one run; figures are medians. Useful
-tokens are those of the conversations, without padding, a shared prompt counted once for every answer to it. The
+tokens are those of the conversations, without padding, a shared prompt counted once for every answer to it, and a
+conversation that is scored after each of its turns counted once for every turn. The
 ceiling fraction is the useful tokens' matrix products over the time, as a share of the rate of bare matrix products of
 the model's shapes, the fastest of several ways to call them. Peers take minutes for what the engine does in seconds:
 they take fewer turns and run a share of the sequences, spread evenly over all; their time per useful token counts.
@@ -48,7 +49,10 @@ SHAPES = {  # hidden, layers, heads, key/value heads, intermediate; DESIGN: the 
 }
 VOCAB_SIZE = 92544
 Item = TypeVar("Item")
-WORKLOADS = ("mixed", "best-of-16", "uniform-short", "long")
+WORKLOADS = ("mixed", "best-of-16", "uniform-short", "long", "turns", "tree")
+REWARD_TOKEN = 92527
+NUM_CONVERSATIONS, NUM_TURNS = 6, 8
+TREE_DEPTH, TREE_BRANCHES = 4, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,9 @@ def measure(
         "engine": lambda: timed(lambda: model.score_token_ids(sequences), model.device) / tokens,
         "unshared": unshared_seconds(model, sample(sequences, max(4, len(sequences) // 4))),
     }
+    if workload == "turns":
+        last = sequences[NUM_TURNS - 1 :: NUM_TURNS]
+        ways["last_alone"] = lambda: timed(lambda: model.score_token_ids(last), model.device) / tokens
     for name, peer in contenders.peers.items():
         batches = peer.batches(sequences)
         if len(batches) == 1:  # half of a batch of equal lengths costs half
@@ -160,7 +167,7 @@ def measure(
     for turn in range(args.repeats):
         rates.append(matmul_rate(contenders.matrices))
         for name, way in ways.items():
-            if name == "engine" or turn < args.peer_repeats:
+            if name in ("engine", "last_alone") or turn < args.peer_repeats:
                 seconds[name].append(way())
     ours = statistics.median(seconds["engine"])
     rate = statistics.median(rates)
@@ -171,9 +178,11 @@ def measure(
         "ceiling_fraction": 2 * model.config.num_parameters / ours / rate,
         "matmul_flops_per_s": rate,
     }
-    for name in list(ways)[1:]:
+    if "last_alone" in seconds:
+        figures["times_last_alone"] = ours / statistics.median(seconds.pop("last_alone"))
+    for name in list(seconds)[1:]:
         figures[f"vs_{name}"] = statistics.median(seconds[name]) / ours
-    ratios = ", ".join(f"{key} {value:.2f}" for key, value in sorted(figures.items()) if key.startswith("vs_"))
+    ratios = ", ".join(f"{key} {figures[key]:.2f}" for key in sorted(figures) if key.startswith(("vs_", "times_")))
     say(
         f"{workload:<14} {figures['tokens_per_s']:>9,.0f} tokens/s {figures['conversations_per_s']:>8.1f} conv/s "
         f"ceiling {figures['ceiling_fraction']:.2f} of {rate / 1e9:,.0f} GFLOP/s; {ratios}"
@@ -210,7 +219,11 @@ def unshared_seconds(model: RewardModel, sequences: list[list[int]]) -> Callable
 
 
 def workload_sequences(workload: str) -> list[list[int]]:
-    """Token ids of a workload: random, with a fixed seed."""
+    """Token ids of a workload: random, with a fixed seed.
+
+    "turns" are conversations as they are after each of their answers, "tree" the nodes of a search, from one step
+    behind the prompt to `TREE_DEPTH` steps.
+    """
     chooser = random.Random(1234)
 
     def ids(length: int) -> list[int]:
@@ -223,7 +236,24 @@ def workload_sequences(workload: str) -> list[list[int]]:
         return [prompt + ids(chooser.randint(48, 192)) for prompt in prompts for _ in range(16)]
     if workload == "uniform-short":
         return [ids(32) for _ in range(256)]
+    if workload == "turns":
+        return [turn for _ in range(NUM_CONVERSATIONS) for turn in turns(ids, chooser)]
+    if workload == "tree":
+        nodes = levels = [ids(256)]
+        for _ in range(TREE_DEPTH):
+            levels = [node + ids(48) for node in levels for _ in range(TREE_BRANCHES)]
+            nodes = [*nodes, *levels]
+        return [[*node, REWARD_TOKEN] for node in nodes[1:]]
     return [ids(4096) for _ in range(4)]
+
+
+def turns(ids: Callable[[int], list[int]], chooser: random.Random) -> list[list[int]]:
+    """One conversation after each of its answers, a reward token at each one's end."""
+    whole, cut = ids(60), []
+    for _ in range(NUM_TURNS):
+        whole = whole + ids(chooser.randint(60, 140))
+        cut.append([*whole, REWARD_TOKEN])
+    return cut
 
 
 @torch.inference_mode()
@@ -242,7 +272,7 @@ def random_weights(preset: str, *, device: str, dtype: str) -> tuple[DecoderConf
         rms_eps=1e-5,
         max_positions=32768,
         rope=RopeConfig(theta=1e6),
-        reward_token_id=92527,
+        reward_token_id=REWARD_TOKEN,
         dtype="float16",
     )
     target = resolve_device(device)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from serve_app.reward_model.prefixes import MIN_SHARED_TOKENS, Branch, branch_by_prefix, together
+from serve_app.reward_model.prefixes import MIN_SHARED_TOKENS, Branch, branch_by_prefix, in_tree_order, together
 
 
 def ids(seed: int, length: int) -> list[int]:
@@ -127,3 +127,9 @@ def test_nothing_has_no_plan() -> None:
 
 def test_equal_keys_come_together_in_order_of_appearance() -> None:
     assert together(6, "abcabd".__getitem__) == [0, 3, 1, 4, 2, 5]
+
+
+def test_paths_with_a_common_beginning_come_together_at_every_level() -> None:
+    paths = ["xy", "a", "abc", "xz", "ab", "", "abd", "ab", "xyz"]
+    assert [paths[place] for place in in_tree_order(paths)] == ["", "xy", "xyz", "xz", "a", "ab", "ab", "abc", "abd"]
+    assert in_tree_order(["ab", "ab", "ab"]) == [0, 1, 2]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from serve_app.reward_model import RewardModel
+from serve_app.reward_model import Conversation, ConversationError, ConversationTooLongError, RewardModel, Score
 from serve_app.reward_model.linear import OneDnnLinear
 from serve_app.reward_model.prefixes import MIN_SHARED_TOKENS
 from tests.conftest import chat
@@ -191,3 +191,39 @@ def test_a_spine_that_is_not_finite_fails_its_branches_and_no_other(
     rows = rows_read(tiny, monkeypatch)
     assert tiny.scorer.score(clean) == expected.tolist()
     assert len(rows) == 1  # nothing infinite is left that would make them be read again
+
+
+def test_every_turn_has_the_score_of_the_conversation_cut_there(
+    golden_fp32: RewardModel, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pq.read_table(shared / "data" / "hh_harmless" / "part-01.parquet", columns=["messages"])
+    messages = max(table["messages"].slice(0, 60).to_pylist(), key=len)
+    ends = [place + 1 for place, message in enumerate(messages) if message["role"] == "assistant"]
+    expected = [golden_fp32.score([messages[:end]])[0] for end in ends]
+    rows = rows_read(golden_fp32, monkeypatch)
+    assert golden_fp32.score_turns(messages) == expected
+    assert len(ends) > 2
+    assert sum(rows) < 1.2 * expected[-1].num_tokens
+
+
+def test_turns_of_several_conversations_and_what_cannot_be_scored(tiny: RewardModel) -> None:
+    turns = chat("How are you?", "Fine.", "And the sea?", "Salty.")
+    first, second, bad, long = tiny.turn_outcomes(
+        [
+            turns,
+            [*turns[:2], {"role": "user", "content": "Bye."}],
+            chat("Anyone?"),
+            chat("?", "No.", "?", "Yes. " * 50),
+        ],
+        max_tokens=60,
+    )
+    assert first == [tiny.score([turns[:2]])[0], tiny.score([turns])[0]]
+    assert second == first[:1]
+    assert isinstance(bad, ConversationError)
+    assert "no turn to score; found 'user'" in str(bad)
+    assert isinstance(long, list)
+    assert [type(outcome) for outcome in long] == [Score, ConversationTooLongError]
+    with pytest.raises(ConversationError, match=r"found 'gpt' \(did you mean 'assistant'\?\)"):
+        tiny.score_turns([{"role": "gpt", "content": "Hello."}])
+    with pytest.raises(TypeError, match="a list of conversations"):
+        tiny.turn_outcomes(Conversation.parse(turns))  # type: ignore[arg-type]
