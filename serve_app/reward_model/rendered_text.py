@@ -12,7 +12,9 @@ reward token:
 A text is never refused for what its answer holds. The answer begins at the last assistant's opening that follows
 complete turns, and all behind it is the answer's text: half a turn, somebody else's turn, stray markup. A policy that
 goes on to write a whole exchange and opens the assistant's turn again cannot be told from a conversation of several
-turns by the text alone; where the prompt is known, `read` takes it and the answer begins where that ends.
+turns by the text alone; where the prompt is known, `read` takes it and the answer begins where that ends. A last turn
+of the assistant's that is open and empty, behind another of the assistant's, is a generation prompt and no answer: it is
+refused.
 """
 
 from __future__ import annotations
@@ -183,8 +185,8 @@ class RenderedTextReader:
         is_open = not any(end in body[span.start :] for end in ends)
         if is_open and not answer.strip() and place and spans[place - 1].role == "assistant":
             raise RenderedTextError(
-                "the text ends in an assistant's turn that is open and empty, behind another of the assistant's: render "
-                "the conversation without add_generation_prompt=True"
+                "the text ends in an assistant's turn that is open and empty, behind another of the assistant's: "
+                "render the conversation without add_generation_prompt=True"
             )
         return self._checked([*_messages(body, spans[:place]), Message("assistant", answer)], span.start)
 

@@ -109,11 +109,12 @@ def test_a_generation_prompt_is_an_empty_turn(tokenizer: Tokenizer) -> None:
         assert tokenizer.read_rendered(sent) == Conversation.parse(chat("hi", ""))
 
 
-def test_a_generation_prompt_behind_an_answer_is_no_turn(tokenizer: Tokenizer) -> None:
-    """Rendered with add_generation_prompt=True, or a policy's last words: nobody wrote that turn."""
+def test_a_generation_prompt_behind_an_answer_is_refused(tokenizer: Tokenizer) -> None:
+    """Rendered with add_generation_prompt=True: read as a turn it would score an answer that nobody gave."""
     text = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nthere<|im_end|>\n<|im_start|>assistant\n"
     for sent in (text, text + "<|reward|>", text + "</s>", "<s>" + text + "\n"):
-        assert tokenizer.read_rendered(sent) == Conversation.parse(chat("hi", "there"))
+        with pytest.raises(RenderedTextError, match="without add_generation_prompt=True"):
+            tokenizer.read_rendered(sent)
     closed = tokenizer.read_rendered(text + "<|im_end|>\n")
     assert [message.content for message in closed.messages] == ["hi", "there", ""]
     assert tokenizer.read_rendered(text + "you").response == Message("assistant", "you")
