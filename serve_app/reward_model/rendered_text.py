@@ -13,7 +13,7 @@ A text is never refused for what its answer holds. The answer begins at the last
 complete turns, and all behind it is the answer's text: half a turn, somebody else's turn, stray markup. A policy that
 goes on to write a whole exchange and opens the assistant's turn again cannot be told from a conversation of several
 turns by the text alone; where the prompt is known, `read` takes it and the answer begins where that ends. A last turn
-of the assistant's that is open and empty, behind another of the assistant's, is a generation prompt and no answer: it is
+of the assistant's that is open and empty, behind another of the assistant's, is a generation prompt, no answer: it is
 refused.
 """
 
