@@ -18,7 +18,7 @@ def budget_for(free_bytes: int, bytes_per_token: float) -> int:
     return max(1, fits - fits % TRIAL_TOKENS if fits >= TRIAL_TOKENS else fits)
 
 
-class Shape(Protocol):
+class DecoderSizes(Protocol):
     """What `DecoderConfig` tells of a layer's sizes, in values."""
 
     @property
@@ -31,7 +31,7 @@ class Shape(Protocol):
     def kv_size(self) -> int: ...
 
 
-def rows_per_key(shape: Shape) -> float:
+def rows_per_key(shape: DecoderSizes) -> float:
     """Rows of a pass that take the memory of one copied key and its value.
 
     A row has a residual stream in float32, its queries and what they attend to, its key and value, and in the MLP the
