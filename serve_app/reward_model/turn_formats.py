@@ -55,6 +55,7 @@ class TurnFormat:
         self.markers = (*self.ends, *self.begins)
         self._turns = tuple(turns)
         self._first = self._openings("")
+        self._after = {role for turn in turns for role in turn.after or ()}
         self._next: dict[tuple[int, str], re.Pattern[str]] = {}
 
     def spans(self, body: str, *, stop: int) -> list[TurnSpan] | None:
@@ -78,12 +79,10 @@ class TurnFormat:
 
     def _behind(self, place: int, role: str) -> re.Pattern[str]:
         """The end of a turn and what opens the next one."""
-        known = self._next.get((place, role))
-        if known is None:
-            known = re.compile(self._turns[place].closing + self._openings(role))
-            if len(self._next) < 100:  # clients name roles
-                self._next[place, role] = known
-        return known
+        key = (place, role if role in self._after else "any")  # texts name roles without number
+        if key not in self._next:
+            self._next[key] = re.compile(self._turns[place].closing + self._openings(key[1]))
+        return self._next[key]
 
     def _openings(self, role: str) -> str:
         allowed = [

@@ -327,8 +327,11 @@ def test_a_template_without_markers_reads_chatml_alone(tiny: RewardModel) -> Non
         "<s>" * 300_000,
         "<|im_start|>user\n<|im_end|>\n" * 50_000 + "x",
         "<|im_start|>" * 100_000,
+        "".join(f"<|im_start|>role{n}\n<|im_end|>\n" for n in range(50_000)),
+        "<\uff5cUser\uff5c>hi<\uff5cAssistant\uff5c>" + "</s>[INST] <\uff5cUser\uff5c>" * 50_000,
+        "[INST] [/INST]</s>" * 50_000,
     ],
-    ids=["endings", "newlines", "BOS", "turns", "openings"],
+    ids=["endings", "newlines", "BOS", "turns", "openings", "roles", "DeepSeek", "Mistral"],
 )
 def test_reading_takes_linear_time(tokenizer: Tokenizer, text: str) -> None:
     began = time.thread_time()

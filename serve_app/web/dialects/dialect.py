@@ -86,7 +86,10 @@ class Reader:
 
     def messages(self, messages: Sequence[ChatMessage], *, field: str) -> Asked:
         """One conversation of messages."""
-        return Asked([checked(parse_messages(messages, field=field), field=field)], [field])
+        try:
+            return Asked([checked(parse_messages(messages, field=field), field=field)], [field])
+        except ApiError as error:
+            return Asked([error], [field])
 
     def answered(self, prompt: str, response: str, *, field: str) -> Asked:
         """A rendered or plain prompt and the response to it. Raises `ApiError` where the prompt cannot be read."""
@@ -236,12 +239,12 @@ def _content(message: ChatMessage, path: str) -> str:
     return "".join(part.text or "" for part in message.content)
 
 
-def checked(messages: Sequence[Message], *, field: str) -> Conversation:
-    """A conversation of `messages`. Raises `ApiError` 422 if it is empty or has text that is not valid Unicode."""
+def checked(messages: Sequence[Message], *, field: str) -> Conversation | ApiError:
+    """A conversation of `messages`, or a 422 if it is empty or has text that is not valid Unicode."""
     try:
         return Conversation.parse(messages)
     except ConversationError as error:
-        raise ApiError(422, f"{field}: {error}", "invalid_conversation", field) from error
+        return ApiError(422, f"{field}: {error}", "invalid_conversation", field)
 
 
 def _sigmoid(score: float) -> float:

@@ -203,6 +203,8 @@ def test_sglangs_conversations_and_its_other_paths(client: TestClient) -> None:
         answer = client.post(path, json={"conv": [conversation, conversation]}).json()
         assert [item["embedding"] for item in answer] == [[SCORE], [SCORE]]
         assert client.post(path, json={"text": TEXT}).json()["embedding"] == [SCORE]
+        odd = client.post(path, json={"conv": [conversation, [], conversation]}).json()
+        assert [item["embedding"] for item in odd] == [[SCORE], [None], [SCORE]]
     assert client.post("/encode", json={}).json()["error"]["code"] == "exactly_one_field"
     assert client.post("/v1/classify", json={"input": TEXT}).json()["data"][0]["probs"] == [SCORE]
 
