@@ -28,6 +28,7 @@ from serve_app.reward_model import (
     ScoringError,
 )
 from serve_app.reward_model.tokenizer import Truncation
+from serve_app.score_calls import ScoreCalls
 from serve_app.web.service import ApiError, seconds_left
 
 T = TypeVar("T")
@@ -52,6 +53,7 @@ class ModelHandle:
     ) -> None:
         self.config = config
         self._replicas = replicas
+        self._calls = ScoreCalls(replicas)
         self._pool = pool
         self._decoder_config, self.tokenizer = config.spec().read()
 
@@ -163,7 +165,7 @@ class ModelHandle:
         has_failed = False
         for attempt in range(MAX_PART_RETRIES + 1):
             try:
-                reply = await self._ask(part)
+                reply = await self._ask(part, alone=attempt > 0)
             except BackPressureError:
                 raise self._refused(Refusal("overloaded")) from None
             except (RayError, DeploymentUnavailableError, TimeoutError) as error:
@@ -179,18 +181,13 @@ class ModelHandle:
             raise ApiError(503, "the model failed on this request", "forward_failed", retry_after_s=5)
         raise ApiError(503, f"no replica of {self.config.name} could answer", "unavailable", retry_after_s=5)
 
-    async def _ask(self, part: TokenBatch) -> ScoreReply:
-        """One replica's reply. Where nobody waits for it any more, the replica is told."""
-        response = self._replicas.score.remote(part, timeout_s=seconds_left())
+    async def _ask(self, part: TokenBatch, *, alone: bool) -> ScoreReply:
+        """One replica's reply. What failed before goes `alone`, so that it takes no other request down with it."""
         try:
             async with asyncio.timeout(REPLY_TIMEOUT_S):
-                reply: ScoreReply = await response
-        except asyncio.CancelledError:
-            response.cancel()  # type: ignore[no-untyped-call]
-            raise
+                return await self._calls.score(part, timeout_s=seconds_left(), alone=alone)
         except RequestCancelledError as error:
             raise asyncio.CancelledError from error
-        return reply
 
     def _refused(self, refusal: Refusal) -> ApiError:
         if refusal.reason == "deadline":

@@ -162,6 +162,11 @@ class RewardReplica:
         self._metrics.answered(outcomes)
         return ScoreReply.of(outcomes)
 
+    async def score_each(self, batches: Sequence[TokenBatch], timeouts_s: Sequence[float | None]) -> list[ScoreReply]:
+        """`score` of several requests that arrived together, each with a queue place and a reply of its own."""
+        asked = (self.score(batch, timeout_s=left) for batch, left in zip(batches, timeouts_s, strict=True))
+        return await asyncio.gather(*asked)
+
     async def describe(self) -> ModelFacts:
         """Facts of this replica's model: what decides its scores, and how much it takes at once."""
         return self._facts

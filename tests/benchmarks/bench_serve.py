@@ -29,6 +29,7 @@ from typing import Any
 
 import aiohttp
 import httpx
+import psutil
 import torch
 from safetensors.torch import save_file
 
@@ -38,6 +39,7 @@ from serve_app.reward_model.model_files import resolve
 from tests.benchmarks.bench_engine import RESULTS, SHAPES, hardware
 
 WORDS = ("the", "sea", "is", "wide", "while", "rivers", "run", "to", "it", "from", "hills", "since", "spring")
+MODEL_NAME = "bench"
 NUM_CLIENTS = 64
 WAITED_S = 30.0
 
@@ -75,7 +77,9 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     lone_in_process = lone_latency_in_process(model, chats[0])
     with endpoint(folder) as url:
         asyncio.run(ask_all(url, chats[:16], num_clients=8))
+        before = processor_seconds()
         many = [asyncio.run(ask_all(url, chats, num_clients=NUM_CLIENTS)) for _ in range(2)]
+        spent = processor_seconds()
         tokens_per_batch = mean_batch_tokens()
         lone = lone_latency(url, chats[0])
         capacity = statistics.median(len(chats) / seconds for seconds, _ in many)
@@ -92,6 +96,10 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_conversation": round(batch_tokens, 1),
         "lone_added_ms": round((lone - lone_in_process) * 1000, 2),
         "lone_in_process_ms": round(lone_in_process * 1000, 2),
+        "processor_ms_per_conversation": {
+            role: round((seconds - before.get(role, 0.0)) / (2 * len(chats)) * 1000, 2)
+            for role, seconds in spent.items()
+        },
         "tokens_per_batch": tokens_per_batch,
         "same_scores": many[0][1] == expected,
         "overload": overload | {"goodput_vs_capacity": round(overload["accepted_per_s"] / capacity, 3)},
@@ -213,6 +221,22 @@ def mean_batch_tokens(timeout_s: float = 30.0) -> float | None:
     return None
 
 
+def processor_seconds() -> dict[str, float]:
+    """Processor time so far of the proxy, the ingress and the model's replica."""
+    titles = {"proxy": ("ProxyActor", "haproxy"), "ingress": (":ingress",), "replica": (f":{MODEL_NAME}",)}
+    found: dict[str, float] = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            title = " ".join(process.cmdline())
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        for role, words in titles.items():
+            if (title.startswith("ray::") or "haproxy" in title) and any(word in title for word in words):
+                found[role] = found.get(role, 0.0) + times.user + times.system
+    return found
+
+
 def replica_bytes() -> int:
     """The resident memory of the endpoint's processes, on Linux."""
     total = 0
@@ -239,7 +263,7 @@ def endpoint(folder: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     with connect(num_cpus=4):
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        options = {"model": str(folder), "name": "bench", "max_wait_s": WAITED_S}
+        options = {"model": str(folder), "name": MODEL_NAME, "max_wait_s": WAITED_S, "burst": 0}
         serve.run(build_app(ServiceConfig.model_validate(options)), name="rayward", route_prefix="/")
         yield f"http://127.0.0.1:{port}"
         serve.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,31 @@ def test_a_client_that_is_gone_leaves_no_work(url: str) -> None:
     asyncio.run(hang_up(before + one_s / 2))
     seconds_for(conversations(60, seed=5))
     assert replica_seconds() - before < 6 * one_s, "twelve requests were scored for nobody"
+
+
+def test_slow_clients_hold_nobody_up(url: str, tiny: RewardModel) -> None:
+    """Some stop in the middle of what they send, some never read their answer: others are served as before."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    asked = conversations(30, seed=9)
+    expected = tiny.get_scores(asked)
+    body = json.dumps({"conversations": conversations(100, seed=10)}).encode()
+    head = f"POST /v1/score HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n".encode()
+    head += b"Content-Length: %d\r\n\r\n" % len(body)
+
+    def begun(sent: bytes) -> socket.socket:
+        connection = socket.create_connection((host, int(port)))
+        connection.sendall(sent)
+        return connection
+
+    with ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(begun(head + body[: len(body) // 2]))
+        for _ in range(4):
+            stack.enter_context(begun(head + body)).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+            for _ in range(3):
+                answer = client.post("/v1/score", json={"conversations": asked}).raise_for_status().json()
+                assert [result["score"] for result in answer["results"]] == expected
 
 
 def test_a_killed_replica_costs_no_request(url: str, tiny: RewardModel) -> None:
