@@ -1,6 +1,6 @@
 """What every command line does alike: signals from the first moment, options, errors as one sentence, exit statuses.
 
-It imports the standard library and the errors alone: a command calls `launch` before it imports what takes seconds.
+It imports the standard library alone: a command calls `launch` before it imports what takes seconds.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
-
-from serve_app.reward_model.errors import RaywardError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -102,6 +100,8 @@ def run_command(
     """Run a command's work; its exit status, or 1 when it stops, 130 on Ctrl-C, 143 on SIGTERM. Each end is told, one
     by a signal with the words of `farewell`.
     """
+    from serve_app.reward_model.errors import RaywardError
+
     name = prog.removeprefix("python -m ")
     logging.basicConfig(level=log_level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -22,7 +22,7 @@ if __name__ == "__main__":  # before what takes a second to import, so that sign
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from cluster.connect import connect
 from jobs.command import EXIT_ROW_ERRORS, parse, run_command
@@ -33,6 +33,9 @@ from serve_app.reward_model import ModelSpec
 
 if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
+
+
+SHOWN_ROWS = 3
 
 
 class ScoreConfig(ReadingOptions, CorpusOptions):
@@ -46,6 +49,24 @@ class ScoreConfig(ReadingOptions, CorpusOptions):
     show: PositiveInt | None = None
     """Print this many of the first conversations as the model would read them, with their numbers of tokens, and stop:
     nothing is scored or written, and Ray is not started."""
+
+    limit: PositiveInt | None = None
+    """Score the first this many rows alone."""
+    sample: float | None = Field(default=None, gt=0, le=1)
+    """Score this share of the rows alone, such as 0.01, in stretches that are spread over the corpus."""
+    dry_run: bool = False
+    """Print what the job would take (rows, tokens, hours) and its first three rows, and stop: nothing is written, and
+    Ray is not started. Without --tokens-per-s the model is loaded here and scores a few rows."""
+    tokens_per_s: PositiveFloat | None = None
+    """With --dry-run: the rate of one actor, where it is known."""
+
+    @model_validator(mode="after")
+    def _estimated_by_a_model(self) -> Self:
+        if self.dry_run and self.via_serve is not None:
+            raise ValueError("--dry-run reads the tokenizer of --model: name the model and leave --via-serve out")
+        if self.tokens_per_s is not None and not self.dry_run:
+            raise ValueError("--tokens-per-s is for --dry-run")
+        return self
 
     @model_validator(mode="after")
     def _shown_by_a_model(self) -> Self:
@@ -64,13 +85,28 @@ def run(config: ScoreConfig, *, load: Callable[[ModelSpec], RewardModel] = Model
     """Score a corpus as `config` says; the counts of the whole output.
 
     Args:
-        config: the job; with `show` its first rows are printed and the counts are zero.
+        config: the job; with `show` or `dry_run` nothing is scored, and the counts are zero.
         load: makes the model on a worker.
 
     Raises:
         RaywardError: the job cannot start, or stops; what is committed stays.
     """
-    scoring = ScoringRun(config, source=config.input, output=config.output, prefix=config.output_prefix, load=load)
+    scoring = ScoringRun(
+        config,
+        source=config.input,
+        output=config.output,
+        prefix=config.output_prefix,
+        limit=config.limit,
+        sample=config.sample,
+        load=load,
+    )
+    if config.dry_run:
+        for text in scoring.estimate(config.tokens_per_s):
+            print(text)
+        print()
+        for text in scoring.preview(SHOWN_ROWS):
+            print(text, end="")
+        return UnitStats()
     if config.show is not None:
         for text in scoring.preview(config.show):
             print(text, end="")

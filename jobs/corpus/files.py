@@ -15,7 +15,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import pyarrow as pa
@@ -161,6 +161,32 @@ class Corpus:
         files = tuple(_input_file(filesystem, info, content, base, form) for info, content in read)
         return cls(filesystem, files, tuple(content.schema for _, content in read))
 
+    def limited(self, num_rows: int | None) -> Corpus:
+        """The first rows of the corpus, so many at most; the whole of it for None."""
+        if num_rows is None:
+            return self
+        left, kept = num_rows, list[InputFile]()
+        for file in self.files:
+            if left <= 0 and kept:
+                break
+            kept.append(_first_rows(file, left))
+            left -= kept[-1].num_rows
+        return replace(self, files=tuple(kept), schemas=self.schemas[: len(kept)])
+
+    def stretches(self, number: int, num_rows: int) -> list[Unit]:
+        """Short units, so many at most, at even distances over the corpus; all of it where it has no more rows."""
+        if self.num_rows <= number * num_rows:
+            return [unit for unit in self.units(num_rows) if unit.num_rows]
+        ends = list(accumulate(file.num_rows for file in self.files))
+        found = []
+        for place in range(number):
+            row = self.num_rows * (2 * place + 1) // (2 * number)
+            index = bisect_right(ends, row)
+            file = self.files[index]
+            first = row - (ends[index] - file.num_rows)
+            found.append(file.unit(first, min(num_rows, file.num_rows - first)))
+        return found
+
     def units(self, rows_per_unit: int) -> list[Unit]:
         """Cut every file into units of about `rows_per_unit` rows and at most `MAX_UNIT_BYTES` (uncompressed)."""
         return [unit for file in self.files for unit in _units_of(file, rows_per_unit)]
@@ -177,6 +203,25 @@ def auto_rows_per_unit(num_rows: int) -> int:
     """A unit size that gives about 4,096 units: small corpora resume finely, large ones do not drown in files."""
     wanted = max(1, math.ceil(num_rows / TARGET_UNITS))
     return min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, 1 << (wanted - 1).bit_length()))
+
+
+def sampled(units: Sequence[Unit], fraction: float | None) -> list[Unit]:
+    """A share of units, evenly spread over them and the same at every call; at least one. All for None."""
+    if fraction is None:
+        return list(units)
+    chosen = [unit for place, unit in enumerate(units) if int((place + 1) * fraction) > int(place * fraction)]
+    return chosen or [units[len(units) // 2]]
+
+
+def _first_rows(file: InputFile, num_rows: int) -> InputFile:
+    groups = []
+    for group in file.groups:
+        if num_rows <= 0:
+            break
+        rows = min(num_rows, group.num_rows)
+        groups.append(replace(group, num_rows=rows, num_bytes=group.num_bytes * rows // max(group.num_rows, 1)))
+        num_rows -= rows
+    return replace(file, groups=tuple(groups))
 
 
 def _units_of(file: InputFile, rows_per_unit: int) -> Iterator[Unit]:

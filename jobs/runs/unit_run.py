@@ -137,7 +137,7 @@ class UnitRun:
 
     def _work(self, stages: Sequence[Stage]) -> Progress:
         done = sum(self.done.values(), UnitStats())
-        with Progress(num_rows=self.corpus.num_rows, done=done) as progress:
+        with Progress(num_rows=sum(unit.num_rows for unit in self.units), done=done) as progress:
             self._check_errors(done)
             if self.left:
                 reports = run_units(self.left, filesystem=self.corpus.filesystem, ledger=self.ledger, stages=stages)

@@ -31,8 +31,8 @@ def preview(
         CheckpointError: the model's configuration or tokenizer cannot be read.
         CorpusError: the rows cannot be read.
     """
-    tokenizer = _tokenizer(options)
-    for place, row in _first_rows(corpus, reading, system_prompt, num_rows):
+    tokenizer = tokenizer_of(options)
+    for place, row in _shown_rows(corpus, reading, system_prompt, num_rows):
         (encoded,) = tokenizer.encode_batch(
             [row], truncation=options.truncation, max_tokens=options.max_tokens, strict=options.strict
         )
@@ -41,7 +41,8 @@ def preview(
             yield tokenizer.decode(encoded.token_ids) + "\n\n"
 
 
-def _tokenizer(options: EngineOptions) -> Tokenizer:
+def tokenizer_of(options: EngineOptions) -> Tokenizer:
+    """The tokenizer of the model, without its weights."""
     folder = resolve(options.model or TINY, options.revision, weights=False)
     template = None if options.chat_template is None else template_text(options.chat_template)
     return Tokenizer.from_pretrained(folder, config=DecoderConfig.from_folder(folder), chat_template=template)
@@ -55,7 +56,7 @@ def _told(encoded: EncodedConversation | ScoringError) -> str:
     return f", {'; '.join(notes)}:"
 
 
-def _first_rows(
+def _shown_rows(
     corpus: Corpus, reading: Reading, system_prompt: SystemPrompt, num_rows: int
 ) -> Iterator[tuple[str, Conversation | ConversationError]]:
     for file in corpus.files:
@@ -64,12 +65,12 @@ def _first_rows(
         for _, table in UnitReader(corpus.filesystem).read([unit] if wanted else []):
             if isinstance(table, Exception):
                 raise table
-            for row, own in enumerate(_rows(table, reading, system_prompt)):
+            for row, own in enumerate(row_conversations(table, reading, system_prompt)):
                 yield from ((f"row {row} of {file.name}{side}", conversation) for side, conversation in own.items())
         num_rows -= wanted
 
 
-def _rows(
+def row_conversations(
     table: pa.Table, reading: Reading, system_prompt: SystemPrompt
 ) -> Iterator[dict[str, Conversation | ConversationError]]:
     """The conversations of each row by what tells them apart."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.connect import ClusterResources
 from jobs.corpus.candidates import CandidateColumns
 from jobs.corpus.conversations import SystemPrompt
-from jobs.corpus.files import Corpus, auto_rows_per_unit
+from jobs.corpus.files import Corpus, auto_rows_per_unit, sampled
 from jobs.corpus.preferences import PreferenceColumns
 from jobs.corpus.readings import Reading, check_output, columns_of, conversation_columns
 from jobs.corpus.storage import identity_of
@@ -21,6 +21,7 @@ from jobs.runs.pipeline import Stage
 from jobs.runs.placement import ActorPool, plan_actors, shortage
 from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
 from jobs.scoring.candidate_stage import CANDIDATE_SCORE_COLUMNS, CandidateListScorer, candidates_told
+from jobs.scoring.estimate import estimate
 from jobs.scoring.pair_stage import PAIR_ATTRIBUTES, PAIR_SCORE_COLUMNS, PairScorer, accuracy_told
 from jobs.scoring.preview import preview
 from jobs.scoring.spec import Model, check_model_files, check_reference, identity_of_model, record_of_model, spec_of
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
+SAMPLE_STRETCHES = 64
 
 
 class ScoringRun:
@@ -45,6 +47,8 @@ class ScoringRun:
         prefix: put in front of the names of the four score columns.
         load: makes the model on a worker.
         corpus: the input, where its footers are read already.
+        limit: score the first so many rows alone.
+        sample: score this share of the rows alone, in stretches that are spread over the corpus.
 
     Raises:
         CorpusError: the input is not there, or has no conversations.
@@ -59,6 +63,8 @@ class ScoringRun:
         output: str,
         prefix: str = "",
         corpus: Corpus | None = None,
+        limit: int | None = None,
+        sample: float | None = None,
         load: Callable[[ModelSpec], RewardModel] = ModelSpec.load,
     ) -> None:
         self._options = options
@@ -67,7 +73,8 @@ class ScoringRun:
             options.system_prompt, options.system_prompt_column, replaces=options.replace_system_prompt
         )
         self._ledger = Ledger(output)
-        self._corpus = corpus or Corpus.open(source, output=output)
+        self._limit, self._sample = limit, sample
+        self._corpus = (corpus or Corpus.open(source, output=output)).limited(limit)
         self._columns: Reading = (
             conversation_columns(self._corpus, options.columns)
             if options.choice is None
@@ -85,6 +92,13 @@ class ScoringRun:
         added = columns_added(self._columns, bool(attributes))
         names = [self._prefix + name for name in added]
         check_output(self._corpus, added=names, system_prompt_column=self._options.system_prompt_column)
+
+    def estimate(self, tokens_per_s: float | None) -> Iterator[str]:
+        """What scoring the corpus would take; see `estimate.py`."""
+        share = 1.0 if self._sample is None else self._sample
+        return estimate(
+            self._corpus, self._columns, self._system_prompt, self._options, share=share, tokens_per_s=tokens_per_s
+        )
 
     def preview(self, num_rows: int) -> Iterator[str]:
         """The first rows as the model would read them; see `preview.py`."""
@@ -145,10 +159,11 @@ class ScoringRun:
 
     def _unit_run(self, model: Model, served: ServedModelSource | None) -> UnitRun:
         options = self._options
-        rows_per_unit = rows_per_unit_of(
-            self._ledger, options.rows_per_unit, default=auto_rows_per_unit(self._corpus.num_rows)
-        )
-        units = self._corpus.units(rows_per_unit)
+        default = auto_rows_per_unit(self._corpus.num_rows)
+        if self._sample is not None:  # small enough for stretches from all over the corpus
+            default = max(1, min(default, int(self._corpus.num_rows * self._sample) // SAMPLE_STRETCHES))
+        rows_per_unit = rows_per_unit_of(self._ledger, options.rows_per_unit, default=default)
+        units = sampled(self._corpus.units(rows_per_unit), self._sample)
         identity = {
             "input": identity_of(self._source),
             **identity_of_model(model),
@@ -162,6 +177,8 @@ class ScoringRun:
             identity["system_prompt"] = asdict(self._system_prompt)
         if options.strict:
             identity["strict"] = True
+        parts = {"limit": self._limit, "sample": self._sample}
+        identity |= {name: value for name, value in parts.items() if value is not None}
         return UnitRun(
             ledger=self._ledger,
             corpus=self._corpus,
@@ -182,7 +199,7 @@ class ScoringRun:
         doer = "actors" if served is None else f"the app {served.app}, senders"
         logger.info(
             "%s rows, files: %d, units left: %d of %d; %s on %s in %s, %s: %d",
-            f"{self._corpus.num_rows:,}",
+            f"{sum(unit.num_rows for unit in run.units):,}",
             len(self._corpus.files),
             len(run.left),
             len(run.units),

@@ -164,3 +164,13 @@ def test_options_of_scoring_first_stand_in_a_group_of_their_own(
     assert all(f" {flag} " in first for flag in ("--model", "--via-serve", "--device", "--num-actors", "--max-errors"))
     assert all(f" {flag} " not in first for flag in ("--input", "--score-column", "--rows-per-unit", "--address"))
     assert all(f" {flag} " in always for flag in ("--input", "--score-column", "--rows-per-unit", "--address"))
+
+
+def test_signals_are_answered_before_anything_slow_is_loaded() -> None:
+    """What `jobs.command` loads is what a Ctrl-C can meet without an answer."""
+    code = (
+        "import sys; before = set(sys.modules); import jobs.command; "
+        "print(sorted({name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['jobs']"
