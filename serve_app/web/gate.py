@@ -104,9 +104,14 @@ class Gate:
 
 
 def _plain_path(scope: Scope) -> Scope:
-    """The scope without doubled and trailing slashes in its path, as they stand where an address and a route meet."""
+    """The scope without doubled and trailing slashes in its path, as they stand where an address and a route meet.
+
+    The slash right behind a prefix stays: the page there is found by it.
+    """
     path = re.sub("/{2,}", "/", scope["path"])
-    path = path.rstrip("/") or "/"
+    root = scope.get("root_path", "") if path.startswith(scope.get("root_path", "")) else ""
+    rest = path.removeprefix(root)
+    path = root + (rest.rstrip("/") or rest[:1])
     return scope if path == scope["path"] else {**scope, "path": path, "raw_path": path.encode("utf-8")}
 
 

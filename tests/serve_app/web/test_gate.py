@@ -392,9 +392,10 @@ def test_health_needs_no_key_below_a_prefix_either() -> None:
     async def ask() -> list[int]:
         transport = httpx.ASGITransport(http_app(FakeService(), KEYS), root_path="/reward")
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return [(await client.get(f"/reward{path}")).status_code for path in ("/health", "/v1/models")]
+            paths = ("/health", "/health/", "/", "/v1/models", "/v1/models/")
+            return [(await client.get(f"/reward{path}")).status_code for path in paths]
 
-    assert asyncio.run(ask()) == [200, 401]
+    assert asyncio.run(ask()) == [200, 200, 200, 401, 401]
 
 
 def test_without_keys_only_this_machine_may_ask() -> None:
