@@ -18,8 +18,8 @@ def budget_for(free_bytes: int, bytes_per_token: float) -> int:
     return max(1, fits - fits % TRIAL_TOKENS if fits >= TRIAL_TOKENS else fits)
 
 
-class DecoderSizes(Protocol):
-    """What `DecoderConfig` tells of a layer's sizes, in values."""
+class LayerSizes(Protocol):
+    """Widths of a layer, in values, as `DecoderConfig` has them."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -31,12 +31,12 @@ class DecoderSizes(Protocol):
     def kv_size(self) -> int: ...
 
 
-def rows_per_key(shape: DecoderSizes) -> float:
+def rows_per_key(sizes: LayerSizes) -> float:
     """Rows of a pass that take the memory of one copied key and its value.
 
     A row has a residual stream in float32, its queries and what they attend to, its key and value, and in the MLP the
     gate, the other product and theirs.
     """
-    key = 2 * shape.kv_size
-    row = 2 * shape.hidden_size + 2 * shape.query_size + key + 3 * shape.intermediate_size
+    key = 2 * sizes.kv_size
+    row = 2 * sizes.hidden_size + 2 * sizes.query_size + key + 3 * sizes.intermediate_size
     return key / row
