@@ -54,6 +54,12 @@ def golden_bf16(golden_folder: Path) -> RewardModel:
     return RewardModel.from_pretrained(str(golden_folder), device="cpu", dtype="bfloat16")
 
 
+def pytest_configure() -> None:
+    """Several test processes share the processors: more threads than these would wait for each other by spinning."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order files: first those of a process that is connected to no Ray, since `local_ray` stays to the end; then those
     on Ray, which take the longest, so that two processes end at about the same time.

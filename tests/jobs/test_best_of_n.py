@@ -54,7 +54,8 @@ def prompts(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["cut", "killed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("is_killed", [False, True], ids=["cut", "killed"])
 def test_a_resumed_job_draws_and_ranks_what_the_engine_does(
     is_killed: bool,
     prompts: list[dict[str, Any]],

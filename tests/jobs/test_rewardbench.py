@@ -70,7 +70,8 @@ def kill_after(tmp_path: Path, num_parts: int) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["cut", "killed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("is_killed", [False, True], ids=["cut", "killed"])
 def test_a_resumed_job_gives_the_figures_of_the_engines_own_scores(
     tmp_path: Path,
     is_killed: bool,

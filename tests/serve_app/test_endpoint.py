@@ -397,6 +397,7 @@ def test_a_trainer_that_ignores_retry_after_loses_no_sample(url: str, tiny: Rewa
     assert asyncio.run(rewards()) == tiny.get_scores(asked)
 
 
+@pytest.mark.slow
 def test_two_models_are_served_side_by_side(url: str, tiny: RewardModel, other_folder: Path) -> None:
     """The first is the default; one that is to sleep while nobody asks wakes up for a request."""
     shared = {"dtype": "float32", "num_cpus": 0.5, "threads": 1}

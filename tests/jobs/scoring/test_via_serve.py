@@ -63,6 +63,7 @@ def check(output: Path, tiny: RewardModel) -> None:
     assert "ConversationTooLongError" in rows[77]["error"]
 
 
+@pytest.mark.slow
 def test_replicas_that_die_cost_no_row_and_own_actors_take_the_output_over(
     app: None, corpus: Path, tmp_path: Path, tiny: RewardModel
 ) -> None:
