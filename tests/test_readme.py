@@ -18,7 +18,7 @@ from tests.readme_blocks import LANGUAGES, Example, difference, examples, fences
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "serve_app/README.md", "jobs/README.md", "cluster/README.md", "tests/benchmarks/README.md")
 OTHER_PAGES = (".github/CONTRIBUTING.md",)
-MINUTES = {"jobs/README.md", "cluster/README.md"}
+MINUTES = ("serve_app/README.md", "jobs/README.md", "cluster/README.md")
 ADDRESS = "127.0.0.1:8000"
 TIMEOUT_S = 600
 LOG_LINE = re.compile(r"\d\d:\d\d:\d\d ")

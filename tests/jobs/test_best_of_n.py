@@ -202,6 +202,7 @@ class Misbehaving:
         return self.whole(request, number)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_every_prompt_of_a_bad_endpoint_ends_with_its_best_or_a_reason_and_a_restart_finishes_the_rest(
     tmp_path: Path, tiny: RewardModel, monkeypatch: pytest.MonkeyPatch

@@ -192,6 +192,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
+@pytest.mark.slow
 def test_loading_takes_the_model_and_one_shard_of_memory(folder: Path) -> None:
     """Far below the promise of one shard and 1 GiB: a model of 840 MB in 7 shards takes one shard and 100 MB more."""
     config = json.loads((folder / "config.json").read_text()) | {

@@ -352,6 +352,7 @@ def test_a_rolling_update_costs_no_request(url: str, tiny: RewardModel) -> None:
     assert all(scores == expected[first : first + 3] for first, scores in answers)
 
 
+@pytest.mark.slow
 def test_overload_is_refused_at_once(url: str) -> None:
     """With a queue of one token a replica holds one request and its batch; the rest are told when to come again."""
     deploy(max_queued_tokens=1, num_replicas=1)

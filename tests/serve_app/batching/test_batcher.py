@@ -310,7 +310,7 @@ def test_a_request_that_is_cancelled_while_it_waits_never_runs() -> None:
         device.gate.set()
         await asyncio.gather(first, tasks[1], tasks[2])
         assert device.calls[1:] == [[ids(1, 50), ids(2, 50)]]
-        assert (batcher.running_tokens, batcher.queued_tokens) == (0, 0)
+        await until(lambda: (batcher.running_tokens, batcher.queued_tokens) == (0, 0))
         await batcher.close()
 
     run(main)
