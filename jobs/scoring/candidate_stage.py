@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -10,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.corpus.candidates import CandidateColumns, candidate_rows
-from jobs.corpus.files import Unit
 from jobs.runs.ledger import UnitStats
 from jobs.scoring.stage import (
     ATTRIBUTES,
@@ -18,7 +16,6 @@ from jobs.scoring.stage import (
     DeadRowError,
     TableScorer,
     attribute_column,
-    outcomes_of,
     reason_of,
     warning_counts,
 )
@@ -30,37 +27,24 @@ CandidateOutcome: TypeAlias = list[Score | ScoringError] | ScoringError
 """What became of each response of a row; an error alone where the row has no responses."""
 
 
-class CandidateListScorer(TableScorer[CandidateColumns]):
-    """Scores units of candidates: adds the `CANDIDATE_SCORE_COLUMNS` to their tables, and the `ATTRIBUTES` of a model
+class CandidateListScorer(TableScorer[CandidateColumns, CandidateOutcome]):
+    """Scores candidates: adds the `CANDIDATE_SCORE_COLUMNS` to tables, and the `ATTRIBUTES` of a model
     that has any, in lists.
     """
 
-    def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
-        """The unit's table with the scores of its candidates, in input order, and its counts.
-
-        Raises:
-            RaywardError: the model cannot be loaded, or scoring fails in a way that is no row's fault.
-        """
-        attempt = self._guarded.begin(unit, table.num_rows)
-        started = time.perf_counter()
-        outcomes: list[CandidateOutcome] = attempt.results(
-            lambda model, first, stop: self._score_rows(model, table.slice(first, stop - first)),
-            given_up=DeadRowError.after,
-        )
-        stats = candidate_stats(outcomes, seconds=time.perf_counter() - started)
-        return candidate_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes), stats
-
-    def scored(self, model: ConversationScorer, table: pa.Table) -> pa.Table:
-        outcomes = self._score_rows(model, table)
-        return candidate_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes)
-
-    def _score_rows(self, model: ConversationScorer, table: pa.Table) -> list[CandidateOutcome]:
+    def _rows(self, model: ConversationScorer, table: pa.Table) -> list[CandidateOutcome]:
         rows = candidate_rows(table, self._columns, self._system_prompt)
-        flat = [candidate for row in rows if isinstance(row, list) for candidate in row]
-        scored = iter(
-            outcomes_of(model, flat, truncation=self._truncation, max_tokens=self._max_tokens, strict=self._strict)
-        )
+        scored = iter(self._outcomes(model, [candidate for row in rows if isinstance(row, list) for candidate in row]))
         return [[next(scored) for _ in row] if isinstance(row, list) else row for row in rows]
+
+    def _given_up(self, strikes: int) -> CandidateOutcome:
+        return DeadRowError.after(strikes)
+
+    def _stats(self, outcomes: Sequence[CandidateOutcome], *, seconds: float) -> UnitStats:
+        return candidate_stats(outcomes, seconds=seconds)
+
+    def _with_columns(self, table: pa.Table, outcomes: Sequence[CandidateOutcome]) -> pa.Table:
+        return candidate_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes)
 
 
 def candidate_stats(outcomes: Sequence[CandidateOutcome], *, seconds: float) -> UnitStats:

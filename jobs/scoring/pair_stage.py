@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
-from jobs.corpus.files import Unit
 from jobs.corpus.preferences import PreferenceColumns, preference_pairs
 from jobs.intervals import interval
 from jobs.runs.ledger import UnitStats
@@ -18,7 +16,6 @@ from jobs.scoring.stage import (
     DeadRowError,
     TableScorer,
     attribute_column,
-    outcomes_of,
     reason_of,
     warning_counts,
 )
@@ -40,39 +37,24 @@ PairOutcome: TypeAlias = tuple[Score | ScoringError, Score | ScoringError]
 """What became of the chosen and of the rejected side."""
 
 
-class PairScorer(TableScorer[PreferenceColumns]):
-    """Scores units of pairs: adds the `PAIR_SCORE_COLUMNS` to their tables, and the `PAIR_ATTRIBUTES` where the model
+class PairScorer(TableScorer[PreferenceColumns, PairOutcome]):
+    """Scores pairs: adds the `PAIR_SCORE_COLUMNS` to tables, and the `PAIR_ATTRIBUTES` where the model
     has attributes.
     """
 
-    def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
-        """The unit's table with the scores of its pairs, in input order, and its counts.
-
-        Raises:
-            RaywardError: the model cannot be loaded, or scoring fails in a way that is no row's fault.
-        """
-        attempt = self._guarded.begin(unit, table.num_rows)
-        started = time.perf_counter()
-        outcomes = attempt.results(
-            lambda model, first, stop: self._score_rows(model, table.slice(first, stop - first)), given_up=_died
-        )
-        stats = pair_stats(outcomes, seconds=time.perf_counter() - started)
-        return pair_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes), stats
-
-    def scored(self, model: ConversationScorer, table: pa.Table) -> pa.Table:
-        outcomes = self._score_rows(model, table)
-        return pair_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes)
-
-    def _score_rows(self, model: ConversationScorer, table: pa.Table) -> list[PairOutcome]:
+    def _rows(self, model: ConversationScorer, table: pa.Table) -> list[PairOutcome]:
         sides = [side for row in preference_pairs(table, self._columns, self._system_prompt) for side in row]
-        outcomes = outcomes_of(
-            model, sides, truncation=self._truncation, max_tokens=self._max_tokens, strict=self._strict
-        )
+        outcomes = self._outcomes(model, sides)
         return list(zip(outcomes[::2], outcomes[1::2], strict=True))
 
+    def _given_up(self, strikes: int) -> PairOutcome:
+        return DeadRowError.after(strikes), DeadRowError.after(strikes)
 
-def _died(strikes: int) -> PairOutcome:
-    return DeadRowError.after(strikes), DeadRowError.after(strikes)
+    def _stats(self, outcomes: Sequence[PairOutcome], *, seconds: float) -> UnitStats:
+        return pair_stats(outcomes, seconds=seconds)
+
+    def _with_columns(self, table: pa.Table, outcomes: Sequence[PairOutcome]) -> pa.Table:
+        return pair_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes)
 
 
 def pair_stats(outcomes: Sequence[PairOutcome], *, seconds: float) -> UnitStats:

@@ -24,6 +24,7 @@ ATTRIBUTES = "attributes"
 """The column of what a gating head gives beside the score: a struct with a float32 for each name."""
 
 Columns = TypeVar("Columns")
+Outcome = TypeVar("Outcome")
 
 
 class DeadRowError(ScoringError):
@@ -45,8 +46,9 @@ class ConversationScorer(Protocol):
         ...
 
 
-class TableScorer(ABC, Generic[Columns]):
-    """Terms of a stage that scores tables: columns, the system prompt, limits, and the prefix of what it adds.
+class TableScorer(ABC, Generic[Columns, Outcome]):
+    """A stage that scores tables: columns, the system prompt, limits, and the prefix of what it adds. What rows are,
+    and what becomes of them, its classes say.
 
     `attributes` are the names of those that the model gives beside a score.
     `load` makes the model, whose process may die on some rows. Without a `ledger` to note that in, tables can be scored
@@ -66,7 +68,7 @@ class TableScorer(ABC, Generic[Columns]):
         strict: bool = False,
         attributes: Sequence[str] = (),
     ) -> None:
-        self._own_guard = None if ledger is None else GuardedModel(load, ledger)
+        self._guarded = None if ledger is None else GuardedModel(load, ledger)
         self._columns = columns
         self._system_prompt = system_prompt
         self._truncation = truncation
@@ -75,44 +77,63 @@ class TableScorer(ABC, Generic[Columns]):
         self._strict = strict
         self._attributes = attributes
 
-    @property
-    def _guarded(self) -> GuardedModel[ConversationScorer]:
-        assert self._own_guard is not None, "units need a ledger"
-        return self._own_guard
-
-    @abstractmethod
-    def scored(self, model: ConversationScorer, table: pa.Table) -> pa.Table:
-        """A table with the scores of its rows, in order; a row that has none carries its error."""
-
-
-class UnitScorer(TableScorer[ConversationColumns]):
-    """Scores units: adds the `SCORE_COLUMNS` to their tables, and the `ATTRIBUTES` of a model that has any."""
-
     def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
-        """The unit's table with its scores, in input order, and its counts.
+        """The unit's table with the scores of its rows, in input order, and its counts.
 
         Raises:
             RaywardError: the model cannot be loaded, or scoring fails in a way that is no row's fault.
         """
+        assert self._guarded is not None, "units need a ledger"
         attempt = self._guarded.begin(unit, table.num_rows)
         started = time.perf_counter()
         outcomes = attempt.results(
-            lambda model, first, stop: self._score_rows(model, table.slice(first, stop - first)),
-            given_up=DeadRowError.after,
+            lambda model, first, stop: self._rows(model, table.slice(first, stop - first)), given_up=self._given_up
         )
-        seconds = time.perf_counter() - started
-        tokens = sum(outcome.num_tokens for outcome in outcomes if isinstance(outcome, Score))
-        errors = sum(isinstance(outcome, ScoringError) for outcome in outcomes)
-        stats = UnitStats(len(outcomes), errors, tokens, seconds, counts=warning_counts(outcomes))
-        return score_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes), stats
+        stats = self._stats(outcomes, seconds=time.perf_counter() - started)
+        return self._with_columns(table, outcomes), stats
 
     def scored(self, model: ConversationScorer, table: pa.Table) -> pa.Table:
-        outcomes = self._score_rows(model, table)
-        return score_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes)
+        """A table with the scores of its rows, in order; a row that has none carries its error."""
+        return self._with_columns(table, self._rows(model, table))
 
-    def _score_rows(self, model: ConversationScorer, table: pa.Table) -> list[Score | ScoringError]:
-        rows = conversations(table, self._columns, self._system_prompt)
+    @abstractmethod
+    def _rows(self, model: ConversationScorer, table: pa.Table) -> list[Outcome]:
+        """What becomes of each row, in order."""
+
+    @abstractmethod
+    def _given_up(self, strikes: int) -> Outcome:
+        """What becomes of a row on which the process died so many times."""
+
+    @abstractmethod
+    def _stats(self, outcomes: Sequence[Outcome], *, seconds: float) -> UnitStats:
+        """Counts of a unit's rows."""
+
+    @abstractmethod
+    def _with_columns(self, table: pa.Table, outcomes: Sequence[Outcome]) -> pa.Table:
+        """The table with the columns of its outcomes."""
+
+    def _outcomes(
+        self, model: ConversationScorer, rows: Sequence[Conversation | ConversationError]
+    ) -> list[Score | ScoringError]:
         return outcomes_of(model, rows, truncation=self._truncation, max_tokens=self._max_tokens, strict=self._strict)
+
+
+class UnitScorer(TableScorer[ConversationColumns, Score | ScoringError]):
+    """Scores conversations: adds the `SCORE_COLUMNS` to tables, and the `ATTRIBUTES` of a model that has any."""
+
+    def _rows(self, model: ConversationScorer, table: pa.Table) -> list[Score | ScoringError]:
+        return self._outcomes(model, conversations(table, self._columns, self._system_prompt))
+
+    def _given_up(self, strikes: int) -> Score | ScoringError:
+        return DeadRowError.after(strikes)
+
+    def _stats(self, outcomes: Sequence[Score | ScoringError], *, seconds: float) -> UnitStats:
+        tokens = sum(outcome.num_tokens for outcome in outcomes if isinstance(outcome, Score))
+        errors = sum(isinstance(outcome, ScoringError) for outcome in outcomes)
+        return UnitStats(len(outcomes), errors, tokens, seconds, counts=warning_counts(outcomes))
+
+    def _with_columns(self, table: pa.Table, outcomes: Sequence[Score | ScoringError]) -> pa.Table:
+        return score_columns(table, outcomes, prefix=self._prefix, attributes=self._attributes)
 
 
 def outcomes_of(

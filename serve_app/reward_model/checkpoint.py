@@ -100,6 +100,12 @@ def load_weights(
         CheckpointError: there are no weight files, or one cannot be read.
         WeightError: a weight is missing, surplus or misshapen.
     """
+    if config.fp8 is not None:
+        logger.warning(
+            "%s holds 8-bit floats: its scores are those of the weights that these stand for; servers that round what "
+            "goes into each product to 8 bits too give others",
+            folder,
+        )
     source = _Source.of(folder, base_model, config.fp8)
     stored = source.inventory()
     plan = HeadPlan.of(config, stored)

@@ -63,11 +63,14 @@ def both(kind: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_8_bit_floats_with_scales_score_as_what_they_stand_for(kind: str, tmp_path: Path) -> None:
+def test_8_bit_floats_with_scales_score_as_what_they_stand_for(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     eight, plain = both(kind)
     (tmp_path / "eight").mkdir()
     (tmp_path / "plain").mkdir()
     found = load(write(tmp_path / "eight", eight, CLASS, num_labels=1, quantization_config=LAYOUTS[kind][0]))
+    assert "holds 8-bit floats: its scores are those of the weights that these stand for" in caplog.text
     expected = load(write(tmp_path / "plain", plain, CLASS, num_labels=1))
     assert found.score_token_ids(SEQUENCES).tolist() == expected.score_token_ids(SEQUENCES).tolist()
 
