@@ -109,13 +109,15 @@ class ScoreReply:
         Raises:
             ValueError: there are none; look at `refusal` and `failure` first.
         """
-        return [outcome if isinstance(outcome, ScoringError) else outcome[0] for outcome in self.outputs()]
+        self._check()
+        return [self.errors.get(place, value) for place, value in enumerate(self.scores.tolist())]
 
     def outputs(self) -> list[Outputs | ScoringError]:
         """Like `outcomes`, with the attributes behind each score where the model has any."""
+        self._check()
+        rows = self.scores[:, None] if self.attributes is None else np.column_stack([self.scores, self.attributes])
+        return [self.errors.get(place, row) for place, row in enumerate(rows.tolist())]
+
+    def _check(self) -> None:
         if self.refusal is not None or self.failure is not None:
             raise ValueError(f"there are no scores: {self.refusal or self.failure}")
-        none: list[list[float]] = [[]] * len(self.scores)
-        attributes = none if self.attributes is None else self.attributes.tolist()
-        rows = zip(self.scores.tolist(), attributes, strict=True)
-        return [self.errors.get(place) or [score, *more] for place, (score, more) in enumerate(rows)]
