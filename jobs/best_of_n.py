@@ -203,7 +203,7 @@ def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -
         error_column=f"{config.output_prefix}error",
         facts=record_of_model(model),
     )
-    return _Plan(unit_run, generator, model, pools)
+    return _Plan(unit_run, generator, model.on_gpus(pools.scoring.gpus_per_actor), pools)
 
 
 def _stages(

@@ -168,7 +168,8 @@ class ModelSlot:
         has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
         if has_tokenizer and _encoded_probe(self.named.read(folder)[1]) != self._probe_ids:
             raise WeightsUpdateError(f"the tokenizer or chat template in {folder} makes other token ids")
-        weights = load_weights(folder, config, device=torch.device("cpu"), dtype=current.dtype, base_model=base)
+        host = [torch.device("cpu")] * len(current.devices)
+        weights = load_weights(folder, config, device=host, dtype=current.dtype, base_model=base)
         self._staged = _Staged(folder, config, weights)
         return self.named.fingerprint_of(folder)
 
@@ -196,7 +197,7 @@ class ModelSlot:
     def _exchange(self, staged: _Staged, before: RewardModel) -> str | None:
         """Make the staged weights a model on the device; what the device says where it lacks the memory."""
         try:
-            weights = staged.weights.moved_to(before.device)
+            weights = staged.weights.moved_to(before.scorer.decoder.device_map)
             decoder = Decoder(staged.config, weights, quantization=self._spec.quantization)
         except (MemoryError, RuntimeError) as error:
             return str(error)

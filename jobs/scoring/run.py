@@ -125,6 +125,7 @@ class ScoringRun:
             cpus_per_actor=options.cpus_per_actor,
             gpus_per_actor=options.gpus_per_actor,
         )
+        model = model.on_gpus(pool.gpus_per_actor)
         return self._score(model, partial(self._load, model), pool)
 
     def _score(

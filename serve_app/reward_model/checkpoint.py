@@ -8,7 +8,7 @@ instead of a model (`adapters.py`): its base's weights are read, and changed on 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,15 +90,21 @@ def _class_of(family: Family | None, suffix: str) -> str | None:
 
 
 def load_weights(
-    folder: Path, config: DecoderConfig, *, device: torch.device, dtype: torch.dtype, base_model: str | None = None
+    folder: Path,
+    config: DecoderConfig,
+    *,
+    device: torch.device | Sequence[torch.device],
+    dtype: torch.dtype,
+    base_model: str | None = None,
 ) -> DecoderWeights:
-    """Load the weights in `folder` onto `device` as `dtype`; the head is kept in float32.
+    """Load the weights in `folder` onto `device`, or spread over several, as `dtype`; the head is kept in float32.
 
     An adapter's changes are added in float32, before the sum is rounded to `dtype`.
 
     Raises:
         CheckpointError: there are no weight files, or one cannot be read.
         WeightError: a weight is missing, surplus or misshapen.
+        DeviceError: there are more devices than layers.
     """
     if config.fp8 is not None:
         logger.warning(

@@ -3,12 +3,14 @@
 The last layer computes queries, output projection and MLP only where a score is read. What is done row by row runs in
 chunks of rows, so that intermediate results stay in a CPU's cache; queries, keys, values and what attention makes of
 them live in buffers that are kept between calls, since fresh large tensors cost page faults.
+
+Layers may be spread over several devices: then each has a stage of them, and hands the residual stream on.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +23,7 @@ from torch import Tensor
 from serve_app.reward_model.architecture import DecoderConfig, Quantization, Window
 from serve_app.reward_model.attention import Attention, BlockAttention, attention_for
 from serve_app.reward_model.families import Activation
+from serve_app.reward_model.handover import Handover, current
 from serve_app.reward_model.heads import Head
 from serve_app.reward_model.invariance import RowRule
 from serve_app.reward_model.linear import Linear, linear_for, whole_sums
@@ -127,7 +130,7 @@ class _Layer:
 class Decoder:
     """A decoder with a head; not thread-safe, since calls share buffers.
 
-    It takes the layers out of `weights` as it lays them out for the device, so that no two copies are in memory.
+    It takes the layers out of `weights` as it lays them out for their devices, so that no two copies are in memory.
     `quantization` "fp8" and `invariant` False trade the contract of the scores for speed on CUDA.
 
     Shape legend: T padded rows, H hidden, Q query heads, K key/value heads, D head dimension, N padded reads, A
@@ -145,62 +148,66 @@ class Decoder:
         self.config = config
         self.embedding = weights.embedding
         self.device = weights.embedding.device
+        self.device_map = weights.device_map
         self.dtype = weights.layers[0].qkv.dtype
         self.row_rule = RowRule.for_device(self.device)
         self._norm_weight = weights.norm
         self.head = Head(config.head, weights.head, invariant=invariant)
-        layers = weights.layers
-        windows: Sequence[Window] = config.windows or [None] * len(layers)
-        self._layers = [
-            _Layer.of(config, layers.pop(0), quantization, window=window, invariant=invariant) for window in windows
-        ]
-        self._attention: Attention = attention_for(
-            self.device,
-            self.dtype,
-            config.head_dim,
-            scale=config.attention_scale,
-            softcap=config.attention_softcap,
-            invariant=invariant,
-        )
         # Rounded to the model's dtype, as Transformers has it for Gemma: the square root of 4608 is 68 in bfloat16.
         self._embedding_scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
-        self._rotary = RotaryTable(config, self.device)
-        self._kernels = row_kernels_for(self.device, self.dtype)
         self._invariant = invariant
-        self._buffers: dict[str, Tensor] = {}
+        self._stages: list[_Stage] = []
+        windows: Iterator[Window] = iter(config.windows or [None] * len(weights.layers))
+        for device, count in zip(self.device_map.devices, self.device_map.num_layers, strict=True):
+            own = [
+                _Layer.of(config, weights.layers.pop(0), quantization, window=next(windows), invariant=invariant)
+                for _ in range(count)
+            ]
+            before = self._stages[-1].device if self._stages else device
+            self._stages.append(
+                _Stage(config, own, Handover.between(before, device), self.row_rule, self.dtype, invariant=invariant)
+            )
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """The devices of the stages, in their order; one may stand there twice."""
+        return self.device_map.devices
 
     @property
     def linears(self) -> list[Linear]:
         """One layer's matrix products."""
-        return self._layers[0].linears
+        return self._stages[0].layers[0].linears
 
     @property
     def attend(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
         """Attention of rows of queries over keys and values, where it is not PyTorch's own; else None."""
-        if not isinstance(self._attention, BlockAttention) or self.config.attention_softcap is None:
+        attention = self._stages[0].attention
+        if not isinstance(attention, BlockAttention) or self.config.attention_softcap is None:
             return None
-        return partial(self._attention.kernel, mask=None)
+        return partial(attention.kernel, mask=None)
 
     def weights(self) -> tuple[object, ...]:
         """Every weight, in tensors and dataclasses of tensors."""
-        return (self.embedding, self._norm_weight, *self.head.tensors(), *self._layers)
+        layers = (layer for stage in self._stages for layer in stage.layers)
+        return (self.embedding, self._norm_weight, *self.head.tensors(), *layers)
 
     def release_buffers(self) -> None:
         """Give the memory of the buffers back, as after an out-of-memory error, and what is not finite in them."""
-        self._buffers.clear()
-        self._attention.release_buffers()
+        for stage in self._stages:
+            stage.release_buffers()
 
     @property
     def rows_per_key(self) -> float:
         """What a key counts, in rows, in a batch whose sequences share: see `pack`."""
-        return rows_per_key(self.config) * self.head.num_reads if self._attention.gathers_keys else 0.0
+        gathers = self._stages[0].attention.gathers_keys
+        return rows_per_key(self.config) * self.head.num_reads if gathers else 0.0
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[Sequence[int]], branches: Sequence[Branch]) -> Tensor:
         """Score the branches' sequences in one packed batch.
 
-        Returns float32 on the device, a row for each branch, in their order: the score, then the attributes of a head
-        that has any.
+        Returns float32 on the last device, a row for each branch, in their order: the score, then the attributes of a
+        head that has any.
         """
         batch = PackedBatch.build(
             sequences,
@@ -214,31 +221,80 @@ class Decoder:
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Scores and attributes of a packed batch's members, float32 [N, 1 + A]; rows past them mean nothing."""
-        table_TD = self._rotary.for_spans(batch.spans, len(batch.token_ids_T))
-        self._attention.begin(batch)
-        hidden_TH = F.embedding(batch.token_ids_T, self.embedding).float()
-        if self._embedding_scale != 1.0:
-            hidden_TH *= self._embedding_scale
-        for layer in self._layers[:-1]:
-            self._layer(layer, hidden_TH, table_TD, batch.num_tokens)
-        hidden_NH = self._last_layer(self._layers[-1], hidden_TH, table_TD, batch)
-        return self.head(self._norm(hidden_NH, self._norm_weight))
+        with current(self.device):
+            hidden = F.embedding(batch.token_ids_T, self.embedding).float()
+            if self._embedding_scale != 1.0:
+                hidden *= self._embedding_scale
+        for stage in self._stages:
+            hidden = stage.run(batch, hidden, is_last=stage is self._stages[-1])
+        with current(hidden.device):
+            return self.head(self._stages[-1].norm(hidden, self._norm_weight))
+
+
+class _Stage:
+    """Consecutive layers on one device, and what they need there: attention, rotary angles, kernels and buffers."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        layers: list[_Layer],
+        handover: Handover,
+        row_rule: RowRule,
+        dtype: torch.dtype,
+        *,
+        invariant: bool,
+    ) -> None:
+        self.config = config
+        self.layers = layers
+        self.device = handover.target
+        self.dtype = dtype
+        self.row_rule = row_rule
+        self.attention: Attention = attention_for(
+            self.device,
+            dtype,
+            config.head_dim,
+            scale=config.attention_scale,
+            softcap=config.attention_softcap,
+            invariant=invariant,
+        )
+        self._handover = handover
+        self._rotary = RotaryTable(config, self.device)
+        self._kernels = row_kernels_for(self.device, dtype)
+        self._buffers: dict[str, Tensor] = {}
+
+    def release_buffers(self) -> None:
+        """Forget what is kept between calls."""
+        self._buffers.clear()
+        self.attention.release_buffers()
+
+    def run(self, batch: PackedBatch, hidden_TH: Tensor, *, is_last: bool) -> Tensor:
+        """The residual stream behind the stage's layers, on its device; of the last one where scores are read: [N, H].
+
+        The stream is changed in place where it is on this device already.
+        """
+        with current(self.device):
+            hidden_TH = self._handover.bring(hidden_TH)
+            table_TD = self._rotary.for_spans(batch.spans, len(hidden_TH))
+            self.attention.begin(batch)
+            for layer in self.layers[:-1] if is_last else self.layers:
+                self._layer(layer, hidden_TH, table_TD, batch.num_tokens)
+            return self._last_layer(self.layers[-1], hidden_TH, table_TD, batch) if is_last else hidden_TH
 
     def _layer(self, layer: _Layer, hidden_TH: Tensor, table_TD: Tensor, num_tokens: int) -> None:
         """Run a layer on the residual stream, in place."""
         config, num_rows = self.config, len(hidden_TH)
-        slack = self._attention.slack_rows
+        slack = self.attention.slack_rows
         q = self._buffer("q", num_rows + slack, config.query_size)
         k, v = (self._buffer(name, num_rows + slack, config.kv_size) for name in "kv")
         for rows in self.row_rule.chunks(num_rows):
-            normed = self._norm(hidden_TH[rows], layer.attention_norm)
+            normed = self.norm(hidden_TH[rows], layer.attention_norm)
             self._position(layer.query(normed), layer.query_norm, table_TD[rows], q[rows])
             self._keys_values(layer, normed, table_TD[rows], k[rows], v[rows])
         for buffer in (q, k, v) if slack else ():
             buffer[num_rows:] = 0
         attended = self._buffer("attended", num_rows, config.query_size)
         attended[num_tokens:] = 0
-        self._attention.attend(
+        self.attention.attend(
             self._heads(q), self._heads(k), self._heads(v), self._heads(attended), window=layer.window
         )
         for rows in self.row_rule.chunks(num_rows):
@@ -249,14 +305,14 @@ class Decoder:
         config, num_rows = self.config, len(hidden_TH)
         k, v = (self._buffer(name, num_rows, config.kv_size) for name in "kv")
         for rows in self.row_rule.chunks(num_rows):
-            normed = self._norm(hidden_TH[rows], layer.attention_norm)
+            normed = self.norm(hidden_TH[rows], layer.attention_norm)
             self._keys_values(layer, normed, table_TD[rows], k[rows], v[rows])
         rows_N = self._score_rows(batch)
         hidden_NH = hidden_TH[rows_N]
         q, attended = (self._buffer(name, len(rows_N), config.query_size) for name in ("q", "attended"))
-        query = layer.query(self._norm(hidden_NH, layer.attention_norm))
+        query = layer.query(self.norm(hidden_NH, layer.attention_norm))
         self._position(query, layer.query_norm, table_TD[rows_N], q)
-        self._attention.attend_last(
+        self.attention.attend_last(
             self._heads(q), self._heads(k), self._heads(v), self._heads(attended), window=layer.window
         )
         for rows in self.row_rule.chunks(len(rows_N)):
@@ -289,13 +345,13 @@ class Decoder:
 
     def _output_normed(self, rows: Tensor, weight: Tensor | None) -> Tensor:
         """What goes to the residual stream, normed where the architecture does that too (Gemma 2)."""
-        return rows if weight is None else self._norm(rows, weight)
+        return rows if weight is None else self.norm(rows, weight)
 
     def _position(self, rows: Tensor, norm_weight: Tensor | None, table_TD: Tensor, out: Tensor) -> None:
         """Normalise each head where the architecture does (Qwen3), then rotate it, into `out`."""
         heads_TAD = self._heads(rows)
         if norm_weight is not None:
-            heads_TAD = self._norm(heads_TAD, norm_weight)
+            heads_TAD = self.norm(heads_TAD, norm_weight)
         (rotate if self._kernels is None else self._kernels.rotate)(heads_TAD, table_TD, self._heads(out))
 
     def _add_norm(self, hidden_TH: Tensor, added_TH: Tensor, weight: Tensor) -> Tensor:
@@ -303,9 +359,9 @@ class Decoder:
         if self._kernels is not None:
             return self._kernels.add_norm(hidden_TH, added_TH, weight, self.config.rms_eps, self.dtype)
         hidden_TH += added_TH
-        return self._norm(hidden_TH, weight)
+        return self.norm(hidden_TH, weight)
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm over the last dimension, in float32 and rounded once."""
         if self._kernels is not None and x.dtype == torch.float32 and x.ndim == 2 and x.is_contiguous():
             return self._kernels.add_norm(x, None, weight, self.config.rms_eps, self.dtype)

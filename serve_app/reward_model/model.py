@@ -44,7 +44,7 @@ DTYPES = {
 
 
 class RewardModel:
-    """A reward model on one device. Calls from several threads are safe and take turns.
+    """A reward model on one device, or its layers spread over several. Calls from several threads take turns.
 
     A conversation's score depends on the model, the dtype, the kind of device and the conversation alone: batch size,
     neighbours, order and number of threads change no bit of it. Scores are raw logits in float32. Tokens that several
@@ -57,16 +57,18 @@ class RewardModel:
         folder: Path,
         *,
         token_budget: int | Literal["auto"] = "auto",
+        memory_share: float = 1.0,
         chat_template: str | None = None,
         base_model: str | None = None,
     ) -> None:
         self.config = decoder.config
         self.device = decoder.device
+        self.devices = decoder.devices
         self.dtype = decoder.dtype
         self.folder = folder
         self.chat_template = chat_template
         self.base_model = base_model
-        self.scorer = SequenceScorer(decoder, token_budget=token_budget)
+        self.scorer = SequenceScorer(decoder, token_budget=token_budget, memory_share=memory_share)
 
     @classmethod
     def from_pretrained(
@@ -77,6 +79,7 @@ class RewardModel:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         token_budget: int | Literal["auto"] = "auto",
+        memory_share: float = 1.0,
         quantization: Quantization = "none",
         invariant: bool = True,
         chat_template: str | Path | None = None,
@@ -89,10 +92,13 @@ class RewardModel:
         Args:
             model: `"tiny"`, a local folder, or a Hugging Face id such as `"internlm/internlm2-1_8b-reward"`.
             revision: branch, tag or commit of a Hugging Face id.
-            device: `"auto"` is CUDA where there is one, else the CPU.
+            device: `"auto"` is CUDA where there is one, else the CPU. Several share the layers, for models that fit no
+                single card: `"cuda:0,cuda:1"`. The scores have the bits of one card.
             dtype: `"auto"` is the checkpoint's on CUDA; on CPU bfloat16 where the processor has it, else float32.
             token_budget: tokens in one forward pass; a longer sequence runs alone. `"auto"` is 4096 on CPU; on CUDA
                 what the free memory holds, as a trial pass measures it.
+            memory_share: of each card, where processes share it: the budget leaves the rest to them, also while they
+                have not taken it yet.
             quantization: `"fp8"` multiplies 8-bit floats, for NVIDIA GPUs of the Hopper generation or newer. Scores
                 then drift: the README says how far.
             invariant: False lets CUDA choose kernels by batch size: scores may then change in their last bits with
@@ -107,7 +113,7 @@ class RewardModel:
                 normalisation is on: see `normalization`.
 
         Raises:
-            DeviceError: the device is not there.
+            DeviceError: the device is not there, or several are of different kinds or more than layers.
             CheckpointError: files are missing or broken.
             UnsupportedArchitectureError: the model's architecture or an option of it is not supported.
             WeightError: a weight is missing, surplus or misshapen.
@@ -115,15 +121,22 @@ class RewardModel:
         template = None if chat_template is None else template_text(chat_template)
         folder = resolve(model, revision)
         config = read_config(folder, base_model=base_model, head=head, normalize=normalize)
-        target = _usable(resolve_device(device))
+        targets = usable_devices(device)
         weights = load_weights(
-            folder, config, device=target, dtype=resolve_dtype(dtype, config, target), base_model=base_model
+            folder, config, device=targets, dtype=resolve_dtype(dtype, config, targets[0]), base_model=base_model
         )
         decoder = Decoder(config, weights, quantization=quantization, invariant=invariant)
         variance = _variance(decoder) if invariant else None
         if variance is not None:
             logger.warning("on this machine %s changes its last bits with the batch or the threads", variance)
-        return cls(decoder, folder, token_budget=token_budget, chat_template=template, base_model=base_model)
+        return cls(
+            decoder,
+            folder,
+            token_budget=token_budget,
+            memory_share=memory_share,
+            chat_template=template,
+            base_model=base_model,
+        )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -362,29 +375,50 @@ def _all_or_raise(results: list[T | ScoringError]) -> list[T]:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """`device` itself, or for `"auto"` CUDA where there is one, else the CPU.
+    """`device` itself, or for `"auto"` CUDA where there is one, else the CPU; of several the first.
 
     Raises:
-        DeviceError: it names no device of these kinds.
+        DeviceError: it names no device of these kinds, or devices of two kinds.
     """
+    return _named_devices(device)[0]
+
+
+def usable_devices(device: str | torch.device) -> tuple[torch.device, ...]:
+    """The devices named, if this machine has them. Raises `DeviceError`."""
+    devices = _named_devices(device)
+    for one in devices:
+        _check_is_there(one)
+    if devices[0].type == "cuda" and len(devices) > 1:
+        if len(set(devices)) < len(devices):
+            raise DeviceError(f"device is {str(device)!r}: the layers are spread over different cards, each named once")
+        if len(names := {torch.cuda.get_device_name(one) for one in devices}) > 1:
+            raise DeviceError(
+                f"the cards that share a model are of one kind, or bits would differ, not {sorted(names)}"
+            )
+    return devices
+
+
+def _named_devices(device: str | torch.device) -> tuple[torch.device, ...]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        found = torch.device(device)
+        found = tuple(torch.device(name.strip()) for name in str(device).split(","))
     except RuntimeError:
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):
-        raise DeviceError(f"device is 'auto', 'cpu', 'cuda' or one of several as 'cuda:1', not {str(device)!r}")
+        found = ()
+    kinds = {one.type for one in found}
+    if len(kinds) != 1 or not kinds <= {"cpu", "cuda"}:
+        raise DeviceError(
+            f"device is 'auto', 'cpu', 'cuda' or one of several as 'cuda:1', several as 'cuda:0,cuda:1', not "
+            f"{str(device)!r}"
+        )
     return found
 
 
-def _usable(device: torch.device) -> torch.device:
-    """The device, if this machine has it. Raises `DeviceError`."""
+def _check_is_there(device: torch.device) -> None:
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= num_gpus:
         has = f"this machine has {num_gpus} GPUs" if num_gpus else "PyTorch finds no GPU on this machine"
         raise DeviceError(f"device is {str(device)!r}, but {has}; use device='cpu' or 'auto', or check the driver")
-    return device
 
 
 def resolve_dtype(dtype: str | torch.dtype, config: DecoderConfig, device: torch.device) -> torch.dtype:
