@@ -20,8 +20,8 @@ CPU = torch.device("cpu")
 class PlaceLinear(DenseLinear):
     """A product whose bits depend on a row's place in its tile."""
 
-    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
-        out_TO = super().__call__(x_TI)
+    def __call__(self, x_TI: torch.Tensor, out_TO: torch.Tensor | None = None) -> torch.Tensor:
+        out_TO = super().__call__(x_TI, out_TO)
         out_TO[:: self.tile_rows] *= 1 + 2**-10
         return out_TO
 
@@ -66,7 +66,8 @@ def test_a_step_keeps_its_last_json_and_its_limit(tmp_path: Path) -> None:
 
 
 def test_the_table_tells_every_step(tmp_path: Path) -> None:
-    bits = {"products": [{"preset": "7b", "dtype": "float16", "setting": "s", "moved": [], "tflops": {"1024": 612.0}}]}
+    bits = {"products": [{"preset": "7b", "dtype": "float16", "setting": "s", "moved": [], "smallest_tile": 128}]}
+    bits["products"][0] |= {"tflops": {"1024": 612.0}}
     bench = {"workloads": {"mixed": {"tokens_per_s": 91234.5, "ceiling_fraction": 0.71}}}
     outcomes = [
         Outcome("bits of products", 0, 40.0, bits, ""),
@@ -75,7 +76,7 @@ def test_the_table_tells_every_step(tmp_path: Path) -> None:
     ]
     gpu_session.write(tmp_path, "NVIDIA H200 (a card)", outcomes)
     table = (tmp_path / "gpu-nvidia-h200-a-card.md").read_text()
-    assert "| bits of products | done | 40 | 7b float16, s: moved none, 612.0 TFLOP/s |" in table
+    assert "| bits of products | done | 40 | 7b float16, s: moved none, tiles of 128 alike, 612.0 TFLOP/s |" in table
     assert "| 7b | done | 50 | mixed: 91,234 tokens/s, 0.71 of the products' rate |" in table
     assert "| gpu tests | ran out of its 150 s | 150 | - |" in table
     assert json.loads((tmp_path / "gpu-nvidia-h200-a-card.json").read_text())["steps"][2]["status"] is None

@@ -146,6 +146,7 @@ class ModelSlot:
             if self._parked is not None:
                 self._parked.put_back()
                 self._parked = None
+                self.model.scorer.measure_budget()  # others may have taken memory meanwhile
             else:
                 self._model = self._loaded()
         except (MemoryError, RuntimeError) as error:
@@ -199,12 +200,14 @@ class ModelSlot:
         try:
             weights = staged.weights.moved_to(before.scorer.decoder.device_map)
             decoder = Decoder(staged.config, weights, quantization=self._spec.quantization)
+            decoder.pad_by(before.scorer.decoder.row_rule)
         except (MemoryError, RuntimeError) as error:
             return str(error)
         self._model = RewardModel(
             decoder,
             staged.folder,
             token_budget=before.scorer.token_budget,
+            memory_share=self._spec.memory_share,
             chat_template=self.named.chat_template,
             base_model=self.named.base_model,
         )

@@ -26,7 +26,15 @@ from serve_app.reward_model.families import Activation
 from serve_app.reward_model.handover import Handover, current
 from serve_app.reward_model.heads import Head
 from serve_app.reward_model.invariance import RowRule
-from serve_app.reward_model.linear import Linear, linear_for, whole_sums
+from serve_app.reward_model.linear import (
+    Linear,
+    MergedLinear,
+    gelu_tanh_,
+    linear_for,
+    merges_products,
+    silu_,
+    whole_sums,
+)
 from serve_app.reward_model.packing import PackedBatch, num_rows, on_device
 from serve_app.reward_model.prefixes import Branch
 from serve_app.reward_model.rotary import RotaryTable, rotate
@@ -45,7 +53,9 @@ class RowKernels(Protocol):
 
     def rotate(self, heads_TAD: Tensor, table_TD: Tensor, out_TAD: Tensor) -> None: ...
 
-    def silu_times(self, gate_TI: Tensor, up_TI: Tensor) -> Tensor: ...
+    def silu_times(self, gate_up_TJ: Tensor) -> Tensor: ...
+
+    def quantized_rows(self, x_TI: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 def row_kernels_for(device: torch.device, dtype: torch.dtype) -> RowKernels | None:
@@ -65,15 +75,21 @@ def row_kernels_for(device: torch.device, dtype: torch.dtype) -> RowKernels | No
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """One layer, ready to run. `key_value` gives all key, then all value heads."""
+    """One layer, ready to run. `key_value` gives all key, then all value heads.
+
+    Products of one input are one where that is faster: `qkv`, whose parts are `query` and `key_value`, and `gate_up`.
+    Elsewhere these are None, and so are `gate` and `up` where there is `gate_up`.
+    """
 
     attention_norm: Tensor
     query: Linear
     key_value: Linear
+    qkv: Linear | None
     output: Linear
     mlp_norm: Tensor
-    gate: Linear
-    up: Linear
+    gate: Linear | None
+    up: Linear | None
+    gate_up: Linear | None
     down: Linear
     query_norm: Tensor | None
     key_norm: Tensor | None
@@ -90,27 +106,37 @@ class _Layer:
         *,
         window: Window,
         invariant: bool,
+        kernels: RowKernels | None,
     ) -> _Layer:
-        def linears(weight: Tensor, bias: Tensor | None, sizes: Sequence[int]) -> list[Linear]:
-            biases = [None] * len(sizes) if bias is None else bias.split(list(sizes))
-            return [
-                linear_for(part, part_bias, quantization=quantization, invariant=invariant)
-                for part, part_bias in zip(weight.split(list(sizes)), biases, strict=True)
-            ]
+        quantized = None if kernels is None else kernels.quantized_rows
 
-        query, key_value = linears(layer.qkv, layer.qkv_bias, [config.query_size, 2 * config.kv_size])
-        gate, up = linears(layer.gate_up, layer.gate_up_bias, [config.intermediate_size] * 2)
-        (output,) = linears(layer.output, layer.output_bias, [config.hidden_size])
-        (down,) = linears(layer.down, layer.down_bias, [config.hidden_size])
+        def linear(weight: Tensor, bias: Tensor | None) -> Linear:
+            return linear_for(weight, bias, quantization=quantization, invariant=invariant, quantized=quantized)
+
+        def apart(weight: Tensor, bias: Tensor | None, sizes: list[int]) -> list[Linear]:
+            biases = [None] * len(sizes) if bias is None else bias.split(sizes)
+            return [linear(part, part_bias) for part, part_bias in zip(weight.split(sizes), biases, strict=True)]
+
+        qkv = gate = up = gate_up = None
+        if merges_products(layer.qkv, quantization):
+            qkv = cast(MergedLinear, linear(layer.qkv, layer.qkv_bias))
+            query: Linear = qkv.part(0, config.query_size)
+            key_value: Linear = qkv.part(config.query_size, len(layer.qkv))
+            gate_up = linear(layer.gate_up, layer.gate_up_bias)
+        else:
+            query, key_value = apart(layer.qkv, layer.qkv_bias, [config.query_size, 2 * config.kv_size])
+            gate, up = apart(layer.gate_up, layer.gate_up_bias, [config.intermediate_size] * 2)
         return cls(
             attention_norm=layer.attention_norm,
             query=query,
             key_value=key_value,
-            output=output,
+            qkv=qkv,
+            output=linear(layer.output, layer.output_bias),
             mlp_norm=layer.mlp_norm,
             gate=gate,
             up=up,
-            down=down,
+            gate_up=gate_up,
+            down=linear(layer.down, layer.down_bias),
             query_norm=layer.query_norm,
             key_norm=layer.key_norm,
             attention_output_norm=layer.attention_output_norm,
@@ -120,11 +146,21 @@ class _Layer:
 
     @property
     def linears(self) -> list[Linear]:
-        return [self.query, self.key_value, self.output, self.gate, self.up, self.down]
+        products = (self.query, self.key_value, self.qkv, self.output, self.gate, self.up, self.gate_up, self.down)
+        return [product for product in products if product is not None]
 
-    def gated(self, normed: Tensor, activation: Activation) -> Tensor:
-        """The MLP's gate, activated."""
-        return self.gate.silu(normed) if activation == "silu" else self.gate.gelu_tanh(normed)
+    def gated_up(self, normed: Tensor, activation: Activation, kernels: RowKernels | None) -> Tensor:
+        """What goes up in the MLP, times its activated gate."""
+        if self.gate_up is not None:
+            both = self.gate_up(normed)
+            if kernels is not None and activation == "silu":
+                return kernels.silu_times(both)
+            gate, up = both.chunk(2, dim=1)
+            activated = (silu_ if activation == "silu" else gelu_tanh_)(gate.contiguous())
+            return activated.mul_(up)
+        assert self.gate is not None
+        assert self.up is not None
+        return self.up.times(normed, self.gate.silu(normed) if activation == "silu" else self.gate.gelu_tanh(normed))
 
 
 class Decoder:
@@ -159,13 +195,22 @@ class Decoder:
         self._stages: list[_Stage] = []
         windows: Iterator[Window] = iter(config.windows or [None] * len(weights.layers))
         for device, count in zip(self.device_map.devices, self.device_map.num_layers, strict=True):
+            with current(device):
+                kernels = row_kernels_for(device, self.dtype)
             own = [
-                _Layer.of(config, weights.layers.pop(0), quantization, window=next(windows), invariant=invariant)
+                _Layer.of(
+                    config,
+                    weights.layers.pop(0),
+                    quantization,
+                    window=next(windows),
+                    invariant=invariant,
+                    kernels=kernels,
+                )
                 for _ in range(count)
             ]
-            before = self._stages[-1].device if self._stages else device
+            handover = Handover.between(self._stages[-1].device if self._stages else device, device)
             self._stages.append(
-                _Stage(config, own, Handover.between(before, device), self.row_rule, self.dtype, invariant=invariant)
+                _Stage(config, own, handover, self.row_rule, self.dtype, kernels=kernels, invariant=invariant)
             )
 
     @property
@@ -177,6 +222,12 @@ class Decoder:
     def linears(self) -> list[Linear]:
         """One layer's matrix products."""
         return self._stages[0].layers[0].linears
+
+    def pad_by(self, rule: RowRule) -> None:
+        """Pad batches by another rule from now on."""
+        self.row_rule = rule
+        for stage in self._stages:
+            stage.row_rule = rule
 
     @property
     def attend(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
@@ -242,6 +293,7 @@ class _Stage:
         row_rule: RowRule,
         dtype: torch.dtype,
         *,
+        kernels: RowKernels | None,
         invariant: bool,
     ) -> None:
         self.config = config
@@ -259,7 +311,7 @@ class _Stage:
         )
         self._handover = handover
         self._rotary = RotaryTable(config, self.device)
-        self._kernels = row_kernels_for(self.device, dtype)
+        self._kernels = kernels
         self._buffers: dict[str, Tensor] = {}
 
     def release_buffers(self) -> None:
@@ -276,20 +328,30 @@ class _Stage:
             hidden_TH = self._handover.bring(hidden_TH)
             table_TD = self._rotary.for_spans(batch.spans, len(hidden_TH))
             self.attention.begin(batch)
+            added: Tensor | None = None
             for layer in self.layers[:-1] if is_last else self.layers:
-                self._layer(layer, hidden_TH, table_TD, batch.num_tokens)
-            return self._last_layer(self.layers[-1], hidden_TH, table_TD, batch) if is_last else hidden_TH
+                added = self._layer(layer, hidden_TH, added, table_TD, batch.num_tokens)
+            if is_last:
+                return self._last_layer(self.layers[-1], hidden_TH, added, table_TD, batch)
+            return hidden_TH if added is None else hidden_TH.add_(added)
 
-    def _layer(self, layer: _Layer, hidden_TH: Tensor, table_TD: Tensor, num_tokens: int) -> None:
-        """Run a layer on the residual stream, in place."""
+    def _layer(
+        self, layer: _Layer, hidden_TH: Tensor, added_TH: Tensor | None, table_TD: Tensor, num_tokens: int
+    ) -> Tensor | None:
+        """Run a layer on the residual stream, in place.
+
+        `added` is what is still to be added to the stream, which the norm does on its way; so is what comes back.
+        """
         config, num_rows = self.config, len(hidden_TH)
         slack = self.attention.slack_rows
-        q = self._buffer("q", num_rows + slack, config.query_size)
-        k, v = (self._buffer(name, num_rows + slack, config.kv_size) for name in "kv")
+        qkv, q, k, v = self._queries_keys_values(num_rows + slack, is_merged=layer.qkv is not None)
         for rows in self.row_rule.chunks(num_rows):
-            normed = self.norm(hidden_TH[rows], layer.attention_norm)
-            self._position(layer.query(normed), layer.query_norm, table_TD[rows], q[rows])
-            self._keys_values(layer, normed, table_TD[rows], k[rows], v[rows])
+            normed = self._add_norm(hidden_TH[rows], added_TH, layer.attention_norm)
+            if layer.qkv is None:
+                self._position(layer.query(normed), layer.query_norm, table_TD[rows], q[rows])
+                self._keys_values(layer, normed, table_TD[rows], k[rows], v[rows])
+            else:
+                self._position_merged(layer, layer.qkv(normed, qkv[rows]), table_TD[rows])
         for buffer in (q, k, v) if slack else ():
             buffer[num_rows:] = 0
         attended = self._buffer("attended", num_rows, config.query_size)
@@ -297,15 +359,38 @@ class _Stage:
         self.attention.attend(
             self._heads(q), self._heads(k), self._heads(v), self._heads(attended), window=layer.window
         )
+        left = None
         for rows in self.row_rule.chunks(num_rows):
-            self._finish(layer, hidden_TH[rows], attended[rows])
+            left = self._finish(layer, hidden_TH[rows], attended[rows])
+        return left
 
-    def _last_layer(self, layer: _Layer, hidden_TH: Tensor, table_TD: Tensor, batch: PackedBatch) -> Tensor:
+    def _queries_keys_values(self, num_rows: int, *, is_merged: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Buffers of a layer's queries, keys and values, and the one of all three, whose columns they are if merged."""
+        sizes = [self.config.query_size, self.config.kv_size, self.config.kv_size]
+        qkv = self._buffer("qkv", num_rows, sum(sizes) if is_merged else 0)
+        if is_merged:
+            q, k, v = qkv.split(sizes, dim=1)
+        else:
+            q, k, v = (self._buffer(name, num_rows, size) for name, size in zip("qkv", sizes, strict=True))
+        return qkv, q, k, v
+
+    def _position_merged(self, layer: _Layer, qkv: Tensor, table_TD: Tensor) -> None:
+        """Rotate queries and keys where they are."""
+        query, key, _ = qkv.split([self.config.query_size, self.config.kv_size, self.config.kv_size], dim=1)
+        parts = [(query, layer.query_norm), (key, layer.key_norm)]
+        if layer.query_norm is None and layer.key_norm is None:  # in one launch
+            parts = [(qkv[:, : self.config.query_size + self.config.kv_size], None)]
+        for part, norm in parts:
+            self._position(part, norm, table_TD, part)
+
+    def _last_layer(
+        self, layer: _Layer, hidden_TH: Tensor, added_TH: Tensor | None, table_TD: Tensor, batch: PackedBatch
+    ) -> Tensor:
         """The residual stream after the last layer, where scores are read: [N, H]."""
         config, num_rows = self.config, len(hidden_TH)
         k, v = (self._buffer(name, num_rows, config.kv_size) for name in "kv")
         for rows in self.row_rule.chunks(num_rows):
-            normed = self.norm(hidden_TH[rows], layer.attention_norm)
+            normed = self._add_norm(hidden_TH[rows], added_TH, layer.attention_norm)
             self._keys_values(layer, normed, table_TD[rows], k[rows], v[rows])
         rows_N = self._score_rows(batch)
         hidden_NH = hidden_TH[rows_N]
@@ -316,7 +401,9 @@ class _Stage:
             self._heads(q), self._heads(k), self._heads(v), self._heads(attended), window=layer.window
         )
         for rows in self.row_rule.chunks(len(rows_N)):
-            self._finish(layer, hidden_NH[rows], attended[rows])
+            left = self._finish(layer, hidden_NH[rows], attended[rows])
+            if left is not None:
+                hidden_NH[rows] += left
         return hidden_NH
 
     def _score_rows(self, batch: PackedBatch) -> Tensor:
@@ -330,18 +417,19 @@ class _Stage:
         self._position(keys, layer.key_norm, table_TD, k)
         v.copy_(values)
 
-    def _finish(self, layer: _Layer, hidden_TH: Tensor, attended: Tensor) -> None:
-        """Add the output projection of what was attended to, then the MLP, to rows of the residual stream."""
+    def _finish(self, layer: _Layer, hidden_TH: Tensor, attended: Tensor) -> Tensor | None:
+        """Add the output projection of what was attended to, then the MLP, to rows of the residual stream.
+
+        Where a kernel adds and norms at once, what the MLP gives is left to the next layer's, and returned.
+        """
         attended = self._output_normed(layer.output(attended), layer.attention_output_norm)
         normed = self._add_norm(hidden_TH, attended, layer.mlp_norm)
-        product = layer.down(self._gated_up(layer, normed))
-        hidden_TH += self._output_normed(product, layer.mlp_output_norm)
-
-    def _gated_up(self, layer: _Layer, normed: Tensor) -> Tensor:
-        """What goes up in the MLP, times its activated gate."""
-        if self._kernels is not None and self.config.activation == "silu":
-            return self._kernels.silu_times(layer.gate(normed), layer.up(normed))
-        return layer.up.times(normed, layer.gated(normed, self.config.activation))
+        product = layer.down(layer.gated_up(normed, self.config.activation, self._kernels))
+        product = self._output_normed(product, layer.mlp_output_norm)
+        if self._kernels is not None and self.row_rule.chunk_rows is None:
+            return product
+        hidden_TH += product
+        return None
 
     def _output_normed(self, rows: Tensor, weight: Tensor | None) -> Tensor:
         """What goes to the residual stream, normed where the architecture does that too (Gemma 2)."""
@@ -354,11 +442,12 @@ class _Stage:
             heads_TAD = self.norm(heads_TAD, norm_weight)
         (rotate if self._kernels is None else self._kernels.rotate)(heads_TAD, table_TD, self._heads(out))
 
-    def _add_norm(self, hidden_TH: Tensor, added_TH: Tensor, weight: Tensor) -> Tensor:
-        """RMSNorm of the residual stream after something was added to it, in place."""
+    def _add_norm(self, hidden_TH: Tensor, added_TH: Tensor | None, weight: Tensor) -> Tensor:
+        """RMSNorm of the residual stream after what there is to add was added to it, in place."""
         if self._kernels is not None:
             return self._kernels.add_norm(hidden_TH, added_TH, weight, self.config.rms_eps, self.dtype)
-        hidden_TH += added_TH
+        if added_TH is not None:
+            hidden_TH += added_TH
         return self.norm(hidden_TH, weight)
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from serve_app.reward_model.checkpoint import load_weights, read_config
 from serve_app.reward_model.conversation import Conversation, ConversationLike, Message
 from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.errors import ConversationError, DeviceError, ScoringError
-from serve_app.reward_model.invariance import find_variance
-from serve_app.reward_model.linear import whole_sums
+from serve_app.reward_model.invariance import RowRule, find_variance, narrowest
+from serve_app.reward_model.linear import check_sizes, whole_sums
 from serve_app.reward_model.model_files import fingerprint, resolve, tokenizer_folder
 from serve_app.reward_model.prefixes import in_tree_order
 from serve_app.reward_model.scorer import SequenceScorer
@@ -121,12 +121,15 @@ class RewardModel:
         template = None if chat_template is None else template_text(chat_template)
         folder = resolve(model, revision)
         config = read_config(folder, base_model=base_model, head=head, normalize=normalize)
+        check_sizes(quantization, config)
         targets = usable_devices(device)
         weights = load_weights(
             folder, config, device=targets, dtype=resolve_dtype(dtype, config, targets[0]), base_model=base_model
         )
         decoder = Decoder(config, weights, quantization=quantization, invariant=invariant)
         variance = _variance(decoder) if invariant else None
+        if invariant and variance is None and decoder.device.type == "cuda":
+            decoder.pad_by(_narrowest_rule(decoder))
         if variance is not None:
             logger.warning("on this machine %s changes its last bits with the batch or the threads", variance)
         return cls(
@@ -333,6 +336,13 @@ def _variance(decoder: Decoder) -> str | None:
         if decoder.head.linears and (found := find(decoder.head.linears, like)):
             return found
         return find(decoder.linears, like.to(decoder.dtype))
+
+
+def _narrowest_rule(decoder: Decoder) -> RowRule:
+    like = torch.empty(0, device=decoder.device)
+    of_layers = [(linear, like.to(decoder.dtype)) for linear in decoder.linears]
+    with whole_sums(decoder.device):
+        return narrowest(decoder.row_rule, of_layers + [(linear, like) for linear in decoder.head.linears])
 
 
 def _listed(conversations: Sequence[ConversationLike]) -> Sequence[ConversationLike]:

@@ -133,7 +133,8 @@ def _figures(outcome: Outcome) -> Iterator[str]:
     for row in found.get("products", ()):
         moved = ", ".join(row["moved"]) or "none"
         fastest = max(row["tflops"].values())
-        yield f"{row['preset']} {row['dtype']}, {row['setting']}: moved {moved}, {fastest} TFLOP/s"
+        alike = f"tiles of {row['smallest_tile']} alike"
+        yield f"{row['preset']} {row['dtype']}, {row['setting']}: moved {moved}, {alike}, {fastest} TFLOP/s"
     for row in found.get("attention", ()):
         yield f"{row['heads']} {row['dtype']}: differs {', '.join(row['differs']) or 'nowhere'}"
     for row in found.get("launches", ()):

@@ -26,6 +26,7 @@ def emulate_cuda(patch: pytest.MonkeyPatch) -> None:
         lambda device, *args, invariant=True, **options: VarlenAttention(device, invariant=invariant),
     )
     patch.setattr(decoder, "linear_for", lambda weight, bias, **options: DenseLinear(weight, bias, CUDA_TILE_ROWS))
+    patch.setattr(decoder, "merges_products", lambda weight, quantization: True)
     patch.setattr(RowRule, "for_device", classmethod(lambda cls, device: cls(multiple=CUDA_TILE_ROWS)))
 
 

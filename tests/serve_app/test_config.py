@@ -65,7 +65,8 @@ def test_a_replica_spreads_the_layers_over_its_gpus(num_gpus: float, devices: in
     """Ray gives the GPUs of one actor on one node."""
     deployment = _deployment(parsed(model="tiny", num_gpus=num_gpus).models[0], 1, ModelSpec.load)._bound_deployment
     assert deployment.ray_actor_options == {"num_cpus": 1.0, "num_gpus": num_gpus}
-    _, spec, *_ = deployment.init_args
+    arguments: Any = deployment.init_args
+    spec = arguments[1]
     assert (spec.num_devices, spec.memory_share) == (devices, share)
 
 
