@@ -35,6 +35,9 @@ class Place:
             )
 
     def copy(self, tensor: Tensor) -> None:
+        """Copy a tensor's parts to their places; to a card it goes as it lies in the file, and is cut there."""
+        if self.targets[0].device.type == "cuda":
+            tensor = tensor.to(self.targets[0].device)
         for target, part in zip(self.targets, self.split(tensor), strict=True):
             target.copy_(part)
 
