@@ -243,17 +243,17 @@ def test_data_that_cannot_be_read_stops_the_job_and_names_the_file(tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_row_that_kills_the_scorer_is_marked_and_the_others_scored(tmp_path: Path, tiny: RewardModel) -> None:
-    rows = corpus(tmp_path / "in", 16, poison=(13,))
-    total = run(config(tmp_path, rows_per_unit=8), load=Loader(DyingModel, tmp_path))
+    rows = corpus(tmp_path / "in", 8, poison=(5,))
+    total = run(config(tmp_path, rows_per_unit=4), load=Loader(DyingModel, tmp_path))
     table = read_parts(tmp_path / "out")
-    assert table["id"].to_pylist() == list(range(16))
+    assert table["id"].to_pylist() == list(range(8))
     assert total.errors == 1
     errors, scores = table["error"].to_pylist(), table["score"].to_pylist()
-    assert errors.pop(13) == "DeadRowError: the scoring process died 2 times on this row alone"
-    assert errors == [None] * 15
-    del rows[13], scores[13]
+    assert errors.pop(5) == "DeadRowError: the scoring process died 2 times on this row alone"
+    assert errors == [None] * 7
+    del rows[5], scores[5]
     assert scores == tiny.get_scores([row["messages"] for row in rows])
-    assert len(list(tmp_path.glob("death-*"))) == 5  # on 8, 4, 2, 1 and again 1 rows
+    assert len(list(tmp_path.glob("death-*"))) == 4  # on 4, 2, 1 and again 1 rows
 
 
 def test_an_actor_that_dies_once_is_replaced_and_its_unit_redone(tmp_path: Path, tiny: RewardModel) -> None:
