@@ -40,15 +40,16 @@ def deploy(**changes: Any) -> None:
     deploy_models([options | changes])
 
 
-def deploy_models(models: list[dict[str, Any]]) -> None:
+def deploy_models(models: list[dict[str, Any]], **options: Any) -> None:
     from ray import serve
 
-    serve.run(build_app(ServiceConfig.model_validate({"models": models})), name="rayward", route_prefix="/")
+    config = ServiceConfig.model_validate({"models": models} | options)
+    serve.run(build_app(config), name="rayward", route_prefix="/")
 
 
-@pytest.fixture(scope="module")
-def url(local_ray: None) -> Iterator[str]:
-    """The address of an endpoint on a free port."""
+@contextmanager
+def serving() -> Iterator[str]:
+    """Serve on a free port, without an application yet: its address."""
     from ray import serve
 
     with socket.socket() as free:
@@ -58,9 +59,16 @@ def url(local_ray: None) -> Iterator[str]:
         http_options={"host": "127.0.0.1", "port": port},
         controller_options={"runtime_env": {"env_vars": PROXY_ENVIRONMENT}},
     )
-    deploy()
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def url(local_ray: None) -> Iterator[str]:
+    """The address of an endpoint on a free port."""
+    with serving() as url:
+        deploy()
+        yield url
 
 
 def conversations(count: int, seed: int = 0) -> list[list[dict[str, str]]]:
