@@ -30,7 +30,7 @@ from pydantic import BaseModel, NonNegativeInt, PositiveInt
 from cluster.connect import ClusterResources, connect
 from jobs.command import EXIT_ROW_ERRORS, OptionGroup, parse, run_command
 from jobs.corpus.conversations import ConversationColumns, SystemPrompt
-from jobs.corpus.files import Corpus, auto_rows_per_unit
+from jobs.corpus.files import Corpus, Plan, auto_rows_per_unit
 from jobs.corpus.readings import prompt_columns_of
 from jobs.corpus.storage import identity_of
 from jobs.generation.choosing import ADDED_COLUMNS, CANDIDATE_COLUMNS, CandidateScorer, ChoosingTerms
@@ -131,6 +131,7 @@ class _Inputs:
     """Inputs and outputs; mistakes in it show before Ray starts."""
 
     ledger: Ledger
+    plan: Plan
     corpus: Corpus
     columns: ConversationColumns
     system_prompt: SystemPrompt
@@ -140,7 +141,9 @@ class _Inputs:
         system_prompt = SystemPrompt.of(
             config.system_prompt, config.system_prompt_column, replaces=config.replace_system_prompt
         )
-        corpus = Corpus.open(config.prompts, output=config.output)
+        ledger = Ledger(config.output)
+        plan = ledger.plan()
+        corpus = Corpus.open(config.prompts, output=config.output, plan=plan)
         columns = prompt_columns_of(
             corpus,
             ConversationColumns(
@@ -150,7 +153,7 @@ class _Inputs:
             system_prompt_column=config.system_prompt_column,
         )
         check_model_files(config)
-        return cls(Ledger(config.output), corpus, columns, system_prompt)
+        return cls(ledger, plan, corpus, columns, system_prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,7 @@ def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -
     )
     default = auto_rows_per_unit(inputs.corpus.num_rows) // ROWS_SMALLER
     rows_per_unit = rows_per_unit_of(inputs.ledger, config.rows_per_unit, default=default)
-    units = inputs.corpus.units(rows_per_unit)
+    units = inputs.corpus.shared_units(rows_per_unit, inputs.plan.shared)
     identity = {
         "prompts": identity_of(config.prompts),
         **generator.identity,
@@ -199,6 +202,7 @@ def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -
         done=inputs.ledger.check(identity, units),
         identity=identity,
         arguments=config,
+        plan=Plan.of(inputs.corpus, units, shares=inputs.plan.shared is not None),
         max_errors=config.max_errors,
         error_column=f"{config.output_prefix}error",
         facts=record_of_model(model),

@@ -72,7 +72,7 @@ def parse(config: type[Config], args: Sequence[str] | None, *, prog: str, descri
     """
     import tyro
 
-    words = list(sys.argv[1:] if args is None else args)
+    words = _gathered(list(sys.argv[1:] if args is None else args), _several(config))
     description = description.replace(f"python -m {config.__module__}", prog)
     view = _grouped(config)
     unknown = [flag for flag in _flags(words) if flag not in _known_flags(config)]
@@ -151,6 +151,24 @@ def _flags(words: Sequence[str]) -> list[str]:
     """The options on a command line, as they are listed in help: without values, with hyphens."""
     names = (word.partition("=")[0] for word in words if word.startswith("--") and word != "--")
     return [name.replace("_", "-") for name in names]
+
+
+def _several(config: type[BaseModel]) -> list[str]:
+    """The options that take one text or several."""
+    names = [name for name, field in config.model_fields.items() if field.annotation == (str | tuple[str, ...])]
+    return [f"--{name.replace('_', '-')}" for name in names]
+
+
+def _gathered(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """A command line on which an option that is given more than once, with a value each time, has them all at once."""
+    made = [part for word in words for part in (word.split("=", 1) if word.partition("=")[0] in flags else [word])]
+    for flag in flags:
+        places = [place for place, word in enumerate(made[:-1]) if word == flag]
+        for place in reversed(places[1:]):
+            value = made[place + 1]
+            del made[place : place + 2]
+            made.insert(places[0] + 2, value)
+    return made
 
 
 def _known_flags(config: type[BaseModel]) -> list[str]:

@@ -19,6 +19,7 @@ from pydantic import (
 from jobs.corpus.conversations import ConversationColumns
 from jobs.corpus.preferences import PreferenceColumns
 from jobs.corpus.readings import ReadingChoice, ReadingName
+from jobs.corpus.sources import Source
 from serve_app.reward_model.tiny import NAME as TINY
 from serve_app.reward_model.tokenizer import Truncation
 
@@ -32,11 +33,32 @@ class CorpusOptions(BaseModel):
 
     model_config = OPTIONS
 
-    input: str
+    input: str | tuple[str, ...]
     """A Parquet, JSONL, CSV, TSV or Arrow file, a folder of one kind, a glob in quotes, or an s3://, gs:// or hdfs://
-    URI."""
+    URI; or several of them, on one store; or a dataset of the Hub: hf://datasets/ORG/NAME[@REVISION]/PATH, or ORG/NAME
+    with --split."""
     output: str
     """A folder or URI for the results; made if it is not there."""
+    partition_columns: bool = True
+    """Make columns of folders such as lang=en/ in the input: --no-partition-columns does not."""
+
+    split: str | None = Field(default=None, min_length=1)
+    """Read one split, such as train: of a dataset on the Hub as its card says, else the files that are named so."""
+    config: str | None = Field(default=None, min_length=1)
+    """A configuration of a dataset on the Hub that has several."""
+
+    @field_validator("input")
+    @classmethod
+    def _has_an_input(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not given or not all(given if isinstance(given, tuple) else [given]):
+            raise ValueError("--input names no input")
+        return given[0] if isinstance(given, tuple) and len(given) == 1 else given
+
+    @property
+    def source(self) -> Source:
+        """The inputs."""
+        locations = (self.input,) if isinstance(self.input, str) else self.input
+        return Source(locations, self.partition_columns, self.split, self.config)
 
 
 class EngineOptions(BaseModel):

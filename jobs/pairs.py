@@ -25,10 +25,9 @@ from pydantic import Field, NonNegativeFloat
 
 from cluster.connect import connect
 from jobs.command import parse, run_command
-from jobs.corpus.files import MAX_UNIT_ROWS, Corpus
+from jobs.corpus.files import MAX_UNIT_ROWS, Corpus, Plan
 from jobs.corpus.preferences import PreferenceColumns
 from jobs.corpus.readings import ReadingChoice, columns_of, conversation_columns
-from jobs.corpus.storage import identity_of
 from jobs.errors import CorpusError
 from jobs.grouping.pair_filter import Disagreement, PairFilterStage
 from jobs.grouping.pairs import PairStage, PairStats, Strategy
@@ -112,7 +111,8 @@ def run(config: PairsConfig, *, load: Callable[[ModelSpec], RewardModel] = Model
         num_shares = _num_shares(corpus)
         identity = {
             "job": "pairs",
-            "input": identity_of(source.location),
+            **source.identity,
+            **corpus.identity,
             "input_fingerprint": corpus.fingerprint,
             "columns": columns.identity,
             **config.model_dump(include={"score_column", "strategy", "min_margin", "seed"}),
@@ -157,7 +157,8 @@ def _filter(config: PairsConfig, corpus: Corpus, scores: tuple[str, str]) -> Pai
     disagreement = config.disagreement or "drop"
     identity = {
         "job": "pairs",
-        "input": identity_of(config.input),
+        **config.source.identity,
+        **corpus.identity,
         "input_fingerprint": corpus.fingerprint,
         "pairs": columns.identity,
         "scores": list(scores),
@@ -165,14 +166,16 @@ def _filter(config: PairsConfig, corpus: Corpus, scores: tuple[str, str]) -> Pai
         "disagreement": disagreement,
         "rows_per_unit": config.rows_per_unit,
     }
-    units = corpus.units(config.rows_per_unit or MAX_UNIT_ROWS)
+    shared = ledger.plan().shared
+    units = corpus.shared_units(config.rows_per_unit or MAX_UNIT_ROWS, shared)
     done = ledger.check(identity, units)
     total = sum(done.values(), UnitStats())
     if len(done) == len(units) and is_complete(ledger):
         print(f"{_filtered(config, total)}; all of it before")
         return _pair_stats(total)
     stage = PairFilterStage(corpus.filesystem, ledger, columns, scores, config.min_margin, disagreement)
-    with connect(config.address), recorded(ledger, identity=identity, arguments=config) as results:
+    plan = Plan.of(corpus, units, shares=shared is not None)
+    with connect(config.address), recorded(ledger, identity=identity, arguments=config, plan=plan) as results:
         for stats in stage.run(stretches(units, set(done))):
             total += stats
         results |= asdict(_pair_stats(total)) | dict(total.counts)

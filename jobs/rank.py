@@ -27,9 +27,8 @@ from pydantic import PositiveInt, model_validator
 from cluster.connect import connect
 from jobs.command import EXIT_ROW_ERRORS, parse, run_command
 from jobs.corpus.candidates import CandidateColumns
-from jobs.corpus.files import MAX_UNIT_ROWS, Corpus
+from jobs.corpus.files import MAX_UNIT_ROWS, Corpus, Plan
 from jobs.corpus.readings import ReadingChoice, columns_of, conversation_columns
-from jobs.corpus.storage import identity_of
 from jobs.errors import CorpusError
 from jobs.grouping.candidate_ranks import CandidateRankStage
 from jobs.grouping.keys import GroupKeys
@@ -105,10 +104,12 @@ def run(config: RankConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelS
         _check_names(config, source.corpus)
     with connect(config.address) as resources:
         corpus = source.scored(resources)
-        units = corpus.units(config.rows_per_unit or MAX_UNIT_ROWS)
+        shared = ledger.plan().shared
+        units = corpus.shared_units(config.rows_per_unit or MAX_UNIT_ROWS, shared)
         identity = {
             "job": "rank",
-            "input": identity_of(source.location),
+            **source.identity,
+            **corpus.identity,
             "input_fingerprint": corpus.fingerprint,
             "group_by": _identity_of(keys) if listed is None else {"candidates": listed.columns.identity},
             **config.model_dump(include={"score_column", "top_k", "global_top_k", "output_prefix"}),
@@ -128,7 +129,8 @@ def run(config: RankConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelS
             config.output_prefix,
             config.top_k or config.global_top_k,
         )
-        with recorded(ledger, identity=identity, arguments=config) as results:
+        plan = Plan.of(corpus, units, shares=shared is not None)
+        with recorded(ledger, identity=identity, arguments=config, plan=plan) as results:
             total = _rank(stage, stretches(units, set(done)), corpus, sum(done.values(), UnitStats()), results)
         print(f"{_counts(config, total)}; this run took {clock(results['elapsed_s'])}")
     return total

@@ -93,7 +93,7 @@ def run(config: ScoreConfig, *, load: Callable[[ModelSpec], RewardModel] = Model
     """
     scoring = ScoringRun(
         config,
-        source=config.input,
+        source=config.source,
         output=config.output,
         prefix=config.output_prefix,
         limit=config.limit,

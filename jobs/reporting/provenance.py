@@ -94,7 +94,10 @@ def _manifests(location: str) -> Iterator[dict[str, Any]]:
         if manifest is None:
             return
         yield manifest
-        location = str(manifest["identity"].get("input", ""))
+        before = manifest["identity"].get("input")
+        if not isinstance(before, str):  # of several inputs none is where the rows are from
+            return
+        location = before
 
 
 def _is_scoring(manifest: Mapping[str, Any]) -> bool:

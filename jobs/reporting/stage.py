@@ -206,9 +206,8 @@ def _read_rows(
             if _is_in(unit, starts[unit], place):
                 row = place.row - starts[unit]
                 values = {column: _readable(table.column(column).slice(row, 1)) for column in table.column_names}
-                found[name, place] = shown_row(
-                    values, columns[name], stage.columns, file=unit.name, row=unit.first_row + row
-                )
+                file, number = unit.place(row)
+                found[name, place] = shown_row(values, columns[name], stage.columns, file=file, row=number)
     return [found]
 
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from pydantic import BaseModel
 from tqdm import tqdm
 
-from jobs.corpus.files import Corpus, Unit
+from jobs.corpus.files import Corpus, Plan, Unit
 from jobs.errors import TooManyErrorsError
 from jobs.runs.ledger import Ledger, UnitStats, is_complete, recorded
 from jobs.runs.pipeline import Stage, run_units
@@ -104,8 +104,8 @@ def clock(seconds: float) -> str:
 class UnitRun:
     """Work of a job: its units, those that are done by id, and what a restart must have in common with it.
 
-    `arguments` and `facts`, such as the model, are for the manifest alone; `error_column` is where the reasons are,
-    which `max_errors` counts.
+    `plan` is what a restart need not find out again. `arguments` and `facts`, such as the model, are for the manifest
+    alone; `error_column` is where the reasons are, which `max_errors` counts.
     """
 
     ledger: Ledger
@@ -114,6 +114,7 @@ class UnitRun:
     done: dict[str, UnitStats]
     identity: dict[str, Any]
     arguments: BaseModel
+    plan: Plan
     max_errors: int | None
     error_column: str
     facts: dict[str, Any] = field(default_factory=dict)
@@ -130,7 +131,9 @@ class UnitRun:
         """
         if not self.left and is_complete(self.ledger):
             return self._work(stages)
-        with recorded(self.ledger, identity=self.identity, arguments=self.arguments, facts=self.facts) as results:
+        with recorded(
+            self.ledger, identity=self.identity, arguments=self.arguments, plan=self.plan, facts=self.facts
+        ) as results:
             progress = self._work(stages)
             results |= {"units": len(self.units), **progress.total.figures()}
         return progress

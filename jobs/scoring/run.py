@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from cluster.connect import ClusterResources
 from jobs.corpus.candidates import CandidateColumns
 from jobs.corpus.conversations import SystemPrompt
-from jobs.corpus.files import Corpus, auto_rows_per_unit, sampled
+from jobs.corpus.files import Corpus, Plan, auto_rows_per_unit, sampled
 from jobs.corpus.preferences import PreferenceColumns
 from jobs.corpus.readings import Reading, check_output, columns_of, conversation_columns
-from jobs.corpus.storage import identity_of
+from jobs.corpus.sources import Source
 from jobs.options import ScoringOptions
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
@@ -42,7 +42,7 @@ class ScoringRun:
 
     Args:
         options: the model, the columns, the actors.
-        source: the input: a file, folder, glob or URI.
+        source: the input: a file, folder, glob or URI, or several.
         output: the folder of scored parts; `jobs/runs/ledger.py` says what is in it.
         prefix: put in front of the names of the four score columns.
         load: makes the model on a worker.
@@ -59,7 +59,7 @@ class ScoringRun:
         self,
         options: ScoringOptions,
         *,
-        source: str,
+        source: str | Source,
         output: str,
         prefix: str = "",
         corpus: Corpus | None = None,
@@ -68,13 +68,15 @@ class ScoringRun:
         load: Callable[[ModelSpec], RewardModel] = ModelSpec.load,
     ) -> None:
         self._options = options
-        self._source, self._output, self._prefix, self._load = source, output, prefix, load
+        self._source, self._output, self._prefix, self._load = Source.of(source), output, prefix, load
         self._system_prompt = SystemPrompt.of(
             options.system_prompt, options.system_prompt_column, replaces=options.replace_system_prompt
         )
         self._ledger = Ledger(output)
         self._limit, self._sample = limit, sample
-        self._corpus = (corpus or Corpus.open(source, output=output)).limited(limit)
+        self._plan = self._ledger.plan()
+        self._whole = corpus or Corpus.open(source, output=output, plan=self._plan)
+        self._corpus = self._whole.limited(limit)
         self._columns: Reading = (
             conversation_columns(self._corpus, options.columns)
             if options.choice is None
@@ -163,9 +165,11 @@ class ScoringRun:
         if self._sample is not None:  # small enough for stretches from all over the corpus
             default = max(1, min(default, int(self._corpus.num_rows * self._sample) // SAMPLE_STRETCHES))
         rows_per_unit = rows_per_unit_of(self._ledger, options.rows_per_unit, default=default)
-        units = sampled(self._corpus.units(rows_per_unit), self._sample)
+        cut = self._corpus.shared_units(rows_per_unit, self._plan.shared)
+        units = sampled(cut, self._sample)
         identity = {
-            "input": identity_of(self._source),
+            **self._source.identity,
+            **self._corpus.identity,
             **identity_of_model(model),
             "truncation": options.truncation,
             "max_tokens": options.max_tokens,
@@ -186,6 +190,7 @@ class ScoringRun:
             done=self._ledger.check(identity, units),
             identity=identity,
             arguments=options,
+            plan=Plan.of(self._whole, cut, shares=self._plan.shared is not None),
             max_errors=options.max_errors,
             error_column=f"{self._prefix}error",
             facts=record_of_model(model) | ({} if served is None else served.record),

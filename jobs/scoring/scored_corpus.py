@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
@@ -13,6 +13,7 @@ from cluster.connect import ClusterResources
 from jobs.command import OptionGroup
 from jobs.corpus.conversations import is_list
 from jobs.corpus.files import Corpus
+from jobs.corpus.sources import Source
 from jobs.corpus.storage import below, beside
 from jobs.errors import CorpusError
 from jobs.options import ColumnName, CorpusOptions, EngineOptions, ScoringOptions
@@ -74,22 +75,22 @@ class ScoredInput:
         Ledger(options.output)  # raises where no output can be
         scores_first = options.model is not None or options.via_serve is not None
         scored = _scored_location(options.output) if scores_first else None
-        self.corpus = Corpus.open(options.input, output=options.output, companion=scored)
+        plan = Ledger(scored or options.output).plan()
+        self.corpus = Corpus.open(options.source, output=options.output, companion=scored, plan=plan)
         """The input as it is."""
         self._scoring: ScoringRun | None = None
-        self.location = options.input
-        """Where the scored rows are, or will be."""
+        self.location = scored
+        """Where the rows are that are scored first; None where the input has its scores."""
         self.candidate_scores: str | None = None
         """The column of lists of scores, where rows hold candidates."""
         self.pair_scores: tuple[str, str] | None = None
         """The columns of the scores of the chosen and of the rejected side, where rows are pairs."""
         if scored is not None:
             self._check_unscored()
-            self.location = scored
             self._scoring = ScoringRun(
                 options,
-                source=options.input,
-                output=self.location,
+                source=options.source,
+                output=scored,
                 prefix=self._prefix(),
                 load=load,
                 corpus=self.corpus,
@@ -101,13 +102,18 @@ class ScoredInput:
         if scored is None and self.candidate_scores is None and self.pair_scores is None:
             _check_scored(self.corpus, options.score_column)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The entries of a run's identity that say which scores it reads."""
+        return Source.of(self.location or self._options.source).identity
+
     def scored(self, resources: ClusterResources) -> Corpus:
         """The corpus with its scores, on the connected Ray: what is not scored yet is scored now.
 
         Raises:
             RaywardError: scoring stops; what is committed stays.
         """
-        if self._scoring is None:
+        if self._scoring is None or self.location is None:
             return self.corpus
         self._scoring.run(resources)
         logger.info("%s", self._scoring.summary)
