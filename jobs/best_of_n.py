@@ -20,15 +20,16 @@ if __name__ == "__main__":  # before what takes a second to import, so that sign
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import BaseModel, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, model_validator
 
-from cluster.connect import ClusterResources, connect
-from jobs.command import EXIT_ROW_ERRORS, OptionGroup, parse, run_command
+from cluster.connect import ClusterResources
+from jobs.command import EXIT_ROW_ERRORS, OptionGroup, command_began, parse, run_command
 from jobs.corpus.conversations import ConversationColumns, SystemPrompt
 from jobs.corpus.files import Corpus, Plan, auto_rows_per_unit
 from jobs.corpus.readings import prompt_columns_of
@@ -39,10 +40,11 @@ from jobs.generation.placement import Pools, plan_pools
 from jobs.generation.source import HttpSource, LocalSource, source_of
 from jobs.generation.stage import GENERATION_COLUMN, UnitGenerator
 from jobs.generation.tiny import NAME as TINY
-from jobs.options import OPTIONS, ColumnName, EngineOptions
+from jobs.options import OPTIONS, ColumnName, EngineOptions, check_model_named
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
-from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
+from jobs.runs.progress import Progress, clock, joined
+from jobs.runs.unit_run import UnitRun, rows_per_unit_of
 from jobs.scoring.spec import check_model_files, check_reference, identity_of_model, record_of_model, spec_of
 from jobs.scoring.stage import warnings_told
 from serve_app.reward_model import ModelSpec
@@ -92,6 +94,11 @@ class BestOfNConfig(EngineOptions, GeneratorOptions, SamplingOptions, PromptOpti
         OptionGroup("sampling", "How candidates are drawn.", tuple(SamplingOptions.model_fields)),
     )
 
+    @model_validator(mode="after")
+    def _names_a_model(self) -> Self:
+        check_model_named(self.model)
+        return self
+
     @property
     def added_columns(self) -> list[str]:
         """The names of the columns that the output has beside the input's."""
@@ -115,14 +122,15 @@ def run(config: BestOfNConfig, *, load: Callable[[ModelSpec], RewardModel] = Mod
     Raises:
         RaywardError: the job cannot start, or stops; what is committed stays.
     """
+    began_at = command_began() or time.time()
     inputs = _Inputs.of(config)
-    with connect(config.address) as resources:
+    with joined(config.address, config.progress) as resources:
         plan = _plan(config, inputs, resources)
         _announce(config, plan)
         if plan.unit_run.left:
             plan.generator.check()
         progress = plan.unit_run.run(_stages(config, inputs, plan, load))
-    print(_summary(config, progress))
+    print(_summary(config, progress, time.time() - began_at))
     return progress.total
 
 
@@ -182,6 +190,7 @@ def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -
     units = inputs.corpus.shared_units(rows_per_unit, inputs.plan.shared)
     identity = {
         "prompts": identity_of(config.prompts),
+        **inputs.corpus.identity,
         **generator.identity,
         "sampling": asdict(config.sampling),
         **identity_of_model(model),
@@ -205,6 +214,7 @@ def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -
         plan=Plan.of(inputs.corpus, units, shares=inputs.plan.shared is not None),
         max_errors=config.max_errors,
         error_column=f"{config.output_prefix}error",
+        progress=config.progress,
         facts=record_of_model(model),
     )
     return _Plan(unit_run, generator, model, pools)
@@ -241,7 +251,7 @@ def _units_at_once(config: BestOfNConfig, plan: _Plan) -> int:
 def _announce(config: BestOfNConfig, plan: _Plan) -> None:
     if config.generator == TINY:
         logger.warning("the generator is tiny: it talks nonsense; name a real one with --generator")
-    if config.model in (None, TINY):
+    if config.model == TINY:
         logger.warning("the model is tiny: random weights, its scores mean nothing; name a real one with --model")
     if config.temperature == 0 and config.n > 1:
         logger.warning("a temperature of 0 gives %d equal candidates", config.n)
@@ -254,14 +264,14 @@ def _announce(config: BestOfNConfig, plan: _Plan) -> None:
         len(plan.unit_run.units),
         plan.generator.title,
         plan.pools.generating.num_actors,
-        config.model or TINY,
+        config.model,
         plan.model.device,
         plan.model.dtype,
         plan.pools.scoring.num_actors,
     )
 
 
-def _summary(config: BestOfNConfig, progress: Progress) -> str:
+def _summary(config: BestOfNConfig, progress: Progress, seconds: float) -> str:
     total, new = progress.total, progress.stats
     before = f" ({total.rows - new.rows:,} of them before)" if total.rows > new.rows else ""
     return (
@@ -269,5 +279,5 @@ def _summary(config: BestOfNConfig, progress: Progress) -> str:
         f"{total.counts.get('answered_in_part', 0):,} of them with fewer candidates than asked for, {total.errors:,} "
         f"without a response; {total.counts.get('candidates', 0):,} candidates, {total.tokens:,} tokens scored"
         f"{warnings_told(total.counts)}; "
-        f"this run {new.rows:,} prompts in {clock(progress.seconds)} with start-up"
+        f"this run {new.rows:,} prompts in {clock(seconds)} with start-up"
     )

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+# When this process was started, as near as a module can tell; the clock of a command runs from here.
+STARTED_AT = time.time()
 EXIT_STOPPED = 1
 EXIT_USAGE = 2
 EXIT_ROW_ERRORS = 3
@@ -105,7 +108,7 @@ def run_command(
     name = prog.removeprefix("python -m ")
     logging.basicConfig(level=log_level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    with _raised_signals() as received:
+    with _raised_signals() as received, _running():
         try:
             return work()
         except RaywardError as error:
@@ -119,6 +122,25 @@ def run_command(
                 raise
     print(f"{name} {farewell}", file=sys.stderr)
     return 128 + received[0]
+
+
+_num_running = 0
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    global _num_running
+    _num_running += 1
+    try:
+        yield
+    finally:
+        _num_running -= 1
+
+
+def command_began() -> float | None:
+    """When the command that runs in this process was started, in seconds since the epoch; None where none runs, as in
+    a notebook."""
+    return STARTED_AT if _num_running else None
 
 
 @contextmanager

@@ -20,7 +20,6 @@ from jobs.corpus.conversations import ConversationColumns
 from jobs.corpus.preferences import PreferenceColumns
 from jobs.corpus.readings import ReadingChoice, ReadingName
 from jobs.corpus.sources import Source
-from serve_app.reward_model.tiny import NAME as TINY
 from serve_app.reward_model.tokenizer import Truncation
 
 OPTIONS = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -66,7 +65,7 @@ class EngineOptions(BaseModel):
 
     model_config = OPTIONS
 
-    model: str | None = TINY
+    model: str | None = None
     """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
@@ -111,6 +110,8 @@ class EngineOptions(BaseModel):
     """Rows that are committed together: by default from the corpus's size, 256 to 16384."""
     max_errors: NonNegativeInt | None = None
     """Stop once more rows than this have failed."""
+    progress: Literal["auto", "json"] = "auto"
+    """auto: a bar on a terminal, else a log line every 10 seconds; json: an object a line on stderr, for schedulers."""
     address: str | None = Field(default=None, validate_default=True)
     """A Ray cluster: auto, or host:port of its head; by default RAY_ADDRESS, else a local one is started."""
 
@@ -131,6 +132,19 @@ class EngineOptions(BaseModel):
         return address
 
 
+def check_model_named(model: str | None) -> None:
+    """Refuse a job that does not say which model scores.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if model is None:
+        raise ValueError(
+            "--model is required: a folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose "
+            "scores mean nothing, to try it out"
+        )
+
+
 class ScoringOptions(EngineOptions):
     """Options of how conversations are found in rows, and of what scores them."""
 
@@ -142,8 +156,20 @@ class ScoringOptions(EngineOptions):
     """Column of the response: a string."""
     reference_column: ColumnName | None = None
     """Column of the answer that the response is compared with, a string or messages: POLAR's models need it."""
+    reuse: tuple[str, ...] = ()
+    """Outputs of earlier jobs with the same model: conversations that they have scored are not computed again."""
+    remember_scores: bool = True
+    """Compute equal conversations once, and keep the hashes of all in the output, for --reuse: --no-remember-scores
+    computes each."""
     via_serve: str | None = Field(default=None, min_length=1)
     """Score with the replicas of this running Serve application: its name, or NAME/MODEL where it serves several."""
+
+    @model_validator(mode="after")
+    def _reused_by_own_actors(self) -> Self:
+        if self.reuse and (self.via_serve is not None or not self.remember_scores):
+            flag = "--via-serve" if self.via_serve is not None else "--no-remember-scores"
+            raise ValueError(f"--reuse and {flag} exclude each other: leave one out")
+        return self
 
     @model_validator(mode="after")
     def _replicas_are_as_they_are(self) -> Self:

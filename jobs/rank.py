@@ -24,11 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt, model_validator
 
-from cluster.connect import connect
 from jobs.command import EXIT_ROW_ERRORS, parse, run_command
 from jobs.corpus.candidates import CandidateColumns
 from jobs.corpus.files import MAX_UNIT_ROWS, Corpus, Plan
-from jobs.corpus.readings import ReadingChoice, columns_of, conversation_columns
+from jobs.corpus.readings import ReadingChoice, columns_of
 from jobs.errors import CorpusError
 from jobs.grouping.candidate_ranks import CandidateRankStage
 from jobs.grouping.keys import GroupKeys
@@ -36,7 +35,7 @@ from jobs.grouping.quantiles import quantiles
 from jobs.grouping.ranks import RANK_COLUMNS, RankStage, Stretch, Summary, stretches
 from jobs.options import ColumnName
 from jobs.runs.ledger import Ledger, UnitStats, is_complete, recorded
-from jobs.runs.unit_run import Progress, clock
+from jobs.runs.progress import Progress, clock, joined
 from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
 from serve_app.reward_model import ModelSpec
 
@@ -55,8 +54,6 @@ class RankConfig(ScoredOptions):
     """Keep the best this many rows of the whole corpus, ranked as one group."""
     output_prefix: str = ""
     """Put in front of the names of the three new columns."""
-    responses_column: ColumnName | None = None
-    """Column of candidates, where a row has several, and a list of scores."""
 
     @model_validator(mode="after")
     def _one_kind_of_group(self) -> RankConfig:
@@ -99,10 +96,10 @@ def run(config: RankConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelS
     source = ScoredInput(config, takes_candidates=True, load=load)
     ledger = Ledger(config.output)
     listed = _candidate_stage(config, source, ledger)
-    keys = _group_keys(config, source.corpus) if listed is None else None
+    keys = _group_keys(config, source) if listed is None else None
     if listed is None:
         _check_names(config, source.corpus)
-    with connect(config.address) as resources:
+    with joined(config.address, config.progress) as resources:
         corpus = source.scored(resources)
         shared = ledger.plan().shared
         units = corpus.shared_units(config.rows_per_unit or MAX_UNIT_ROWS, shared)
@@ -121,7 +118,7 @@ def run(config: RankConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelS
             total = RankTotals(*(manifest[name] for name in RankTotals.__dataclass_fields__))
             print(f"{_counts(config, total)}; all of it before")
             return total
-        stage = listed or RankStage(
+        stage: RankStage | CandidateRankStage = RankStage(
             corpus.filesystem,
             ledger,
             keys,
@@ -129,6 +126,8 @@ def run(config: RankConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelS
             config.output_prefix,
             config.top_k or config.global_top_k,
         )
+        if listed is not None:
+            stage = replace(listed, filesystem=corpus.filesystem)
         plan = Plan.of(corpus, units, shares=shared is not None)
         with recorded(ledger, identity=identity, arguments=config, plan=plan) as results:
             total = _rank(stage, stretches(units, set(done)), corpus, sum(done.values(), UnitStats()), results)
@@ -182,11 +181,12 @@ def _candidate_stage(config: RankConfig, source: ScoredInput, ledger: Ledger) ->
     return stage
 
 
-def _group_keys(config: RankConfig, corpus: Corpus) -> GroupKeys | None:
+def _group_keys(config: RankConfig, source: ScoredInput) -> GroupKeys | None:
     if config.global_top_k is not None:
         return None
     if config.group_by is None:
-        return GroupKeys(None, replace(conversation_columns(corpus, config.columns), reference=None))
+        return GroupKeys(None, replace(source.conversations(), reference=None))
+    corpus = source.corpus
     for file, schema in zip(corpus.files, corpus.schemas, strict=True):
         if config.group_by not in schema.names:
             raise CorpusError(

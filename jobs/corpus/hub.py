@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pyarrow import fs
@@ -53,7 +54,9 @@ class HubLocation:
         match = _LOCATION.fullmatch(location)
         if match is None and not cls.is_id(location):
             raise CorpusError(f"{location} is no dataset of the Hub: write hf://datasets/ORG/NAME[@REVISION]/PATH")
-        return cls(match[1], match[2] or "main", (match[3] or "").strip("/")) if match else cls(location)
+        if match is None:
+            return cls(location)
+        return cls(match[1], unquote(match[2] or "main"), unquote(match[3] or "").strip("/"))
 
     @staticmethod
     def is_id(location: str) -> bool:

@@ -64,6 +64,11 @@ class UnitStats:
         )
 
     @property
+    def computed_tokens(self) -> int:
+        """Tokens that a model read for it: those of scores that were there before are not among them."""
+        return self.tokens - self.counts.get("tokens_not_computed", 0)
+
+    @property
     def written(self) -> int:
         """Rows of the output."""
         return self.rows - self.left_out + self.counts.get("added_rows", 0)

@@ -55,7 +55,8 @@ def test_a_path_a_glob_and_a_revision_are_read(the_hub: Hub) -> None:
     assert ids("hf://datasets/org/name/data/*-1.parquet") == [2]
     assert ids("hf://datasets/org/name/other.parquet") == [3]
     assert ids("hf://datasets/org/name") == [1, 2, 3]
-    assert ids("hf://datasets/org/name@refs/convert/parquet/default") == [9]
+    for revision in ("refs/convert/parquet", "refs%2Fconvert%2Fparquet"):
+        assert ids(f"hf://datasets/org/name@{revision}/default") == [9]
 
 
 def test_a_restart_reads_the_commit_that_it_began_with(the_hub: Hub) -> None:

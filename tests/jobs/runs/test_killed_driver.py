@@ -28,6 +28,7 @@ def command(tmp_path: Path, tiny: RewardModel) -> list[str]:
         write(tmp_path / "in" / f"{file}.parquet", rows[file::NUM_FILES])
     paths = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "killed")]
     options = ["--rows-per-unit", str(ROWS_PER_UNIT), "--dtype", "float32", "--cpus-per-actor", "2"]
+    options += ["--model", "tiny"]
     return [sys.executable, "-m", "jobs.score", *paths, *options]
 
 
@@ -52,7 +53,7 @@ def test_a_job_ended_and_killed_gives_the_output_of_one_left_alone(
     assert f"{NUM_ROWS} scored, 0 with errors" in capsys.readouterr().out
     assert before.items() <= {path: path.stat().st_mtime_ns for path in before}.items()
 
-    options = {"dtype": "float32", "cpus_per_actor": 2, "rows_per_unit": ROWS_PER_UNIT}
+    options = {"model": "tiny", "dtype": "float32", "cpus_per_actor": 2, "rows_per_unit": ROWS_PER_UNIT}
     run(ScoreConfig.model_validate({"input": str(tmp_path / "in"), "output": str(tmp_path / "alone"), **options}))
     killed, whole = read_parts(output), read_parts(tmp_path / "alone")
     assert len(list(output.glob("part-*"))) == NUM_UNITS
