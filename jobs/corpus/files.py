@@ -31,7 +31,7 @@ from jobs.corpus.formats import (
     Format,
     RowGroup,
     compression_of,
-    format_of,
+    named_format,
     one_group,
     packed,
     text_stream,
@@ -476,7 +476,7 @@ def _format(filesystem: fs.FileSystem, infos: Sequence[fs.FileInfo]) -> Format:
     """
     found: dict[Format, str] = {}
     for info in infos:
-        found.setdefault(format_of(info.base_name) or "parquet", told(filesystem, info.path))
+        found.setdefault(named_format(info.base_name), told(filesystem, info.path))
     if len(found) > 1:
         examples = " and ".join(f"{TITLES[form]} ({path})" for form, path in found.items())
         raise CorpusError(

@@ -184,6 +184,20 @@ def test_sharegpt_is_read_as_conversations(tmp_path: Path) -> None:
     assert read(tmp_path, None) == [said(ASK, GOOD)]
 
 
+def test_sharegpt_as_one_array_is_told_how_to_become_lines(tmp_path: Path) -> None:
+    file = tmp_path / "sharegpt.json"
+    turns = [{"from": "human", "value": ASK}, {"from": "gpt", "value": GOOD}]
+    rows = [{"id": "abc_0", "conversations": turns}] * 2
+    for text in (json.dumps(rows), json.dumps(rows, indent=2)):
+        file.write_text(text)
+        with pytest.raises(CorpusError, match=r"`jq -c '\.\[\]' .*sharegpt.json` makes lines of an array"):
+            read(file, None)
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert read(file, None) == [said(ASK, GOOD)] * 2
+    with pytest.raises(CorpusError, match="no Parquet files"):
+        read(tmp_path, None)
+
+
 def test_a_prompt_that_begins_a_transcript_is_its_turns(tmp_path: Path) -> None:
     prompt = f"\n\nHuman: {ASK}\n\nAssistant: {GOOD}\n\nHuman: {MORE}\n\nAssistant:"
     pq.write_table(pa.table({"prompt": [prompt], "response": [f" {THEN}"]}), tmp_path / "a.parquet")

@@ -88,6 +88,19 @@ def test_a_column_of_the_file_goes_before_that_of_its_folder(tmp_path: Path) -> 
     assert corpus.identity == {}
 
 
+def test_one_split_of_a_folder_may_be_chosen(tmp_path: Path) -> None:
+    for place, name in enumerate(("train/a", "train/b", "test/a", "dev-a")):
+        write(tmp_path / f"{name}.parquet", [{"id": place}])
+    for split, ids in (("train", [0, 1]), ("test", [2]), ("validation", [3])):
+        chosen = Source((str(tmp_path),), split=split)
+        assert sorted(read(Corpus.open(chosen))["id"].to_pylist()) == ids
+        assert chosen.identity["split"] == split
+    with pytest.raises(CorpusError, match="named as one of other; splits there: test, train, validation"):
+        Corpus.open(Source((str(tmp_path),), split="other"))
+    with pytest.raises(CorpusError, match="--config is for datasets of the Hub"):
+        Corpus.open(Source((str(tmp_path),), config="en"))
+
+
 def test_several_splits_are_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001", "other"):
         write(tmp_path / "data" / f"{name}.parquet", [{"id": 1}])
