@@ -26,14 +26,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import BaseModel, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, model_validator
 
 from cluster.connect import ClusterResources
 from jobs.command import EXIT_ROW_ERRORS, OptionGroup, command_began, parse, run_command
 from jobs.corpus.conversations import ConversationColumns, SystemPrompt
 from jobs.corpus.files import Corpus, Plan, auto_rows_per_unit
 from jobs.corpus.readings import prompt_columns_of
-from jobs.corpus.storage import identity_of
+from jobs.corpus.sources import Source
 from jobs.generation.choosing import ADDED_COLUMNS, CANDIDATE_COLUMNS, CandidateScorer, ChoosingTerms
 from jobs.generation.options import GeneratorOptions, SamplingOptions
 from jobs.generation.placement import Pools, plan_pools
@@ -64,7 +64,12 @@ class PromptOptions(BaseModel):
     model_config = OPTIONS
 
     prompts: str
-    """A Parquet file, a folder of them, a glob in quotes, or an s3://, gs:// or hdfs:// URI."""
+    """A Parquet, JSONL, CSV, TSV or Arrow file, a folder of one kind, a glob in quotes, an s3://, gs:// or hdfs:// URI,
+    or a dataset of the Hub: hf://datasets/ORG/NAME[@REVISION]/PATH, or ORG/NAME with --split."""
+    split: str | None = Field(default=None, min_length=1)
+    """Read one split, such as train: of a dataset on the Hub as its card says, else the files that are named so."""
+    config: str | None = Field(default=None, min_length=1)
+    """A configuration of a dataset on the Hub that has several."""
     output: str
     """A folder or URI for the results; made if it is not there."""
     keep_all: bool = False
@@ -77,6 +82,11 @@ class PromptOptions(BaseModel):
     """Column of the answer that responses are compared with, a string or messages: POLAR's models need it."""
     output_prefix: str = ""
     """Put in front of the names of the new columns."""
+
+    @property
+    def source(self) -> Source:
+        """The prompts' files."""
+        return Source((self.prompts,), split=self.split, config=self.config)
 
 
 class BestOfNConfig(EngineOptions, GeneratorOptions, SamplingOptions, PromptOptions):
@@ -151,7 +161,7 @@ class _Inputs:
         )
         ledger = Ledger(config.output)
         plan = ledger.plan()
-        corpus = Corpus.open(config.prompts, output=config.output, plan=plan)
+        corpus = Corpus.open(config.source, output=config.output, plan=plan)
         columns = prompt_columns_of(
             corpus,
             ConversationColumns(
@@ -189,7 +199,7 @@ def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -
     rows_per_unit = rows_per_unit_of(inputs.ledger, config.rows_per_unit, default=default)
     units = inputs.corpus.shared_units(rows_per_unit, inputs.plan.shared)
     identity = {
-        "prompts": identity_of(config.prompts),
+        **{"prompts" if name == "input" else name: value for name, value in config.source.identity.items()},
         **inputs.corpus.identity,
         **generator.identity,
         "sampling": asdict(config.sampling),

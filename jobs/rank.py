@@ -35,7 +35,7 @@ from jobs.grouping.quantiles import quantiles
 from jobs.grouping.ranks import RANK_COLUMNS, RankStage, Stretch, Summary, stretches
 from jobs.options import ColumnName
 from jobs.runs.ledger import Ledger, UnitStats, is_complete, recorded
-from jobs.runs.progress import Progress, clock, joined
+from jobs.runs.progress import Progress, ProgressStyle, clock, joined
 from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
 from serve_app.reward_model import ModelSpec
 
@@ -130,16 +130,22 @@ def run(config: RankConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelS
             stage = replace(listed, filesystem=corpus.filesystem)
         plan = Plan.of(corpus, units, shares=shared is not None)
         with recorded(ledger, identity=identity, arguments=config, plan=plan) as results:
-            total = _rank(stage, stretches(units, set(done)), corpus, sum(done.values(), UnitStats()), results)
+            work = stretches(units, set(done))
+            total = _rank(stage, work, corpus, sum(done.values(), UnitStats()), results, config.progress)
         print(f"{_counts(config, total)}; this run took {clock(results['elapsed_s'])}")
     return total
 
 
 def _rank(
-    stage: RankStage | CandidateRankStage, work: list[Stretch], corpus: Corpus, done: UnitStats, results: dict[str, Any]
+    stage: RankStage | CandidateRankStage,
+    work: list[Stretch],
+    corpus: Corpus,
+    done: UnitStats,
+    results: dict[str, Any],
+    style: ProgressStyle,
 ) -> RankTotals:
     summaries = []
-    with Progress(num_rows=corpus.num_rows, done=done) as progress:
+    with Progress(num_rows=corpus.num_rows, done=done, style=style) as progress:
         for made in stage.run(work, num_rows=corpus.num_rows):
             if isinstance(made, Summary):
                 summaries.append(made)

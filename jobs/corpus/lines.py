@@ -51,7 +51,7 @@ def scan_lines(stream: pa.NativeFile, *, name: str) -> FileContent:
         CorpusError: some lines cannot be read, and there is no room for the column that says so.
         ArrowInvalid: no line is an object, or the file is one array.
     """
-    schema, groups, all_fit = pa.schema([]), [], True
+    schema, groups, all_fit = pa.schema([]), list[RowGroup](), True
     offset, line = 0, 1
     for block, found in in_threads(_block_schema, line_blocks(stream)):
         if not groups:
