@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+# When this process was started, as near as a module can tell; the clock of a command runs from here.
+STARTED_AT = time.time()
 EXIT_STOPPED = 1
 EXIT_USAGE = 2
 EXIT_ROW_ERRORS = 3
@@ -72,7 +75,7 @@ def parse(config: type[Config], args: Sequence[str] | None, *, prog: str, descri
     """
     import tyro
 
-    words = list(sys.argv[1:] if args is None else args)
+    words = _gathered(list(sys.argv[1:] if args is None else args), _several(config))
     description = description.replace(f"python -m {config.__module__}", prog)
     view = _grouped(config)
     unknown = [flag for flag in _flags(words) if flag not in _known_flags(config)]
@@ -105,7 +108,7 @@ def run_command(
     name = prog.removeprefix("python -m ")
     logging.basicConfig(level=log_level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    with _raised_signals() as received:
+    with _raised_signals() as received, _running():
         try:
             return work()
         except RaywardError as error:
@@ -119,6 +122,25 @@ def run_command(
                 raise
     print(f"{name} {farewell}", file=sys.stderr)
     return 128 + received[0]
+
+
+_num_running = 0
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    global _num_running
+    _num_running += 1
+    try:
+        yield
+    finally:
+        _num_running -= 1
+
+
+def command_began() -> float | None:
+    """When the command that runs in this process was started, in seconds since the epoch; None where none runs, as in
+    a notebook."""
+    return STARTED_AT if _num_running else None
 
 
 @contextmanager
@@ -151,6 +173,24 @@ def _flags(words: Sequence[str]) -> list[str]:
     """The options on a command line, as they are listed in help: without values, with hyphens."""
     names = (word.partition("=")[0] for word in words if word.startswith("--") and word != "--")
     return [name.replace("_", "-") for name in names]
+
+
+def _several(config: type[BaseModel]) -> list[str]:
+    """The options that take one text or several."""
+    names = [name for name, field in config.model_fields.items() if field.annotation == (str | tuple[str, ...])]
+    return [f"--{name.replace('_', '-')}" for name in names]
+
+
+def _gathered(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """A command line on which an option that is given more than once, with a value each time, has them all at once."""
+    made = [part for word in words for part in (word.split("=", 1) if word.partition("=")[0] in flags else [word])]
+    for flag in flags:
+        places = [place for place, word in enumerate(made[:-1]) if word == flag]
+        for place in reversed(places[1:]):
+            value = made[place + 1]
+            del made[place : place + 2]
+            made.insert(places[0] + 2, value)
+    return made
 
 
 def _known_flags(config: type[BaseModel]) -> list[str]:

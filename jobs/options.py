@@ -19,7 +19,7 @@ from pydantic import (
 from jobs.corpus.conversations import ConversationColumns
 from jobs.corpus.preferences import PreferenceColumns
 from jobs.corpus.readings import ReadingChoice, ReadingName
-from serve_app.reward_model.tiny import NAME as TINY
+from jobs.corpus.sources import Source
 from serve_app.reward_model.tokenizer import Truncation
 
 OPTIONS = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -32,11 +32,32 @@ class CorpusOptions(BaseModel):
 
     model_config = OPTIONS
 
-    input: str
+    input: str | tuple[str, ...]
     """A Parquet, JSONL, CSV, TSV or Arrow file, a folder of one kind, a glob in quotes, or an s3://, gs:// or hdfs://
-    URI."""
+    URI; or several of them, on one store; or a dataset of the Hub: hf://datasets/ORG/NAME[@REVISION]/PATH, or ORG/NAME
+    with --split."""
     output: str
     """A folder or URI for the results; made if it is not there."""
+    partition_columns: bool = True
+    """Make columns of folders such as lang=en/ in the input: --no-partition-columns does not."""
+
+    split: str | None = Field(default=None, min_length=1)
+    """Read one split, such as train: of a dataset on the Hub as its card says, else the files that are named so."""
+    config: str | None = Field(default=None, min_length=1)
+    """A configuration of a dataset on the Hub that has several."""
+
+    @field_validator("input")
+    @classmethod
+    def _has_an_input(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not given or not all(given if isinstance(given, tuple) else [given]):
+            raise ValueError("--input names no input")
+        return given[0] if isinstance(given, tuple) and len(given) == 1 else given
+
+    @property
+    def source(self) -> Source:
+        """The inputs."""
+        locations = (self.input,) if isinstance(self.input, str) else self.input
+        return Source(locations, self.partition_columns, self.split, self.config)
 
 
 class EngineOptions(BaseModel):
@@ -44,7 +65,7 @@ class EngineOptions(BaseModel):
 
     model_config = OPTIONS
 
-    model: str | None = TINY
+    model: str | None = None
     """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
@@ -89,6 +110,8 @@ class EngineOptions(BaseModel):
     """Rows that are committed together: by default from the corpus's size, 256 to 16384."""
     max_errors: NonNegativeInt | None = None
     """Stop once more rows than this have failed."""
+    progress: Literal["auto", "json"] = "auto"
+    """auto: a bar on a terminal, else a log line every 10 seconds; json: an object a line on stderr, for schedulers."""
     address: str | None = Field(default=None, validate_default=True)
     """A Ray cluster: auto, or host:port of its head; by default RAY_ADDRESS, else a local one is started."""
 
@@ -109,6 +132,19 @@ class EngineOptions(BaseModel):
         return address
 
 
+def check_model_named(model: str | None) -> None:
+    """Refuse a job that does not say which model scores.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if model is None:
+        raise ValueError(
+            "--model is required: a folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose "
+            "scores mean nothing, to try it out"
+        )
+
+
 class ScoringOptions(EngineOptions):
     """Options of how conversations are found in rows, and of what scores them."""
 
@@ -120,8 +156,20 @@ class ScoringOptions(EngineOptions):
     """Column of the response: a string."""
     reference_column: ColumnName | None = None
     """Column of the answer that the response is compared with, a string or messages: POLAR's models need it."""
+    reuse: tuple[str, ...] = ()
+    """Outputs of earlier jobs with the same model: conversations that they have scored are not computed again."""
+    remember_scores: bool = True
+    """Compute equal conversations once, and keep the hashes of all in the output, for --reuse: --no-remember-scores
+    computes each."""
     via_serve: str | None = Field(default=None, min_length=1)
     """Score with the replicas of this running Serve application: its name, or NAME/MODEL where it serves several."""
+
+    @model_validator(mode="after")
+    def _reused_by_own_actors(self) -> Self:
+        if self.reuse and (self.via_serve is not None or not self.remember_scores):
+            flag = "--via-serve" if self.via_serve is not None else "--no-remember-scores"
+            raise ValueError(f"--reuse and {flag} exclude each other: leave one out")
+        return self
 
     @model_validator(mode="after")
     def _replicas_are_as_they_are(self) -> Self:

@@ -11,7 +11,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.corpus.turns import about, cells, cells_or_none, line_errors, message_of, messages_of, prompt_turns
+from jobs.corpus.turns import (
+    about,
+    cells,
+    cells_or_none,
+    is_transcript,
+    line_errors,
+    message_of,
+    messages_of,
+    prompt_turns,
+)
 from jobs.errors import CorpusError
 from serve_app.reward_model.conversation import Conversation, Message
 from serve_app.reward_model.errors import ConversationError
@@ -240,4 +249,6 @@ def _joined(prompt: Any, response: Any) -> list[Any] | ConversationError:
         return about("response", response)
     if response is None:
         return ConversationError("the response is null")
+    if isinstance(prompt, str) and is_transcript(prompt) and isinstance(response, str):
+        response = response.strip()  # a turn of a transcript has space around it
     return [*turns, {"role": "assistant", "content": response}]

@@ -30,7 +30,18 @@ if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
 
 # Options of a job that a pipeline sets itself, or that it has nothing for.
-NOT_HERE = ("via_serve", "num_actors", "gpus_per_actor", "cpus_per_actor", "rows_per_unit", "max_errors", "address")
+NOT_HERE = (
+    "via_serve",
+    "num_actors",
+    "gpus_per_actor",
+    "cpus_per_actor",
+    "rows_per_unit",
+    "max_errors",
+    "progress",
+    "reuse",
+    "remember_scores",
+    "address",
+)
 BATCH_ROWS = 1024
 
 

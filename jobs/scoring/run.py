@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster.connect import ClusterResources
+from jobs.command import command_began
 from jobs.corpus.candidates import CandidateColumns
 from jobs.corpus.conversations import SystemPrompt
-from jobs.corpus.files import Corpus, auto_rows_per_unit, sampled
+from jobs.corpus.files import Corpus, Plan, auto_rows_per_unit, sampled
 from jobs.corpus.preferences import PreferenceColumns
 from jobs.corpus.readings import Reading, check_output, columns_of, conversation_columns
-from jobs.corpus.storage import identity_of
+from jobs.corpus.sources import Source
 from jobs.options import ScoringOptions
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
 from jobs.runs.placement import ActorPool, plan_actors, shortage
-from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
+from jobs.runs.progress import Progress, clock
+from jobs.runs.unit_run import UnitRun, rows_per_unit_of
 from jobs.scoring.candidate_stage import CANDIDATE_SCORE_COLUMNS, CandidateListScorer, candidates_told
 from jobs.scoring.estimate import estimate
 from jobs.scoring.pair_stage import PAIR_ATTRIBUTES, PAIR_SCORE_COLUMNS, PairScorer, accuracy_told
 from jobs.scoring.preview import preview
+from jobs.scoring.remembered import REPEATED, REUSED, EarlierScores
 from jobs.scoring.spec import Model, check_model_files, check_reference, identity_of_model, record_of_model, spec_of
 from jobs.scoring.stage import ATTRIBUTES, SCORE_COLUMNS, ConversationScorer, UnitScorer, warnings_told
 from jobs.scoring.via_serve import UNITS_AT_ONCE, ServedModelSource
@@ -42,7 +47,7 @@ class ScoringRun:
 
     Args:
         options: the model, the columns, the actors.
-        source: the input: a file, folder, glob or URI.
+        source: the input: a file, folder, glob or URI, or several.
         output: the folder of scored parts; `jobs/runs/ledger.py` says what is in it.
         prefix: put in front of the names of the four score columns.
         load: makes the model on a worker.
@@ -59,7 +64,7 @@ class ScoringRun:
         self,
         options: ScoringOptions,
         *,
-        source: str,
+        source: str | Source,
         output: str,
         prefix: str = "",
         corpus: Corpus | None = None,
@@ -68,13 +73,15 @@ class ScoringRun:
         load: Callable[[ModelSpec], RewardModel] = ModelSpec.load,
     ) -> None:
         self._options = options
-        self._source, self._output, self._prefix, self._load = source, output, prefix, load
+        self._source, self._output, self._prefix, self._load = Source.of(source), output, prefix, load
         self._system_prompt = SystemPrompt.of(
             options.system_prompt, options.system_prompt_column, replaces=options.replace_system_prompt
         )
         self._ledger = Ledger(output)
         self._limit, self._sample = limit, sample
-        self._corpus = (corpus or Corpus.open(source, output=output)).limited(limit)
+        self._plan = self._ledger.plan()
+        self._whole = corpus or Corpus.open(source, output=output, plan=self._plan)
+        self._corpus = self._whole.limited(limit)
         self._columns: Reading = (
             conversation_columns(self._corpus, options.columns)
             if options.choice is None
@@ -85,7 +92,14 @@ class ScoringRun:
             self._check_room(model_config.head.attributes)
         else:
             self._check_room(())
-        self.summary = ""
+        self._earlier = EarlierScores.of(options.reuse)
+        self._progress: Progress | None = None
+        self._began_at = command_began() or time.time()
+
+    @property
+    def reading(self) -> Reading:
+        """How rows are read."""
+        return self._columns
 
     def _check_room(self, attributes: Sequence[str]) -> None:
         """Refuse files that have a column of a name that is to be added."""
@@ -125,7 +139,12 @@ class ScoringRun:
             cpus_per_actor=options.cpus_per_actor,
             gpus_per_actor=options.gpus_per_actor,
         )
-        return self._score(model, partial(self._load, model), pool)
+        load: Callable[[], ConversationScorer] = partial(self._load, model)
+        if options.remember_scores:
+            from jobs.scoring.remembering_scorer import remembering  # it imports torch
+
+            load = partial(remembering, load, self._earlier.index(identity_of_model(model)))
+        return self._score(model, load, pool)
 
     def _score(
         self,
@@ -140,8 +159,20 @@ class ScoringRun:
         progress = run.run(
             [Stage(self._make_scorer(load, model.attributes), pool, 1 if served is None else UNITS_AT_ONCE)]
         )
-        self.summary = _summary(self._output, progress)
+        self._progress = progress
         return progress.total
+
+    @property
+    def summary(self) -> str:
+        """What the run did, in a line, and how long it took from the command's start until now."""
+        return _summary(self._output, self._progress, self._began_at) if self._progress else ""
+
+    @property
+    def next_command(self) -> str:
+        """What is usually done next with the output, as it is typed."""
+        job = "pairs" if isinstance(self._columns, PreferenceColumns) else "rank"
+        made = "pairs" if job == "pairs" else "ranked"
+        return f"next: rayward {job} --input {shlex.quote(self._output)} --output {made}"
 
     def _make_scorer(
         self, load: Callable[[], ConversationScorer], attributes: tuple[str, ...]
@@ -163,9 +194,11 @@ class ScoringRun:
         if self._sample is not None:  # small enough for stretches from all over the corpus
             default = max(1, min(default, int(self._corpus.num_rows * self._sample) // SAMPLE_STRETCHES))
         rows_per_unit = rows_per_unit_of(self._ledger, options.rows_per_unit, default=default)
-        units = sampled(self._corpus.units(rows_per_unit), self._sample)
+        cut = self._corpus.shared_units(rows_per_unit, self._plan.shared)
+        units = sampled(cut, self._sample)
         identity = {
-            "input": identity_of(self._source),
+            **self._source.identity,
+            **self._corpus.identity,
             **identity_of_model(model),
             "truncation": options.truncation,
             "max_tokens": options.max_tokens,
@@ -186,9 +219,11 @@ class ScoringRun:
             done=self._ledger.check(identity, units),
             identity=identity,
             arguments=options,
+            plan=Plan.of(self._whole, cut, shares=self._plan.shared is not None),
             max_errors=options.max_errors,
             error_column=f"{self._prefix}error",
             facts=record_of_model(model) | ({} if served is None else served.record),
+            progress=options.progress,
         )
 
     def _announce(self, run: UnitRun, model: Model, pool: ActorPool, served: ServedModelSource | None) -> None:
@@ -254,12 +289,30 @@ def columns_added(columns: Reading, has_attributes: bool) -> tuple[str, ...]:
     return own + (ATTRIBUTES,) * has_attributes
 
 
-def _summary(output: str, progress: Progress) -> str:
+def _summary(output: str, progress: Progress, began_at: float) -> str:
     total, new = progress.total, progress.stats
     before = f" ({total.rows - new.rows:,} of them before)" if total.rows > new.rows else ""
     told = accuracy_told(total.counts) + candidates_told(total.counts) + warnings_told(total.counts)
+    told += _remembered_told(total.counts)
     return (
         f"{total.rows:,} rows in {output}{before}: {total.rows - total.errors:,} scored, {total.errors:,} with "
-        f"errors, {total.tokens:,} tokens{told}; this run {new.rows:,} rows in "
-        f"{clock(progress.seconds)}, {progress.tokens_per_s:,.0f} tokens/s with start-up"
+        f"errors, {total.tokens:,} tokens{told}; this run {new.rows:,} rows in {_times(progress, began_at)}"
     )
+
+
+def _remembered_told(counts: Mapping[str, int]) -> str:
+    found = [
+        f"{counts[name]:,} scores {words}"
+        for name, words in ((REUSED, "reused"), (REPEATED, "of repeated conversations"))
+        if counts.get(name)
+    ]
+    return f"; {', '.join(found)}" if found else ""
+
+
+def _times(progress: Progress, began_at: float) -> str:
+    whole = clock(time.time() - began_at)
+    timing = progress.timing(began_at)
+    if timing is None or not progress.stats.rows:
+        return whole
+    spent = f"start {clock(timing.start_s)}, load {clock(timing.load_s)}, score {clock(timing.score_s)}"
+    return f"{whole} ({spent}), {progress.tokens_per_s:,.0f} tokens/s while scoring"

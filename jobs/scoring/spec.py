@@ -12,7 +12,6 @@ from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.chat_template import template_text
 from serve_app.reward_model.model_files import resolve
 from serve_app.reward_model.spec import ModelFacts
-from serve_app.reward_model.tiny import NAME as TINY
 
 if TYPE_CHECKING:
     from serve_app.reward_model.tokenizer import Tokenizer
@@ -48,10 +47,21 @@ def spec_of(options: EngineOptions, resources: ClusterResources) -> ModelSpec:
     return spec_named(options, device).resolved()
 
 
+def named(options: EngineOptions) -> str:
+    """The model's name, which a job without replicas elsewhere has.
+
+    Raises:
+        CorpusError: it is not there.
+    """
+    if options.model is None:
+        raise CorpusError("no model is named: --model takes a folder, a Hugging Face id, or tiny to try it out")
+    return options.model
+
+
 def spec_named(options: EngineOptions, device: str) -> ModelSpec:
     """The model by the names that options have, as they are."""
     return ModelSpec(
-        model=options.model or TINY,
+        model=named(options),
         revision=options.revision,
         device=device,
         dtype=options.dtype,

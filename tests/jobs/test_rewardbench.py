@@ -51,7 +51,7 @@ def llmbar(path: Path, count: int) -> list[dict[str, Any]]:
 
 def arguments(tmp_path: Path) -> list[str]:
     paths = ["--input", str(tmp_path / "pairs.parquet"), "--output", str(tmp_path / "out")]
-    return [*paths, "--dtype", "float32", "--cpus-per-actor", "2", "--rows-per-unit", "16"]
+    return [*paths, "--model", "tiny", "--dtype", "float32", "--cpus-per-actor", "2", "--rows-per-unit", "16"]
 
 
 def kill_after(tmp_path: Path, num_parts: int) -> None:
@@ -137,7 +137,7 @@ def test_rewardbench_2_with_message_prompts_and_a_system_prompt_for_each_row(
     ]
     write(tmp_path / "in.parquet", rows)
     options: dict[str, Any] = {"dtype": "float32", "cpus_per_actor": 2, "system_prompt_column": "domain"}
-    outcome = run(RewardBenchConfig(input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), **options))
+    outcome = run(config(tmp_path, **options))
 
     def own(row: dict[str, Any], answer: str) -> float:
         system = [{"role": "system", "content": row["domain"]}] if row["domain"] else []
@@ -155,7 +155,8 @@ def test_rewardbench_2_with_message_prompts_and_a_system_prompt_for_each_row(
 
 
 def config(tmp_path: Path, **options: Any) -> RewardBenchConfig:
-    return RewardBenchConfig(input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), **options)
+    paths = {"input": str(tmp_path / "in.parquet"), "output": str(tmp_path / "out")}
+    return RewardBenchConfig(**{**paths, "model": "tiny", **options})
 
 
 def test_input_that_is_no_benchmark_ends_before_anything_is_written(tmp_path: Path) -> None:

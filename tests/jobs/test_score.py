@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
+from jobs.best_of_n import BestOfNConfig
 from jobs.errors import CorpusError, OutputError, ResourceError, ScorerError, TooManyErrorsError
+from jobs.rewardbench import RewardBenchConfig
 from jobs.score import ScoreConfig, main, run
 from serve_app.reward_model import CheckpointError, RewardModel
 from tests.conftest import chat
@@ -22,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def config(tmp_path: Path, **options: Any) -> ScoreConfig:
-    defaults = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out"), "dtype": "float32"}
+    defaults = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out"), "model": "tiny", "dtype": "float32"}
     return ScoreConfig(**{**defaults, "cpus_per_actor": 2, **options})
 
 
@@ -54,9 +58,13 @@ def again(finished: Path, tmp_path: Path) -> dict[str, str]:
     return {"input": str(finished / "in")}
 
 
-def test_every_row_is_scored_with_its_columns_and_in_order(tmp_path: Path, tiny: RewardModel) -> None:
+def test_every_row_is_scored_with_its_columns_and_in_order(
+    tmp_path: Path, tiny: RewardModel, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = corpus(tmp_path / "in", 60)
     total = run(config(tmp_path, rows_per_unit=16))
+    spent = r"rows in T \(start T, load T, score T\), [\d,]+ tokens/s while scoring$".replace("T", r"\d+:\d\d")
+    assert re.search(spent, capsys.readouterr().out.strip())
     table = read_parts(tmp_path / "out")
     assert table.select(["id", "messages"]).to_pylist() == rows
     scores = tiny.score([row["messages"] for row in rows])
@@ -79,9 +87,8 @@ def test_the_manifest_records_the_run_and_working_folders_go(finished: Path) -> 
     assert {"rayward", "ray", "torch", "transformers"} == manifest["versions"].keys()
     assert manifest["tokens"] > 0
     assert manifest["seconds"] > 0
-    assert [path.name for path in (finished / "out").iterdir() if not path.name.startswith("part-")] == [
-        "_manifest.json"
-    ]
+    others = {path.name for path in (finished / "out").iterdir() if not path.name.startswith("part-")}
+    assert others == {"_manifest.json", "_plan.json", "_scores"}
 
 
 @pytest.mark.usefixtures("in_process")
@@ -139,8 +146,10 @@ def test_more_errors_than_allowed_stop_the_job(tmp_path: Path) -> None:
 def test_files_without_rows_keep_their_schema(tmp_path: Path) -> None:
     corpus(tmp_path / "in", 4)
     empty = pq.read_table(tmp_path / "in" / "a.parquet").slice(0, 0)
+    for file in (tmp_path / "in").iterdir():
+        file.unlink()
     pq.write_table(empty, tmp_path / "in" / "c.parquet")
-    assert run(config(tmp_path)).rows == 4
+    assert run(config(tmp_path)).rows == 0
     parts = sorted((tmp_path / "out").glob("part-c-*"))
     assert [pq.read_table(part).schema.names for part in parts] == [
         ["id", "messages", "score", "num_tokens", "truncated", "error"]
@@ -292,13 +301,30 @@ def test_the_exit_status_says_whether_rows_failed(
 ) -> None:
     rows: list[dict[str, Any]] = [{"prompt": "hi", "response": "yes"}, {"prompt": "hi", "response": None}]
     path = write(tmp_path / "a.parquet", rows)
-    arguments = ["--input", str(path), "--output", str(tmp_path / "out"), "--cpus-per-actor", "2"]
+    arguments = ["--input", str(path), "--output", str(tmp_path / "out"), "--cpus-per-actor", "2", "--model", "tiny"]
     assert command(monkeypatch, *arguments) == 3
-    assert f"2 rows in {tmp_path / 'out'}: 1 scored, 1 with errors" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"2 rows in {tmp_path / 'out'}: 1 scored, 1 with errors" in told
+    assert told.endswith(f"\nnext: rayward rank --input {tmp_path / 'out'} --output ranked\n")
     assert command(monkeypatch, *arguments, "--truncation", "left") == 1
     assert "jobs.score stopped: " in capsys.readouterr().err
-    assert command(monkeypatch, "--input", str(tmp_path / "no"), "--output", str(tmp_path / "o")) == 1
+    assert (
+        command(monkeypatch, "--input", str(tmp_path / "no"), "--output", str(tmp_path / "o"), "--model", "tiny") == 1
+    )
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_job_that_names_no_model_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command(monkeypatch, "--input", "a", "--output", "b")
+    assert caught.value.code == 2
+    assert "--model is required" in capsys.readouterr().err
+    for kind, own in ((BestOfNConfig, {"prompts": "a"}), (RewardBenchConfig, {"input": "a"})):
+        with pytest.raises(ValidationError, match="--model is required"):
+            kind.model_validate({"output": "b", **own})
+    assert ScoreConfig(input="a", output="b", via_serve="app").model is None
 
 
 def test_the_help_tells_what_every_option_does(
