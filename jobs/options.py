@@ -144,6 +144,11 @@ class ScoringOptions(EngineOptions):
         """What was said of how rows are read; None for a job that reads conversations alone."""
         return None
 
+    @property
+    def scores_turns(self) -> bool:
+        """Whether conversations are scored after each of their answers."""
+        return False
+
 
 class ReadingOptions(ScoringOptions):
     """Options of a job that reads pairs and candidates as well as conversations."""
@@ -157,6 +162,9 @@ class ReadingOptions(ScoringOptions):
     """Column of the rejected side of pairs, like --chosen-column."""
     responses_column: ColumnName | None = None
     """Column of candidates: a list of strings, of messages, or of structs with a response field."""
+    every_turn: bool = False
+    """Also score each conversation as it was after each message of the assistant, which takes little longer: adds
+    turn_scores and turn_tokens, lists with an element for each."""
 
     @model_validator(mode="after")
     def _one_reading(self) -> Self:
@@ -170,6 +178,8 @@ class ReadingOptions(ScoringOptions):
             raise ValueError(
                 "candidates have --responses-column and --prompt-column: leave other columns and reads out"
             )
+        if self.every_turn and (sides or listed or self.reads == "pairs"):
+            raise ValueError("--every-turn is for conversations: leave the columns of pairs and candidates out")
         return self
 
     @property
@@ -181,3 +191,8 @@ class ReadingOptions(ScoringOptions):
                 self.chosen_column or "chosen", self.rejected_column or "rejected", self.prompt_column
             )
         return ReadingChoice(self.columns, named, self.reads, self.responses_column)
+
+    @property
+    def scores_turns(self) -> bool:
+        """Whether conversations are scored after each of their answers."""
+        return self.every_turn

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.batching.parts import cut, prompt_keys
+from serve_app.batching.parts import cut
 from serve_app.batching.wire import Refusal, ScoreReply, TokenBatch
 from serve_app.config import ModelConfig
 from serve_app.replica import RewardReplica
@@ -111,7 +111,7 @@ class ModelHandle:
         encoded = failures.sort_out(zip(parsed, encoding, strict=True))
         places = list(encoded)
         ids = [encoded[place].token_ids for place in places]
-        parts = cut(ids, prompt_keys([parsed[place] for place in places]), max_tokens=PART_TOKENS)
+        parts = cut(ids, max_tokens=PART_TOKENS)
         replies = await self._score_parts([TokenBatch.of([ids[at] for at in part]) for part in parts])
         names = self._decoder_config.head.attributes
         scores = failures.sort_out(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 from cluster.reward_pool.connection import PoolConnection
 from cluster.reward_pool.dispatch import Part
 from cluster.reward_pool.encoder import RewardEncoder
 from cluster.reward_pool.errors import RewardPoolError
-from serve_app.batching.parts import cut, prompt_keys
+from serve_app.batching.parts import conversation_order, cut
 from serve_app.batching.wire import TokenBatch
 from serve_app.reward_model import Conversation, ScoringError
-from serve_app.reward_model.prefixes import together
 from serve_app.reward_model.tokenizer import EncodedConversation
 
 logger = logging.getLogger(__name__)
@@ -48,8 +47,7 @@ async def _score_once(
     parsed: Sequence[Conversation | ScoringError], encoder: RewardEncoder, connection: PoolConnection
 ) -> tuple[Outcomes, set[int]]:
     """The outcome of each item by its place, and the versions of the weights that gave them."""
-    keys = prompt_keys(parsed)
-    order = together(len(parsed), keys.__getitem__)
+    order = conversation_order(parsed)
     waves = [order[at : at + WAVE] for at in range(0, len(order), WAVE)]
     outcomes: Outcomes = {}
     versions: set[int] = set()
@@ -66,21 +64,18 @@ async def _score_once(
             following = encode(next_wave) if next_wave else None
             outcomes |= {place: item for place, item in encoded.items() if isinstance(item, ScoringError)}
             ids = {place: item.token_ids for place, item in encoded.items() if isinstance(item, EncodedConversation)}
-            versions |= await _score_wave(ids, keys, connection, outcomes)
+            versions |= await _score_wave(ids, connection, outcomes)
     finally:
         if following is not None:
             following.cancel()
     return outcomes, versions
 
 
-async def _score_wave(
-    ids: dict[int, list[int]], keys: Sequence[Hashable], connection: PoolConnection, outcomes: Outcomes
-) -> set[int]:
+async def _score_wave(ids: dict[int, list[int]], connection: PoolConnection, outcomes: Outcomes) -> set[int]:
     """Score token ids by place into `outcomes`; the versions of the weights that did it."""
     places = list(ids)
     parts = cut(
         list(ids.values()),
-        [keys[place] for place in places],
         max_tokens=min(connection.roster.token_budget, MAX_PART_TOKENS),
         num_processes=len(connection.roster.members),
     )

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from serve_app.reward_model.tokenizer import EncodedConversation, Truncation
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "null"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +147,10 @@ class RewardEncoder:
         return Conversation(tuple(messages), conversation.reference)
 
 
-def values_of(outcomes: Sequence[float | ScoringError], on_error: OnError) -> list[float | None]:
-    """Each score; of an item without one null or, where errors are to be raised, the first error, its place told."""
+def values_of(outcomes: Sequence[T | ScoringError], on_error: OnError) -> list[T | None]:
+    """What was found of each item; of one without a score null or, where errors are to be raised, the first error, its
+    place told.
+    """
     if on_error not in ("raise", "null"):
         raise RewardInputError(f"on_error is 'raise' or 'null', not {on_error!r}")
     for place, outcome in enumerate(outcomes):

@@ -36,6 +36,7 @@ from serve_app.reward_model.architecture import Quantization
 from serve_app.reward_model.chat_template import template_text
 from serve_app.reward_model.spec import absolute
 from serve_app.reward_model.tokenizer import Truncation
+from serve_app.reward_model.turn_list import TurnList
 
 
 class RewardActorPool:
@@ -196,6 +197,24 @@ class RewardActorPool:
         """`score` on an event loop; cancelling it withdraws what the actors have not begun."""
         return values_of(await self._score(self._reader.conversations(conversations)), on_error)
 
+    def score_turns(
+        self, conversations: Sequence[ConversationLike], *, on_error: OnError = "raise"
+    ) -> list[list[float] | None]:
+        """The raw scores of each conversation after each message of the assistant, in order: what an environment of
+        several turns gives for each. Each has the bits that `score` gives the conversation cut there.
+
+        The arguments and errors are those of `score`; a conversation without a message of the assistant's, or with a
+        turn that cannot be scored, is an item that cannot.
+        """
+        return blocking(self.score_turns_async(conversations, on_error=on_error))
+
+    async def score_turns_async(
+        self, conversations: Sequence[ConversationLike], *, on_error: OnError = "raise"
+    ) -> list[list[float] | None]:
+        """`score_turns` on an event loop."""
+        turns = TurnList.of(self._reader.conversations(conversations))
+        return values_of(turns.scored(await self._score(turns.flat)), on_error)
+
     def score_text(self, texts: Sequence[str], *, on_error: OnError = "raise") -> list[float | None]:
         """`score` for rendered texts: ChatML, the model's own chat template, or a declared policy's.
 
@@ -315,7 +334,7 @@ class RewardActorPool:
         timeout_s = steps * self._connection.plan.start_timeout_s
         return blocking(self._connection.ask_supervisor(method, *args, timeout_s=timeout_s))
 
-    async def _score(self, parsed: list[Conversation | ScoringError]) -> list[float | ScoringError]:
+    async def _score(self, parsed: Sequence[Conversation | ScoringError]) -> list[float | ScoringError]:
         return await score_batch(parsed, self._reader, self._connection)
 
 

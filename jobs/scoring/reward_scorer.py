@@ -79,7 +79,8 @@ class RewardScorer:
         if not isinstance(table, pa.Table):
             raise CorpusError(f'a batch is {type(table).__name__}, not an Arrow table: set batch_format="pyarrow"')
         reading = reading_of(table.schema, self._options.choice)
-        added = [self._prefix + name for name in columns_added(reading, bool(self._attributes))]
+        names = columns_added(reading, bool(self._attributes), with_turns=self._options.scores_turns)
+        added = [self._prefix + name for name in names]
         check_output_names(table.schema, added, "the dataset")
         scorer = scorer_of(
             reading,

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.connect import ClusterResources
 from jobs.corpus.candidates import CandidateColumns
-from jobs.corpus.conversations import SystemPrompt
+from jobs.corpus.conversations import ConversationColumns, SystemPrompt
 from jobs.corpus.files import Corpus, auto_rows_per_unit, sampled
 from jobs.corpus.preferences import PreferenceColumns
 from jobs.corpus.readings import Reading, check_output, columns_of, conversation_columns
 from jobs.corpus.storage import identity_of
+from jobs.errors import CorpusError
 from jobs.options import ScoringOptions
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
@@ -25,7 +26,8 @@ from jobs.scoring.estimate import estimate
 from jobs.scoring.pair_stage import PAIR_ATTRIBUTES, PAIR_SCORE_COLUMNS, PairScorer, accuracy_told
 from jobs.scoring.preview import preview
 from jobs.scoring.spec import Model, check_model_files, check_reference, identity_of_model, record_of_model, spec_of
-from jobs.scoring.stage import ATTRIBUTES, SCORE_COLUMNS, ConversationScorer, UnitScorer, warnings_told
+from jobs.scoring.stage import ATTRIBUTES, SCORE_COLUMNS, ConversationScorer, TableScorer, UnitScorer, warnings_told
+from jobs.scoring.turn_stage import TURN_COLUMNS, TurnScorer, turns_told
 from jobs.scoring.via_serve import UNITS_AT_ONCE, ServedModelSource
 from serve_app.reward_model import ModelSpec
 from serve_app.reward_model.tiny import NAME as TINY
@@ -89,7 +91,7 @@ class ScoringRun:
 
     def _check_room(self, attributes: Sequence[str]) -> None:
         """Refuse files that have a column of a name that is to be added."""
-        added = columns_added(self._columns, bool(attributes))
+        added = columns_added(self._columns, bool(attributes), with_turns=self._options.scores_turns)
         names = [self._prefix + name for name in added]
         check_output(self._corpus, added=names, system_prompt_column=self._options.system_prompt_column)
 
@@ -145,7 +147,7 @@ class ScoringRun:
 
     def _make_scorer(
         self, load: Callable[[], ConversationScorer], attributes: tuple[str, ...]
-    ) -> Callable[[], UnitScorer | PairScorer | CandidateListScorer]:
+    ) -> Callable[[], TableScorer[Any, Any]]:
         return partial(
             scorer_of,
             self._columns,
@@ -175,8 +177,9 @@ class ScoringRun:
         }
         if self._system_prompt != SystemPrompt():
             identity["system_prompt"] = asdict(self._system_prompt)
-        if options.strict:
-            identity["strict"] = True
+        for name, is_set in {"strict": options.strict, "every_turn": options.scores_turns}.items():
+            if is_set:
+                identity[name] = True
         parts = {"limit": self._limit, "sample": self._sample}
         identity |= {name: value for name, value in parts.items() if value is not None}
         return UnitRun(
@@ -222,7 +225,7 @@ def scorer_of(
     system_prompt: SystemPrompt,
     prefix: str,
     attributes: tuple[str, ...],
-) -> UnitScorer | PairScorer | CandidateListScorer:
+) -> TableScorer[Any, Any]:
     """The scorer of tables that are read so."""
     terms: dict[str, Any] = {
         "system_prompt": system_prompt,
@@ -236,7 +239,7 @@ def scorer_of(
         return PairScorer(load, ledger, columns=columns, **terms)
     if isinstance(columns, CandidateColumns):
         return CandidateListScorer(load, ledger, columns=columns, **terms)
-    return UnitScorer(load, ledger, columns=columns, **terms)
+    return (TurnScorer if options.scores_turns else UnitScorer)(load, ledger, columns=columns, **terms)
 
 
 def _kind(columns: Reading) -> str:
@@ -246,18 +249,26 @@ def _kind(columns: Reading) -> str:
     return "candidates" if isinstance(columns, CandidateColumns) else "columns"
 
 
-def columns_added(columns: Reading, has_attributes: bool) -> tuple[str, ...]:
-    """Names of the columns that scoring adds."""
+def columns_added(columns: Reading, has_attributes: bool, *, with_turns: bool = False) -> tuple[str, ...]:
+    """Names of the columns that scoring adds.
+
+    Raises:
+        CorpusError: turns are asked for, and rows are no conversations.
+    """
+    if with_turns and not isinstance(columns, ConversationColumns):
+        kind = "pairs: --messages-column chosen reads one side" if isinstance(columns, PreferenceColumns) else "lists"
+        raise CorpusError(f"--every-turn is for conversations, and the rows of the input are {kind}")
     if isinstance(columns, PreferenceColumns):
         return PAIR_SCORE_COLUMNS + PAIR_ATTRIBUTES * has_attributes
     own = CANDIDATE_SCORE_COLUMNS if isinstance(columns, CandidateColumns) else SCORE_COLUMNS
-    return own + (ATTRIBUTES,) * has_attributes
+    return own + (ATTRIBUTES,) * has_attributes + TURN_COLUMNS * with_turns
 
 
 def _summary(output: str, progress: Progress) -> str:
     total, new = progress.total, progress.stats
     before = f" ({total.rows - new.rows:,} of them before)" if total.rows > new.rows else ""
-    told = accuracy_told(total.counts) + candidates_told(total.counts) + warnings_told(total.counts)
+    told = accuracy_told(total.counts) + candidates_told(total.counts) + turns_told(total.counts)
+    told += warnings_told(total.counts)
     return (
         f"{total.rows:,} rows in {output}{before}: {total.rows - total.errors:,} scored, {total.errors:,} with "
         f"errors, {total.tokens:,} tokens{told}; this run {new.rows:,} rows in "

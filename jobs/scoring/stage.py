@@ -163,15 +163,21 @@ def warnings_told(counts: Mapping[str, int]) -> str:
 
 
 def score_columns(
-    table: pa.Table, outcomes: Sequence[Score | ScoringError], *, prefix: str, attributes: Sequence[str] = ()
+    table: pa.Table,
+    outcomes: Sequence[Score | ScoringError],
+    *,
+    prefix: str,
+    attributes: Sequence[str] = (),
+    reasons: Sequence[str | None] | None = None,
 ) -> pa.Table:
     """`table` with four columns more: float32 `score`, int32 `num_tokens`, bool `truncated` and string `error`.
 
     With names of `attributes` there is a fifth. A row that could not be scored has the reason in `error`, and null in
-    the others.
+    the others; `reasons` are those of errors whose text does not say enough.
     """
     scores = [outcome if isinstance(outcome, Score) else None for outcome in outcomes]
-    reasons = [reason_of(outcome) if isinstance(outcome, ScoringError) else None for outcome in outcomes]
+    if reasons is None:
+        reasons = [reason_of(outcome) if isinstance(outcome, ScoringError) else None for outcome in outcomes]
     columns = {
         "score": pa.array([score and score.value for score in scores], pa.float32()),
         "num_tokens": pa.array([score and score.num_tokens for score in scores], pa.int32()),

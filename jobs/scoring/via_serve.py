@@ -15,10 +15,9 @@ from jobs.errors import ServedModelError
 from jobs.options import ScoringOptions
 from jobs.runs.placement import ActorPool, plan_forwarders
 from jobs.scoring.replica_calls import Outcomes, ReplicaCalls, num_replicas
-from serve_app.batching.parts import cut, prompt_keys
+from serve_app.batching.parts import conversation_order, cut
 from serve_app.reward_model import Conversation, Score, ScoringError
 from serve_app.reward_model.model_files import resolve
-from serve_app.reward_model.prefixes import together
 from serve_app.reward_model.spec import ModelFacts
 from serve_app.reward_model.tokenizer import EncodedConversation, Truncation
 
@@ -89,8 +88,7 @@ class ServedModel:
         failed: dict[int, Score | ScoringError],
     ) -> Iterator[dict[int, EncodedConversation]]:
         """Encoded conversations by their places, in parts; what cannot be encoded goes to `failed`."""
-        keys = prompt_keys(conversations)
-        order = together(len(conversations), keys.__getitem__)
+        order = conversation_order(conversations)
         for first in range(0, len(order), ENCODED_AT_ONCE):
             places = order[first : first + ENCODED_AT_ONCE]
             found = encode([conversations[place] for place in places])
@@ -102,7 +100,7 @@ class ServedModel:
                     failed[place] = item
             ready = list(encoded)
             ids = [item.token_ids for item in encoded.values()]
-            for part in cut(ids, [keys[place] for place in ready], max_tokens=self._part_tokens):
+            for part in cut(ids, max_tokens=self._part_tokens):
                 yield {ready[at]: encoded[ready[at]] for at in part}
 
 

@@ -4,7 +4,15 @@
 long lists into requests, sends them and tries again; answers checks what comes back; errors is the exception tree.
 """
 
-from serve_app.client.answers import Comparison, ModelInfo, RankedConversation, RankedResponse, Ranking, Score
+from serve_app.client.answers import (
+    Comparison,
+    ModelInfo,
+    RankedConversation,
+    RankedResponse,
+    Ranking,
+    Score,
+    TurnScores,
+)
 from serve_app.client.clients import AsyncRewardClient, RewardClient
 from serve_app.client.errors import (
     AuthenticationError,
@@ -36,5 +44,6 @@ __all__ = [
     "Score",
     "TooLongError",
     "Truncation",
+    "TurnScores",
     "UnavailableError",
 ]

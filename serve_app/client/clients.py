@@ -20,12 +20,14 @@ from serve_app.client.answers import (
     RankedResponse,
     Ranking,
     Score,
+    TurnScores,
     read_best_of_n,
     read_comparison,
     read_model,
     read_models,
     read_ranking,
     read_scores,
+    read_turn_scores,
 )
 from serve_app.client.errors import DeadlineError, InvalidRequestError, RewardClientError, UnavailableError
 from serve_app.client.transport import (
@@ -132,7 +134,24 @@ class AsyncRewardClient:
         """
         batches = cut(_checked_conversations(conversations), self._limits)
         fields = {"truncation": truncation, "strict": strict or None}
-        return await self._within(timeout_s, lambda ends_at: self._score(batches, fields, ends_at))
+        return await self._within(timeout_s, lambda ends_at: self._score(batches, fields, ends_at, read_scores))
+
+    async def score_turns(
+        self,
+        conversations: Sequence[Messages],
+        *,
+        truncation: Truncation | None = None,
+        strict: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[TurnScores]:
+        """The scores of each conversation after each message of the assistant, in order; the options are `score`'s.
+
+        Each score has the bits that `score` gives the conversation cut behind that message. A conversation without such
+        a message is an `InvalidRequestError`.
+        """
+        batches = cut(_checked_conversations(conversations), self._limits)
+        fields = {"truncation": truncation, "strict": strict or None, "every_turn": True}
+        return await self._within(timeout_s, lambda ends_at: self._score(batches, fields, ends_at, read_turn_scores))
 
     async def compare(
         self, first: Messages, second: Messages, *, strict: bool = False, timeout_s: float | None = None
@@ -220,8 +239,15 @@ class AsyncRewardClient:
     async def _post(self, path: str, body: bytes, ends_at: float) -> Any:
         return await self._transport.request("POST", path, body, ends_at=ends_at)
 
-    async def _score(self, batches: Iterator[Batch], fields: Mapping[str, Any], ends_at: float) -> list[Score]:
-        results: dict[int, list[Score]] = {}
+    async def _score(
+        self,
+        batches: Iterator[Batch],
+        fields: Mapping[str, Any],
+        ends_at: float,
+        read: Callable[[object, int], list[T]],
+    ) -> list[T]:
+        """What `read` makes of the answers to batches of conversations, in order."""
+        results: dict[int, list[T]] = {}
         models: set[str] = set()
 
         async def score_batches() -> None:
@@ -232,7 +258,7 @@ class AsyncRewardClient:
                 except RewardClientError as error:
                     batch.globalise(error)
                     raise
-                results[batch.start] = read_scores(answer, len(batch))
+                results[batch.start] = read(answer, len(batch))
                 models.add(read_model(answer))
 
         await _run_until_one_fails([score_batches] * self._max_concurrency)
@@ -250,7 +276,7 @@ class AsyncRewardClient:
         if second is None:
             body = json_object({"model": self._model, **fields}, conversations=first.conversations)
             return read_ranking(await self._post("/v1/rank", body, ends_at), len(first))
-        scores = await self._score(chain([first, second], batches), fields, ends_at)
+        scores = await self._score(chain([first, second], batches), fields, ends_at, read_scores)
         return Ranking.of([score.value for score in scores])
 
     async def _best_of_n(self, asked: _BestOfN, ends_at: float) -> list[RankedResponse]:
@@ -263,7 +289,7 @@ class AsyncRewardClient:
             body = json_object(fields, prompt=encoded_prompt, responses=encoded)
             return read_best_of_n(await self._post("/v1/best_of_n", body, ends_at), responses, top_n)
         try:
-            scores = await self._score(cut(asked.conversations(), self._limits), asked.fields, ends_at)
+            scores = await self._score(cut(asked.conversations(), self._limits), asked.fields, ends_at, read_scores)
         except RewardClientError as error:
             if error.param is not None:  # of `/v1/score`, which the caller did not ask for
                 error.param = error.param.replace("conversations[", "responses[", 1)
@@ -392,6 +418,19 @@ class RewardClient:
         """See `AsyncRewardClient.score`."""
         return self._call(
             lambda client: client.score(conversations, truncation=truncation, strict=strict, timeout_s=timeout_s)
+        )
+
+    def score_turns(
+        self,
+        conversations: Sequence[Messages],
+        *,
+        truncation: Truncation | None = None,
+        strict: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[TurnScores]:
+        """See `AsyncRewardClient.score_turns`."""
+        return self._call(
+            lambda client: client.score_turns(conversations, truncation=truncation, strict=strict, timeout_s=timeout_s)
         )
 
     def compare(

@@ -27,6 +27,7 @@ from serve_app.reward_model.prefixes import in_tree_order
 from serve_app.reward_model.scorer import SequenceScorer
 from serve_app.reward_model.scores import Score, ranks
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
+from serve_app.reward_model.turn_list import TurnList
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -262,10 +263,8 @@ class RewardModel:
 
         A conversation that is malformed or has no message of the assistant's yields one error.
         """
-        turns = [_turns(conversation) for conversation in _listed(conversations)]
-        flat = [turn for item in turns if isinstance(item, list) for turn in item]
-        outcomes = iter(self.outcomes(flat, truncation=truncation, max_tokens=max_tokens, strict=strict))
-        return [item if isinstance(item, ConversationError) else [next(outcomes) for _ in item] for item in turns]
+        turns = TurnList.of([_parsed(conversation) for conversation in _listed(conversations)])
+        return turns.outcomes(self.outcomes(turns.flat, truncation=truncation, max_tokens=max_tokens, strict=strict))
 
     def score_token_ids(self, sequences: Sequence[Sequence[int] | NDArray[np.integer]]) -> NDArray[np.float32]:
         """Score sequences of token ids as they are: float32 [len(sequences)].
@@ -326,13 +325,6 @@ def _listed(conversations: Sequence[ConversationLike]) -> Sequence[ConversationL
     if isinstance(conversations, Conversation | str):
         raise TypeError(f"a list of conversations is wanted, not one {type(conversations).__name__}")
     return conversations
-
-
-def _turns(conversation: ConversationLike) -> list[Conversation] | ConversationError:
-    try:
-        return Conversation.parse(conversation).turns()
-    except ConversationError as error:
-        return error
 
 
 def _parsed(conversation: ConversationLike) -> Conversation | ConversationError:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from jobs.errors import CorpusError, OutputError, ResourceError, ScorerError, TooManyErrorsError
 from jobs.score import ScoreConfig, main, run
@@ -19,6 +20,7 @@ from tests.jobs.conftest import read_parts, write
 from tests.jobs.faults import POISON, BrokenModel, DyingModel, Loader, OnceDyingModel
 
 pytestmark = pytest.mark.usefixtures("local_ray")
+U = {"role": "user", "content": "And?"}
 
 
 def config(tmp_path: Path, **options: Any) -> ScoreConfig:
@@ -98,6 +100,40 @@ def test_a_bad_row_carries_its_error_and_the_job_goes_on(tmp_path: Path) -> None
     assert null == "ConversationError: the response is null"
     assert long.startswith("ConversationTooLongError: conversation has ")
     assert table["num_tokens"].null_count == table["truncated"].null_count == 2
+
+
+@pytest.mark.usefixtures("in_process")
+def test_every_turn_of_real_conversations(tmp_path: Path, tiny: RewardModel, shared: Path) -> None:
+    source = pq.read_table(shared / "data" / "hh_harmless" / "part-00.parquet", columns=["messages"]).slice(0, 5)
+    talks = source["messages"].to_pylist()
+    broken = [chat("only a question"), [*chat("a", "b", "c"), {"role": "assistant", "content": " "}], [*talks[0], U]]
+    write(tmp_path / "in" / "a.parquet", [{"messages": talk} for talk in [*talks, *broken]])
+    total = run(config(tmp_path, every_turn=True, strict=True, output_prefix="my_"))
+    table = read_parts(tmp_path / "out")
+    rows = table.to_pylist()
+    for talk, row in zip(talks, rows, strict=False):
+        turns = tiny.score_turns(talk)
+        assert row["my_turn_scores"] == [turn.value for turn in turns]
+        assert row["my_turn_tokens"] == [turn.num_tokens for turn in turns]
+        assert row["my_score"] == tiny.get_score(talk)
+    kinds = [str(table.schema.field(f"my_{name}").type) for name in ("turn_scores", "turn_tokens")]
+    assert kinds == ["list<element: float>", "list<element: int32>"]
+    silent, empty, unanswered = rows[-3:]
+    assert silent["my_error"].startswith("ConversationError: no message has the role 'assistant'")
+    assert empty["my_error"].startswith("MalformedConversationError: turn 1: empty_response")
+    assert unanswered["my_error"].startswith("MalformedConversationError: turn ")
+    assert [row["my_turn_scores"] for row in rows[-3:]] == [None] * 3
+    assert (total.errors, total.counts["turns"]) == (3, sum(len(tiny.score_turns(talk)) for talk in talks))
+    with pytest.raises(OutputError, match="every_turn: True there, None now"):
+        run(config(tmp_path, strict=True, output_prefix="my_"))
+
+
+def test_every_turn_is_for_conversations(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.parquet", [{"chosen": chat("a", "b"), "rejected": chat("a", "c")}])
+    with pytest.raises(CorpusError, match="--messages-column chosen reads one side"):
+        run(config(tmp_path, every_turn=True))
+    with pytest.raises(ValidationError, match="--every-turn is for conversations"):
+        config(tmp_path, every_turn=True, reads="pairs")
 
 
 @pytest.mark.usefixtures("in_process")

@@ -13,11 +13,12 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.reward_model import Conversation
+from serve_app.reward_model import Conversation, RewardModel
 from serve_app.web.gate import MAX_BODY_BYTES, http_app
 from serve_app.web.security import Guard
 from tests.conftest import chat
 from tests.serve_app.web.fake_service import FakeService
+from tests.serve_app.web.playground.engine_service import EngineService
 
 SHORT, LONG = chat("What?", "No."), chat("What?", "Certainly.")
 KEYS = Guard(["first-key", "second-key"])
@@ -68,6 +69,44 @@ def test_score() -> None:
     service.attributes = {"helpfulness": 0.5}
     response = request("POST", "/v1/score", json=body, service=service)
     assert [row["attributes"] for row in response.json()["results"]] == [{"helpfulness": 0.5}] * 2
+
+
+def test_every_turn_has_the_bits_of_the_conversation_cut_there(tiny: RewardModel) -> None:
+    talk = [U, {"role": "assistant", "content": ""}, *chat("Well?", "Yes, well.", "And?")]
+    body = {"conversations": [SHORT, talk], "every_turn": True}
+    answer = request("POST", "/v1/score", json=body, service=EngineService({"tiny": tiny})).json()
+    first, second = answer["results"]
+    assert first == {
+        "index": 0,
+        "score": tiny.get_score(SHORT),
+        "num_tokens": first["num_tokens"],
+        "truncated": False,
+    } | {
+        "turn_scores": [tiny.get_score(SHORT)],
+        "turn_tokens": [first["num_tokens"]],
+    }
+    turns = tiny.score_turns(talk)
+    assert (second["turn_scores"], second["score"]) == ([turn.value for turn in turns], tiny.get_score(talk))
+    assert second["turn_tokens"] == [turn.num_tokens for turn in turns]
+    assert answer["usage"]["prompt_tokens"] == first["num_tokens"] + second["num_tokens"]
+    paths = [warning.partition(": the last")[0] for warning in answer["warnings"]]
+    assert paths == ["conversations[1]: last_not_assistant", "conversations[1][1]: empty_response"]
+
+
+@pytest.mark.parametrize(
+    ("conversations", "options", "param"),
+    [
+        ([SHORT, [U]], {}, "conversations[1]"),
+        ([SHORT, [U, {"role": "assistant", "content": ""}, *SHORT]], {"strict": True}, "conversations[1][1]"),
+        ([{"messages": [*SHORT, U], "reference": "No."}], {}, "conversations[0].messages[1]"),
+    ],
+)
+def test_the_turn_without_a_score_is_named(
+    tiny: RewardModel, conversations: list[Any], options: dict[str, Any], param: str
+) -> None:
+    body = {"conversations": conversations, "every_turn": True, **options}
+    response = request("POST", "/v1/score", json=body, service=EngineService({"tiny": tiny}))
+    assert (response.status_code, error_of(response)["param"]) == (422, param)
 
 
 def test_what_looks_wrong_is_told_with_its_place() -> None:
