@@ -19,6 +19,7 @@ from pydantic import (
 from jobs.corpus.conversations import ConversationColumns
 from jobs.corpus.preferences import PreferenceColumns
 from jobs.corpus.readings import ReadingChoice, ReadingName
+from serve_app.reward_model.scores import Aggregate
 from serve_app.reward_model.tiny import NAME as TINY
 from serve_app.reward_model.tokenizer import Truncation
 
@@ -59,9 +60,10 @@ class EngineOptions(BaseModel):
     """A file with a Jinja chat template in place of the checkpoint's, such as for one that has none."""
     base_model: str | None = Field(default=None, min_length=1)
     """For a LoRA adapter: the folder or id of the model it changes, in place of the one it names."""
-    head: str | None = Field(default=None, pattern=r"^logit:[0-9]+$")
+    head: str | None = Field(default=None, pattern=r"^(logit:[0-9]+|steps:.+)$")
     """logit:ID scores with the logit of vocabulary row ID at the last token, for language models trained so, such as
-    Llama-3.1-Nemotron-70B-Reward-HF (logit:0)."""
+    Llama-3.1-Nemotron-70B-Reward-HF (logit:0). steps:shepherd, steps:rlhflow and steps:trl name the rule of a process
+    reward model, for --steps-column."""
     normalize: bool = False
     """Normalise scores with the mean and deviation that OpenRLHF saved with the checkpoint."""
     token_budget: PositiveInt | None = None
@@ -91,6 +93,11 @@ class EngineOptions(BaseModel):
     """Stop once more rows than this have failed."""
     address: str | None = Field(default=None, validate_default=True)
     """A Ray cluster: auto, or host:port of its head; by default RAY_ADDRESS, else a local one is started."""
+
+    @property
+    def scored_steps(self) -> str | None:
+        """The column of answers in steps, where those are scored and no whole conversations."""
+        return None
 
     @model_validator(mode="after")
     def _device_multiplies_so(self) -> Self:
@@ -149,6 +156,11 @@ class ScoringOptions(EngineOptions):
         """Whether conversations are scored after each of their answers."""
         return False
 
+    @property
+    def step_aggregate(self) -> Aggregate | None:
+        """What makes one score of an answer's steps."""
+        return None
+
 
 class ReadingOptions(ScoringOptions):
     """Options of a job that reads pairs and candidates as well as conversations."""
@@ -162,6 +174,11 @@ class ReadingOptions(ScoringOptions):
     """Column of the rejected side of pairs, like --chosen-column."""
     responses_column: ColumnName | None = None
     """Column of candidates: a list of strings, of messages, or of structs with a response field."""
+    steps_column: ColumnName | None = None
+    """Column of answers in steps, lists of strings, for a process reward model: each step gets a score. The prompt is
+    in --prompt-column or --messages-column."""
+    aggregate: Aggregate | None = None
+    """Also make one score of an answer's steps: their product, the minimum or the last."""
     every_turn: bool = False
     """Also score each conversation as it was after each message of the assistant, which takes little longer: adds
     turn_scores and turn_tokens, lists with an element for each."""
@@ -192,7 +209,31 @@ class ReadingOptions(ScoringOptions):
             )
         return ReadingChoice(self.columns, named, self.reads, self.responses_column)
 
+    @model_validator(mode="after")
+    def _steps_alone(self) -> Self:
+        if self.steps_column is None:
+            if self.aggregate is not None:
+                raise ValueError("--aggregate is for --steps-column")
+            return self
+        others = ("reads", "chosen_column", "rejected_column", "responses_column", "response_column")
+        wrong = [name for name in (*others, "reference_column") if getattr(self, name) is not None]
+        wrong += ["every_turn"] * self.every_turn + ["truncation"] * (self.truncation != "error")
+        if wrong:
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in wrong)
+            raise ValueError(f"--steps-column is for a prompt and an answer in steps: leave {flags} out")
+        return self
+
     @property
     def scores_turns(self) -> bool:
         """Whether conversations are scored after each of their answers."""
         return self.every_turn
+
+    @property
+    def scored_steps(self) -> str | None:
+        """The column of answers in steps, where those are scored and no whole conversations."""
+        return self.steps_column
+
+    @property
+    def step_aggregate(self) -> Aggregate | None:
+        """What makes one score of an answer's steps."""
+        return self.aggregate

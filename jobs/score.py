@@ -70,6 +70,8 @@ class ScoreConfig(ReadingOptions, CorpusOptions):
 
     @model_validator(mode="after")
     def _shown_by_a_model(self) -> Self:
+        if self.steps_column is not None and (self.dry_run or self.show is not None):
+            raise ValueError("--dry-run and --show are for conversations, and not for --steps-column")
         if self.show is not None and self.via_serve is not None:
             raise ValueError("--show reads the tokenizer of --model: name the model and leave --via-serve out")
         return self

@@ -1,5 +1,6 @@
 """Rows in: `storage` (filesystems, names below a folder, files whole or not at all), `files` (a corpus and its units),
 `formats`, `lines`, `delimited` and `record_batches` (JSONL, CSV and Arrow), `reader` (units as tables), `features`
 (schema metadata), `turns` (cells as messages), `conversations` (rows as conversations, prompts and system prompts),
-`preferences` (rows as pairs), `candidates` (rows as lists of responses), `readings` (which columns are read).
+`preferences` (rows as pairs), `candidates` (rows as lists of responses), `readings` (which columns are read), `stepped`
+(rows as answers in steps).
 """

@@ -188,7 +188,7 @@ def mean_by_turn(turns: GroupMoments) -> Figure:
         axes = figure.subplots()
         there = np.flatnonzero(turns.count)
         error = NORMAL_95 * turns.deviation[there] / np.sqrt(turns.count[there])
-        points(axes, there + 1.0, turns.mean[there], np.nan_to_num(error), joined=True)
+        points(axes, (there + 1).astype(np.float64), turns.mean[there], np.nan_to_num(error), joined=True)
         axes.set_xlabel("answer")
         axes.set_ylabel("mean score")
         axes.grid(axis="y")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -60,31 +60,26 @@ def turn_columns(
     that has an error has null in both; it names the turn, from 0.
     """
     wholes = [row if isinstance(row, ScoringError) else _told(row) for row in outcomes]
-    reasons = [_reason(row) if isinstance(row, ScoringError) else None for row in outcomes]
+    reasons = [reason_of(row, part="turn") if isinstance(row, ScoringError) else None for row in outcomes]
     table = score_columns(table, wholes, prefix=prefix, attributes=attributes, reasons=reasons)
     rows = [None if isinstance(row, ScoringError) else row[:-1] for row in outcomes]
     columns = {
-        "turn_scores": pa.array([row and [turn.value for turn in row] for row in rows], pa.list_(pa.float32())),
-        "turn_tokens": pa.array([row and [turn.num_tokens for turn in row] for row in rows], pa.list_(pa.int32())),
+        "turn_scores": pa.array([_each(row, lambda turn: turn.value) for row in rows], pa.list_(pa.float32())),
+        "turn_tokens": pa.array([_each(row, lambda turn: turn.num_tokens) for row in rows], pa.list_(pa.int32())),
     }
     for name, column in columns.items():
         table = table.append_column(prefix + name, column)
     return table
 
 
+def _each(row: Sequence[Score] | None, read: Callable[[Score], float]) -> list[float] | None:
+    return None if row is None else [read(turn) for turn in row]
+
+
 def _told(row: Sequence[Score]) -> Score:
     """The score of the whole conversation, with what was found of any of its turns."""
     warnings = dict.fromkeys(warning for score in row for warning in score.warnings)
     return replace(row[-1], truncated=any(score.truncated for score in row), warnings=tuple(warnings))
-
-
-def _reason(error: ScoringError) -> str:
-    turn = error.index
-    reason = reason_of(error)
-    if turn is None:
-        return reason
-    kind, _, text = reason.partition(": ")
-    return f"{kind}: turn {turn}: {text}"
 
 
 def turns_told(counts: Mapping[str, int]) -> str:

@@ -56,8 +56,8 @@ class TokenBatch:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each sequence, counted whole: int64 [number of sequences]."""
-        lengths: NDArray[np.int64] = np.diff(self.starts) + self.shared
-        return lengths
+        own: NDArray[np.int64] = np.diff(self.starts)
+        return own + self.shared
 
     def num_tokens(self, first: int = 0, stop: int | None = None) -> int:
         """Tokens of sequences `first` to `stop` - 1, each counted whole."""

@@ -11,6 +11,7 @@ from serve_app.client.answers import (
     RankedResponse,
     Ranking,
     Score,
+    StepwiseScore,
     TurnScores,
 )
 from serve_app.client.clients import AsyncRewardClient, RewardClient
@@ -24,9 +25,10 @@ from serve_app.client.errors import (
     TooLongError,
     UnavailableError,
 )
-from serve_app.client.transport import Messages, Truncation
+from serve_app.client.transport import Aggregate, Messages, Truncation
 
 __all__ = [
+    "Aggregate",
     "AsyncRewardClient",
     "AuthenticationError",
     "Comparison",
@@ -42,6 +44,7 @@ __all__ = [
     "RewardClient",
     "RewardClientError",
     "Score",
+    "StepwiseScore",
     "TooLongError",
     "Truncation",
     "TurnScores",

@@ -43,6 +43,18 @@ class TurnScores:
 
 
 @dataclass(frozen=True, slots=True)
+class StepwiseScore:
+    """A process reward model's score of each step of an answer, in order; `score` is what the aggregate made of them,
+    where one was named.
+    """
+
+    values: tuple[float, ...]
+    num_tokens: int
+    score: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Two scores; `margin` is the first less the second, `probability` its logistic (Bradley-Terry)."""
 
@@ -148,6 +160,18 @@ def read_turn_scores(answer: object, count: int) -> list[TurnScores]:
             _field(row, "truncated", bool),
             tuple(warnings.get(index, ())),
         )
+    return _by_index(results, count)
+
+
+def read_step_scores(answer: object, count: int) -> list[StepwiseScore]:
+    """`/v1/steps`: the scores of each of `count` answers' steps, in their order."""
+    warnings = _warnings(answer)
+    results: dict[int, StepwiseScore] = {}
+    for row in _rows(answer, count):
+        index = _field(row, "index", int)
+        values = tuple(_finite(value, "step_scores") for value in _field(row, "step_scores", list))
+        score = _score(row) if "score" in row else None
+        results[index] = StepwiseScore(values, _field(row, "num_tokens", int), score, tuple(warnings.get(index, ())))
     return _by_index(results, count)
 
 

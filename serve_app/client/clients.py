@@ -20,6 +20,7 @@ from serve_app.client.answers import (
     RankedResponse,
     Ranking,
     Score,
+    StepwiseScore,
     TurnScores,
     read_best_of_n,
     read_comparison,
@@ -27,10 +28,12 @@ from serve_app.client.answers import (
     read_models,
     read_ranking,
     read_scores,
+    read_step_scores,
     read_turn_scores,
 )
 from serve_app.client.errors import DeadlineError, InvalidRequestError, RewardClientError, UnavailableError
 from serve_app.client.transport import (
+    Aggregate,
     Batch,
     BatchLimits,
     Messages,
@@ -153,6 +156,33 @@ class AsyncRewardClient:
         fields = {"truncation": truncation, "strict": strict or None, "every_turn": True}
         return await self._within(timeout_s, lambda ends_at: self._score(batches, fields, ends_at, read_turn_scores))
 
+    async def score_steps(
+        self,
+        conversations: Sequence[Messages],
+        steps: Sequence[Sequence[str]],
+        *,
+        aggregate: Aggregate | None = None,
+        strict: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[StepwiseScore]:
+        """The scores of the steps of answers, in order, by a process reward model.
+
+        Args:
+            conversations: the messages before each answer.
+            steps: each answer's steps.
+            aggregate: also one score for each answer: the product of its steps' scores, the minimum or the last.
+            strict: as `score` has it.
+        """
+        prompts = _checked_conversations(conversations)
+        if len(prompts) != len(_checked_list(steps, "steps")):
+            raise InvalidRequestError(f"{len(prompts)} conversations have {len(steps)} lists of steps", param="steps")
+        answers = [{"messages": prompt, "steps": list(own)} for prompt, own in zip(prompts, steps, strict=True)]
+        fields = {"aggregate": aggregate, "strict": strict or None}
+        return await self._within(
+            timeout_s,
+            lambda ends_at: self._score(cut(answers, self._limits), fields, ends_at, read_step_scores, "/v1/steps"),
+        )
+
     async def compare(
         self, first: Messages, second: Messages, *, strict: bool = False, timeout_s: float | None = None
     ) -> Comparison:
@@ -245,6 +275,7 @@ class AsyncRewardClient:
         fields: Mapping[str, Any],
         ends_at: float,
         read: Callable[[object, int], list[T]],
+        path: str = "/v1/score",
     ) -> list[T]:
         """What `read` makes of the answers to batches of conversations, in order."""
         results: dict[int, list[T]] = {}
@@ -254,7 +285,7 @@ class AsyncRewardClient:
             for batch in batches:  # the workers share the iterator, so each takes the next when it is free
                 body = json_object({"model": self._model, **fields}, conversations=batch.conversations)
                 try:
-                    answer = await self._post("/v1/score", body, ends_at)
+                    answer = await self._post(path, body, ends_at)
                 except RewardClientError as error:
                     batch.globalise(error)
                     raise
@@ -431,6 +462,22 @@ class RewardClient:
         """See `AsyncRewardClient.score_turns`."""
         return self._call(
             lambda client: client.score_turns(conversations, truncation=truncation, strict=strict, timeout_s=timeout_s)
+        )
+
+    def score_steps(
+        self,
+        conversations: Sequence[Messages],
+        steps: Sequence[Sequence[str]],
+        *,
+        aggregate: Aggregate | None = None,
+        strict: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[StepwiseScore]:
+        """See `AsyncRewardClient.score_steps`."""
+        return self._call(
+            lambda client: client.score_steps(
+                conversations, steps, aggregate=aggregate, strict=strict, timeout_s=timeout_s
+            )
         )
 
     def compare(

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from serve_app import reward_model
 from serve_app.reward_model import Score
-from serve_app.reward_model.scores import order, ranks
+from serve_app.reward_model.scores import Aggregate, StepScores, order, ranks
 from serve_app.reward_model.tokenizer import Truncation
 from serve_app.reward_model.turn_list import TurnList
 from serve_app.web.service import ApiError, ScoringService
@@ -113,6 +113,31 @@ class ScoreRequest(_Request):
     )
 
 
+class ConversationInSteps(_Schema):
+    """A conversation up to an answer, and the answer in steps."""
+
+    messages: Annotated[list[MessageBody], Field(min_length=1, description="Messages before the answer")]
+    steps: list[str] = Field(min_length=1, description="The answer's steps, in order")
+
+
+class StepsRequest(_Schema):
+    """Answers in steps to score, for a process reward model."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"conversations": [{"messages": [QUESTION], "steps": ["It is in the north.", "Paris."]}]}]
+        },
+    )
+
+    model: ModelName = None
+    conversations: list[ConversationInSteps]
+    aggregate: Aggregate | None = Field(
+        None, description="Also give one score for each answer: the product of its steps' scores, the minimum, the last"
+    )
+    strict: bool = Field(False, description="Refuse what is a warning otherwise, as /v1/score has it")
+
+
 class CompareRequest(_Request):
     """Two conversations to compare."""
 
@@ -174,6 +199,17 @@ class ScoredConversation(_Schema):
 
 class ScoreResponse(_Response):
     results: list[ScoredConversation] = Field(description="In the order of the request")
+
+
+class ScoredSteps(_Schema):
+    index: int = Field(description="Its place in the request")
+    step_scores: list[float] = Field(description="The probability that each step is good, in order")
+    score: float | None = Field(None, description="What the aggregate makes of them, where one was named")
+    num_tokens: int = Field(description="Tokens up to where the last step is read")
+
+
+class StepsResponse(_Response):
+    results: list[ScoredSteps] = Field(description="In the order of the request")
 
 
 class CompareResponse(_Response):
@@ -263,6 +299,26 @@ def routes(service: ScoringService) -> APIRouter:
         )
         results = [_scored(index, score) for index, score in enumerate(scores)]
         return ScoreResponse(model=model, results=results, usage=_usage(scores), warnings=_warnings(scores))
+
+    @router.post("/v1/steps", summary="Score the steps of answers", response_model_exclude_none=True)
+    async def steps(request: StepsRequest) -> StepsResponse:
+        model = service.model_name(request.model)
+        prompts: list[reward_model.ConversationLike] = [
+            [message.model_dump() for message in each.messages] for each in request.conversations
+        ]
+        found = await service.score_steps(
+            model, prompts, [each.steps for each in request.conversations], strict=request.strict
+        )
+        results = [
+            ScoredSteps(
+                index=index,
+                step_scores=list(scores.values),
+                score=None if request.aggregate is None else scores.aggregate(request.aggregate),
+                num_tokens=scores.num_tokens,
+            )
+            for index, scores in enumerate(found)
+        ]
+        return StepsResponse(model=model, results=results, usage=_usage(found), warnings=_warnings(found))
 
     @router.post("/v1/compare", summary="Compare two conversations")
     async def compare(request: CompareRequest) -> CompareResponse:
@@ -379,6 +435,8 @@ def _scored(index: int, score: Score) -> ScoredConversation:
         num_tokens=score.num_tokens,
         truncated=score.truncated,
         attributes=dict(score.attributes) or None,
+        turn_scores=None,
+        turn_tokens=None,
     )
 
 
@@ -415,7 +473,7 @@ def _plain(value: str | list[MessageBody]) -> str | list[dict[str, str]]:
     return value if isinstance(value, str) else [message.model_dump() for message in value]
 
 
-def _warnings(scores: Sequence[Score], params: Sequence[str] | None = None) -> list[str]:
+def _warnings(scores: Sequence[Score | StepScores], params: Sequence[str] | None = None) -> list[str]:
     """The warnings of all scores, each with the field that it is about in front."""
     return [
         f"{params[place] if params else f'conversations[{place}]'}: {warning}"
@@ -424,7 +482,7 @@ def _warnings(scores: Sequence[Score], params: Sequence[str] | None = None) -> l
     ]
 
 
-def _usage(scores: Sequence[Score]) -> Usage:
+def _usage(scores: Sequence[Score | StepScores]) -> Usage:
     return Usage(prompt_tokens=sum(score.num_tokens for score in scores))
 
 

@@ -34,6 +34,7 @@ from serve_app.client import (
     RewardClient,
     RewardClientError,
     Score,
+    StepwiseScore,
     TooLongError,
     TurnScores,
     UnavailableError,
@@ -57,7 +58,7 @@ def order_of(scores: list[float]) -> list[int]:
 
 
 def answer_score(body: dict[str, Any]) -> dict[str, Any]:
-    results = [
+    results: list[dict[str, Any]] = [
         {"index": index, "score": value_of(conversation), "num_tokens": 5, "truncated": False}
         for index, conversation in enumerate(body["conversations"])
     ]
@@ -93,8 +94,19 @@ def answer_best_of_n(body: dict[str, Any]) -> dict[str, Any]:
     return {"model": "tiny", "results": results[: body.get("top_n")], "usage": USAGE}
 
 
+def answer_steps(body: dict[str, Any]) -> dict[str, Any]:
+    results: list[dict[str, Any]] = [
+        {"index": place, "step_scores": [float(step) for step in each["steps"]], "num_tokens": len(each["messages"])}
+        for place, each in enumerate(body["conversations"])
+    ]
+    if body.get("aggregate") == "minimum":
+        results = [result | {"score": min(result["step_scores"])} for result in results]
+    return {"model": "tiny", "results": results, "usage": USAGE, "warnings": ["conversations[0]: unknown_role: a"]}
+
+
 ROUTES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "/v1/score": answer_score,
+    "/v1/steps": answer_steps,
     "/v1/rank": answer_rank,
     "/v1/compare": answer_compare,
     "/v1/best_of_n": answer_best_of_n,
@@ -169,6 +181,24 @@ class TestCalls:
         assert [turns.num_tokens for turns in found] == [(1,), (1, 2, 3), (1, 2)]
         asked = {"truncation": "left", "strict": True, "every_turn": True}
         assert [request.body.items() >= asked.items() for request in server.requests] == [True, True]
+
+    def test_score_steps(self, server: ScriptedServer) -> None:
+        with RewardClient(server.url, max_conversations_per_request=2) as client:
+            found = client.score_steps([chat("a")] * 3, [["1", "0.5"], ["2"], ["3", "4"]], aggregate="minimum")
+            (plain,) = client.score_steps([chat("a", "b", "c")], [["1", "2"]], strict=True)
+            with pytest.raises(InvalidRequestError, match="1 conversations have 2 lists of steps"):
+                client.score_steps([chat("a")], [["1"], ["2"]])
+        told = ("unknown_role: a",)
+        assert found == [
+            StepwiseScore((1.0, 0.5), 1, 0.5, told),
+            StepwiseScore((2.0,), 1, 2.0),
+            StepwiseScore((3.0, 4.0), 1, 3.0, told),
+        ]
+        assert plain == StepwiseScore((1.0, 2.0), 3, None, told)
+        assert server.requests[-1].body == {
+            "strict": True,
+            "conversations": [{"messages": chat("a", "b", "c"), "steps": ["1", "2"]}],
+        }
 
     def test_the_servers_own_truncation_is_the_default(self, client: RewardClient, server: ScriptedServer) -> None:
         client.score([chat("a", "1")])
@@ -635,7 +665,8 @@ class TestAnswers:
         told = ["conversations[0]: unknown_role: a", "conversations[0].messages[1]: empty_response: b"]
         (turns,) = read_turn_scores({"results": [row], "warnings": told}, 1)
         assert turns == TurnScores((0.5, 1.0), (4, 9), True, ("unknown_role: a", "[1]: empty_response: b"))
-        for broken in ({"turn_tokens": [4]}, {"turn_scores": [0.5, None]}, {"turn_scores": [], "turn_tokens": []}):
+        wrong: list[dict[str, Any]] = [{"turn_tokens": [4]}, {"turn_scores": [0.5, None]}, {"turn_scores": []}]
+        for broken in wrong:
             with pytest.raises(MalformedAnswerError):
                 read_turn_scores({"results": [row | broken]}, 1)
         with pytest.raises(MalformedAnswerError, match="'turn_scores' is missing"):

@@ -28,7 +28,7 @@ from serve_app.reward_model import (
 )
 from serve_app.web.service import ApiError, deadline_in
 from tests.conftest import chat
-from tests.reward_model import classifiers
+from tests.reward_model import classifiers, stepwise
 
 Answer = Callable[[TokenBatch], ScoreReply]
 
@@ -89,9 +89,9 @@ def handle(replicas: Replicas, **options: Any) -> ModelHandle:
     return ModelHandle(config, replicas, ThreadPoolExecutor(1))  # type: ignore[arg-type]
 
 
-def score(replicas: Replicas, conversations: Sequence[Any], **options: Any) -> list[Score]:
+def score(replicas: Replicas, conversations: Sequence[Any], *, model: str = "tiny", **options: Any) -> list[Score]:
     asked = {"truncation": "error", "max_tokens": None, "params": None} | options
-    return asyncio.run(handle(replicas).score(conversations, **asked))
+    return asyncio.run(handle(replicas, model=model).score(conversations, **asked))
 
 
 CHATS = [chat("Why?", "Because."), chat("Who?", "Nobody knows it."), chat("Why?", "I do not know.")]
@@ -114,6 +114,27 @@ def test_turns_travel_once_and_keep_their_bits(tiny: RewardModel) -> None:
     assert score(replicas, turns) == tiny.score_turns(talk)
     (request,) = replicas.requests
     assert len(request.ids) < tiny.score(turns)[-1].num_tokens + 2 * len(turns)
+
+
+def test_steps_of_a_process_reward_model(tmp_path: Path, tiny: RewardModel) -> None:
+    model = RewardModel.from_pretrained(stepwise.KINDS["qwen"].write(tmp_path), device="cpu", dtype="float32")
+    replicas = Replicas(lambda request: ScoreReply.of(model.scorer.outputs(request.lists())))
+    served = handle(replicas, model=str(tmp_path), max_tokens=200)
+    prompt = [{"role": "user", "content": stepwise.QUESTION}]
+    found = asyncio.run(served.score_steps([prompt] * 2, stepwise.ANSWERS))
+    assert [list(scores.values) for scores in found] == [model.score_steps(prompt, own) for own in stepwise.ANSWERS]
+    assert len(replicas.requests[0].ids) < sum(scores.num_tokens for scores in found)
+    for prompts, steps, param in (
+        ([prompt, chat("a", "b")], [["a"], ["b"]], "conversations[1]"),
+        ([prompt], [["so on " * 200]], "conversations[0]"),
+    ):
+        with pytest.raises(ApiError) as raised:
+            asyncio.run(served.score_steps(prompts, steps))
+        assert (raised.value.status, raised.value.param) == (422, param)
+    with pytest.raises(ApiError, match="use score_steps"):
+        score(replicas, CHATS[:1], model=str(tmp_path))
+    with pytest.raises(ApiError, match="tiny scores conversations, and no steps"):
+        asyncio.run(handle(replicas).score_steps([prompt], [["a"]]))
 
 
 def test_attributes_have_their_names_in_each_score(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from serve_app.reward_model import Conversation, RewardModel
 from serve_app.web.gate import MAX_BODY_BYTES, http_app
 from serve_app.web.security import Guard
+from serve_app.web.service import ScoringService
 from tests.conftest import chat
 from tests.serve_app.web.fake_service import FakeService
 from tests.serve_app.web.playground.engine_service import EngineService
@@ -30,7 +31,7 @@ def basic(user_and_password: str) -> str:
 
 
 def request(
-    method: str, path: str, *, service: FakeService | None = None, guard: Guard | None = None, **options: Any
+    method: str, path: str, *, service: ScoringService | None = None, guard: Guard | None = None, **options: Any
 ) -> httpx.Response:
     client_address = options.pop("client", ("127.0.0.1", 1))
 
@@ -178,6 +179,27 @@ def test_an_empty_list_has_no_scores() -> None:
         assert (response.status_code, response.json()["results"]) == (200, [])
 
 
+def test_answers_in_steps() -> None:
+    service = FakeService()
+    answers = [{"messages": [U], "steps": ["one", "three"]}, {"messages": [U], "steps": ["four"]}]
+    body = {"conversations": answers, "aggregate": "product", "strict": True, "model": "second"}
+    response = request("POST", "/v1/steps", json=body, service=service)
+    assert response.json() == {
+        "model": "second",
+        "usage": {"prompt_tokens": 3},
+        "warnings": [],
+        "results": [
+            {"index": 0, "step_scores": [3.0, 5.0], "score": 15.0, "num_tokens": 2},
+            {"index": 1, "step_scores": [4.0], "score": 4.0, "num_tokens": 1},
+        ],
+    }
+    assert service.asked == [
+        {"model": "second", "prompts": [[U], [U]], "steps": [["one", "three"], ["four"]], "strict": True}
+    ]
+    (first, _) = request("POST", "/v1/steps", json={"conversations": answers}).json()["results"]
+    assert "score" not in first
+
+
 def test_compare() -> None:
     body = request("POST", "/v1/compare", json={"first": SHORT, "second": LONG}).json()
     assert body["scores"] == [3.0, 10.0]
@@ -274,6 +296,19 @@ def test_another_content_type_is_named() -> None:
         response = request("POST", "/v1/score", content=b"{}", headers={"Content-Type": given})
         assert (response.status_code, error_of(response)["param"]) == (415, "content-type")
         assert "Content-Type: application/json" in error_of(response)["message"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"conversations": [{"messages": [U], "steps": []}]}, "conversations[0].steps"),
+        ({"conversations": [{"messages": [U]}]}, "conversations[0].steps"),
+        ({"conversations": [], "aggregate": "mean"}, "aggregate"),
+    ],
+)
+def test_bad_answers_in_steps(wrong: dict[str, Any], param: str) -> None:
+    response = request("POST", "/v1/steps", json=wrong)
+    assert (response.status_code, error_of(response)["param"]) == (422, param)
 
 
 def test_models_and_health() -> None:
