@@ -59,6 +59,9 @@ class ServeConfig(BaseModel):
     """GPUs of one replica, parts allowed; by default 1 where the cluster has any, else 0."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
+    head: str | None = None
+    """steps:trl, steps:shepherd or steps:rlhflow for a process reward model whose files do not say it; logit:ID for a
+    language model whose reward is a logit."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: the checkpoint's on a GPU; on CPUs bfloat16 where the processor has it, else float32."""
     quantization: Literal["none", "fp8"] = "none"
@@ -131,6 +134,7 @@ def service_config(config: ServeConfig) -> ServiceConfig:
         "num_replicas": config.num_replicas,
         "num_gpus": config.gpus_per_replica,
         "revision": config.revision,
+        "head": config.head,
         "dtype": config.dtype,
         "quantization": config.quantization,
         "chat_template": config.chat_template,

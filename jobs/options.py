@@ -20,6 +20,7 @@ from jobs.corpus.conversations import ConversationColumns
 from jobs.corpus.preferences import PreferenceColumns
 from jobs.corpus.readings import ReadingChoice, ReadingName
 from jobs.corpus.sources import Source
+from serve_app.reward_model.scores import Aggregate
 from serve_app.reward_model.tokenizer import Truncation
 
 OPTIONS = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -80,9 +81,10 @@ class EngineOptions(BaseModel):
     """A file with a Jinja chat template in place of the checkpoint's, such as for one that has none."""
     base_model: str | None = Field(default=None, min_length=1)
     """For a LoRA adapter: the folder or id of the model it changes, in place of the one it names."""
-    head: str | None = Field(default=None, pattern=r"^logit:[0-9]+$")
+    head: str | None = Field(default=None, pattern=r"^(logit:[0-9]+|steps:.+)$")
     """logit:ID scores with the logit of vocabulary row ID at the last token, for language models trained so, such as
-    Llama-3.1-Nemotron-70B-Reward-HF (logit:0)."""
+    Llama-3.1-Nemotron-70B-Reward-HF (logit:0). steps:shepherd, steps:rlhflow and steps:trl name the rule of a process
+    reward model, for --steps-column."""
     normalize: bool = False
     """Normalise scores with the mean and deviation that OpenRLHF saved with the checkpoint."""
     token_budget: PositiveInt | None = None
@@ -114,6 +116,11 @@ class EngineOptions(BaseModel):
     """auto: a bar on a terminal, else a log line every 10 seconds; json: an object a line on stderr, for schedulers."""
     address: str | None = Field(default=None, validate_default=True)
     """A Ray cluster: auto, or host:port of its head; by default RAY_ADDRESS, else a local one is started."""
+
+    @property
+    def scored_steps(self) -> str | None:
+        """The column of answers in steps, where those are scored and no whole conversations."""
+        return None
 
     @model_validator(mode="after")
     def _device_multiplies_so(self) -> Self:
@@ -192,6 +199,16 @@ class ScoringOptions(EngineOptions):
         """What was said of how rows are read; None for a job that reads conversations alone."""
         return None
 
+    @property
+    def scores_turns(self) -> bool:
+        """Whether conversations are scored after each of their answers."""
+        return False
+
+    @property
+    def step_aggregate(self) -> Aggregate | None:
+        """What makes one score of an answer's steps."""
+        return None
+
 
 class ReadingOptions(ScoringOptions):
     """Options of a job that reads pairs and candidates as well as conversations."""
@@ -205,6 +222,14 @@ class ReadingOptions(ScoringOptions):
     """Column of the rejected side of pairs, like --chosen-column."""
     responses_column: ColumnName | None = None
     """Column of candidates: a list of strings, of messages, or of structs with a response field."""
+    steps_column: ColumnName | None = None
+    """Column of answers in steps, lists of strings, for a process reward model: each step gets a score. The prompt is
+    in --prompt-column or --messages-column."""
+    aggregate: Aggregate | None = None
+    """Also make one score of an answer's steps: their product, the minimum or the last."""
+    every_turn: bool = False
+    """Also score each conversation as it was after each message of the assistant, which takes little longer: adds
+    turn_scores and turn_tokens, lists with an element for each."""
 
     @model_validator(mode="after")
     def _one_reading(self) -> Self:
@@ -218,6 +243,8 @@ class ReadingOptions(ScoringOptions):
             raise ValueError(
                 "candidates have --responses-column and --prompt-column: leave other columns and reads out"
             )
+        if self.every_turn and (sides or listed or self.reads == "pairs"):
+            raise ValueError("--every-turn is for conversations: leave the columns of pairs and candidates out")
         return self
 
     @property
@@ -229,3 +256,32 @@ class ReadingOptions(ScoringOptions):
                 self.chosen_column or "chosen", self.rejected_column or "rejected", self.prompt_column
             )
         return ReadingChoice(self.columns, named, self.reads, self.responses_column)
+
+    @model_validator(mode="after")
+    def _steps_alone(self) -> Self:
+        if self.steps_column is None:
+            if self.aggregate is not None:
+                raise ValueError("--aggregate is for --steps-column")
+            return self
+        others = ("reads", "chosen_column", "rejected_column", "responses_column", "response_column")
+        wrong = [name for name in (*others, "reference_column") if getattr(self, name) is not None]
+        wrong += ["every_turn"] * self.every_turn + ["truncation"] * (self.truncation != "error")
+        if wrong:
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in wrong)
+            raise ValueError(f"--steps-column is for a prompt and an answer in steps: leave {flags} out")
+        return self
+
+    @property
+    def scores_turns(self) -> bool:
+        """Whether conversations are scored after each of their answers."""
+        return self.every_turn
+
+    @property
+    def scored_steps(self) -> str | None:
+        """The column of answers in steps, where those are scored and no whole conversations."""
+        return self.steps_column
+
+    @property
+    def step_aggregate(self) -> Aggregate | None:
+        """What makes one score of an answer's steps."""
+        return self.aggregate

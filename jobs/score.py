@@ -76,6 +76,8 @@ class ScoreConfig(ReadingOptions, CorpusOptions):
 
     @model_validator(mode="after")
     def _shown_by_a_model(self) -> Self:
+        if self.steps_column is not None and (self.dry_run or self.show is not None):
+            raise ValueError("--dry-run and --show are for conversations, and not for --steps-column")
         if self.show is not None and self.via_serve is not None:
             raise ValueError("--show reads the tokenizer of --model: name the model and leave --via-serve out")
         return self
@@ -121,5 +123,6 @@ def run(config: ScoreConfig, *, load: Callable[[ModelSpec], RewardModel] = Model
         total = scoring.run(resources)
     print(scoring.summary)
     if command_began() is not None:
-        print(scoring.next_command)
+        if scoring.next_command is not None:
+            print(scoring.next_command)
     return total

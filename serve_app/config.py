@@ -36,8 +36,9 @@ class ModelConfig(BaseModel):
     )
     head: str | None = Field(
         None,
-        description="`logit:ID` scores with that vocabulary row's logit",
-        pattern=r"^logit:[0-9]+$",
+        description="`logit:ID` scores with that vocabulary row's logit; `steps:trl`, `steps:shepherd` and "
+        "`steps:rlhflow` name the rule of a process reward model",
+        pattern=r"^(logit:[0-9]+|steps:.+)$",
     )
     normalize: bool = Field(False, description="normalise with the checkpoint's own mean and deviation (OpenRLHF)")
     dtype: str = Field("auto", description="auto, float32, float16 or bfloat16")

@@ -17,6 +17,7 @@ from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.model_files import resolve
 from serve_app.reward_model.parked_weights import ParkedWeights
 from serve_app.reward_model.scores import Outputs
+from serve_app.reward_model.steps import StepEncoder, SteppedAnswer
 from serve_app.reward_model.tokenizer import Tokenizer
 from serve_app.reward_model.weights import DecoderWeights
 
@@ -78,7 +79,7 @@ class ModelSlot:
 
     @cached_property
     def _probe_ids(self) -> list[int]:
-        return _encoded_probe(self.named.read()[1])
+        return _encoded_probe(*self.named.read())
 
     @property
     def is_asleep(self) -> bool:
@@ -166,7 +167,7 @@ class ModelSlot:
         config = read_config(folder, base_model=base, head=self.named.head, normalize=self.named.normalize)
         _check_same(current.config, config, folder)
         has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
-        if has_tokenizer and _encoded_probe(self.named.read(folder)[1]) != self._probe_ids:
+        if has_tokenizer and _encoded_probe(*self.named.read(folder)) != self._probe_ids:
             raise WeightsUpdateError(f"the tokenizer or chat template in {folder} makes other token ids")
         weights = load_weights(folder, config, device=torch.device("cpu"), dtype=current.dtype, base_model=base)
         self._staged = _Staged(folder, config, weights)
@@ -241,7 +242,13 @@ class ModelSlot:
             raise SleepError(f"{error}, or make a new pool: this one cannot give the same scores again") from None
 
 
-def _encoded_probe(tokenizer: Tokenizer) -> list[int]:
+def _encoded_probe(config: DecoderConfig, tokenizer: Tokenizer) -> list[int]:
+    if tokenizer.scores_steps:
+        answer = SteppedAnswer.parse(PROBE_CHAT[1:2], [PROBE_CHAT[2]["content"], ""])
+        (encoded,) = StepEncoder.of(config, tokenizer).encode_batch([answer])
+        if isinstance(encoded, ScoringError):
+            raise encoded
+        return encoded.sequences[-1]
     return tokenizer.encode({"messages": PROBE_CHAT, "reference": "408" if tokenizer.takes_reference else None})
 
 

@@ -24,18 +24,21 @@ from torch import Tensor
 
 from cluster.connect import connect
 from cluster.reward_pool.actor import tensor_of
-from cluster.reward_pool.batch import score_batch
+from cluster.reward_pool.batch import score_answers, score_batch
 from cluster.reward_pool.calls import blocking
 from cluster.reward_pool.connection import PoolConnection, attached, cpus_of_actor, device_and_gpus, started
-from cluster.reward_pool.encoder import Encoding, OnError, RewardEncoder, values_of
+from cluster.reward_pool.encoder import Encoding, OnError, RewardEncoder, step_values, values_of
 from cluster.reward_pool.errors import PoolClosedError, RewardInputError
 from cluster.reward_pool.model_holder import WeightsVersion
 from cluster.reward_pool.supervisor import MemberHealth, PoolPlan, Roster
 from serve_app.reward_model import Conversation, ConversationLike, ModelSpec, ScoringError
 from serve_app.reward_model.architecture import Quantization
 from serve_app.reward_model.chat_template import template_text
+from serve_app.reward_model.scores import Aggregate
 from serve_app.reward_model.spec import absolute
+from serve_app.reward_model.steps import stepped_answers
 from serve_app.reward_model.tokenizer import Truncation
+from serve_app.reward_model.turn_list import TurnList
 
 
 class RewardActorPool:
@@ -196,6 +199,60 @@ class RewardActorPool:
         """`score` on an event loop; cancelling it withdraws what the actors have not begun."""
         return values_of(await self._score(self._reader.conversations(conversations)), on_error)
 
+    def score_turns(
+        self, conversations: Sequence[ConversationLike], *, on_error: OnError = "raise"
+    ) -> list[list[float] | None]:
+        """The raw scores of each conversation after each message of the assistant, in order: what an environment of
+        several turns gives for each. Each has the bits that `score` gives the conversation cut there.
+
+        The arguments and errors are those of `score`; a conversation without a message of the assistant's, or with a
+        turn that cannot be scored, is an item that cannot.
+        """
+        return blocking(self.score_turns_async(conversations, on_error=on_error))
+
+    async def score_turns_async(
+        self, conversations: Sequence[ConversationLike], *, on_error: OnError = "raise"
+    ) -> list[list[float] | None]:
+        """`score_turns` on an event loop."""
+        turns = TurnList.of(self._reader.conversations(conversations))
+        return values_of(turns.scored(await self._score(turns.flat)), on_error)
+
+    def score_steps(
+        self,
+        conversations: Sequence[ConversationLike],
+        steps: Sequence[Sequence[str]],
+        *,
+        aggregate: Aggregate | None = None,
+        on_error: OnError = "raise",
+    ) -> list[Any]:
+        """A process reward model's scores of answers in steps: for each answer a list with the score of each step.
+
+        Args:
+            conversations: the messages before each answer. What answers begin with alike is computed once: the branches
+                of a search cost their new steps.
+            steps: each answer's steps, in order.
+            aggregate: one number for each answer in place of its list: the `"product"` of the scores, their
+                `"minimum"` or the `"last"` one.
+            on_error: as `score` has it.
+
+        Raises:
+            ScoringError: as `score`, and where the model scores no steps.
+        """
+        return blocking(self.score_steps_async(conversations, steps, aggregate=aggregate, on_error=on_error))
+
+    async def score_steps_async(
+        self,
+        conversations: Sequence[ConversationLike],
+        steps: Sequence[Sequence[str]],
+        *,
+        aggregate: Aggregate | None = None,
+        on_error: OnError = "raise",
+    ) -> list[Any]:
+        """`score_steps` on an event loop."""
+        answers = stepped_answers(conversations, steps)
+        outcomes = await score_answers(answers, self._reader, self._connection)
+        return step_values(outcomes, aggregate, on_error)
+
     def score_text(self, texts: Sequence[str], *, on_error: OnError = "raise") -> list[float | None]:
         """`score` for rendered texts: ChatML, the model's own chat template, or a declared policy's.
 
@@ -315,7 +372,7 @@ class RewardActorPool:
         timeout_s = steps * self._connection.plan.start_timeout_s
         return blocking(self._connection.ask_supervisor(method, *args, timeout_s=timeout_s))
 
-    async def _score(self, parsed: list[Conversation | ScoringError]) -> list[float | ScoringError]:
+    async def _score(self, parsed: Sequence[Conversation | ScoringError]) -> list[float | ScoringError]:
         return await score_batch(parsed, self._reader, self._connection)
 
 

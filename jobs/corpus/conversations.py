@@ -196,17 +196,19 @@ def conversations(
     ]
 
 
-def prompts(table: pa.Table, columns: ConversationColumns) -> list[Conversation | ConversationError]:
+def prompts(
+    table: pa.Table, columns: ConversationColumns, system_prompt: SystemPrompt = NO_SYSTEM_PROMPT
+) -> list[Conversation | ConversationError]:
     """The messages of each row's prompt, from its column of messages or of prompts, or why the row has none."""
     if columns.messages is not None:
         sources = [messages_of(cell) for cell in cells(table.column(columns.messages))]
     else:
         sources = [prompt_turns(cell) for cell in cells(table.column(str(columns.prompt)))]
     references = cells_or_none(table, columns.reference)
-    rows = zip(line_errors(table), sources, references, strict=True)
+    rows = zip(line_errors(table), sources, cells_or_none(table, system_prompt.column), references, strict=True)
     return [
-        broken or _answerable(conversation_of(source, NO_SYSTEM_PROMPT, None, reference))
-        for broken, source, reference in rows
+        broken or _answerable(conversation_of(source, system_prompt, cell, reference))
+        for broken, source, cell, reference in rows
     ]
 
 

@@ -8,16 +8,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cluster.connect import ClusterResources
 from jobs.command import command_began
 from jobs.corpus.candidates import CandidateColumns
-from jobs.corpus.conversations import SystemPrompt
+from jobs.corpus.conversations import ConversationColumns, SystemPrompt
 from jobs.corpus.files import Corpus, Plan, auto_rows_per_unit, sampled
 from jobs.corpus.preferences import PreferenceColumns
 from jobs.corpus.readings import Reading, check_output, columns_of, conversation_columns
 from jobs.corpus.sources import Source
+from jobs.corpus.stepped import StepColumns, step_columns
+from jobs.errors import CorpusError
 from jobs.options import ScoringOptions
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
@@ -29,8 +31,18 @@ from jobs.scoring.estimate import estimate
 from jobs.scoring.pair_stage import PAIR_ATTRIBUTES, PAIR_SCORE_COLUMNS, PairScorer, accuracy_told
 from jobs.scoring.preview import preview
 from jobs.scoring.remembered import REPEATED, REUSED, EarlierScores
-from jobs.scoring.spec import Model, check_model_files, check_reference, identity_of_model, record_of_model, spec_of
-from jobs.scoring.stage import ATTRIBUTES, SCORE_COLUMNS, ConversationScorer, UnitScorer, warnings_told
+from jobs.scoring.spec import (
+    Model,
+    check_model_files,
+    check_reference,
+    check_steps,
+    identity_of_model,
+    record_of_model,
+    spec_of,
+)
+from jobs.scoring.stage import ATTRIBUTES, SCORE_COLUMNS, ConversationScorer, TableScorer, UnitScorer, warnings_told
+from jobs.scoring.step_stage import AGGREGATED, STEP_COLUMNS, StepScorer, steps_told
+from jobs.scoring.turn_stage import TURN_COLUMNS, TurnScorer, turns_told
 from jobs.scoring.via_serve import UNITS_AT_ONCE, ServedModelSource
 from serve_app.reward_model import ModelSpec
 from serve_app.reward_model.tiny import NAME as TINY
@@ -40,6 +52,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 SAMPLE_STRETCHES = 64
+ScoredReading: TypeAlias = Reading | StepColumns
+"""What a row is scored as."""
 
 
 class ScoringRun:
@@ -82,11 +96,7 @@ class ScoringRun:
         self._plan = self._ledger.plan()
         self._whole = corpus or Corpus.open(source, output=output, plan=self._plan)
         self._corpus = self._whole.limited(limit)
-        self._columns: Reading = (
-            conversation_columns(self._corpus, options.columns)
-            if options.choice is None
-            else columns_of(self._corpus, options.choice)
-        )
+        self._columns = _columns(self._corpus, options)
         if options.via_serve is None:
             model_config, _tokenizer = check_model_files(options)
             self._check_room(model_config.head.attributes)
@@ -103,12 +113,17 @@ class ScoringRun:
 
     def _check_room(self, attributes: Sequence[str]) -> None:
         """Refuse files that have a column of a name that is to be added."""
-        added = columns_added(self._columns, bool(attributes))
+        options = self._options
+        if isinstance(self._columns, StepColumns):
+            added = STEP_COLUMNS + (AGGREGATED,) * (options.step_aggregate is not None)
+        else:
+            added = columns_added(self._columns, bool(attributes), with_turns=options.scores_turns)
         names = [self._prefix + name for name in added]
         check_output(self._corpus, added=names, system_prompt_column=self._options.system_prompt_column)
 
     def estimate(self, tokens_per_s: float | None) -> Iterator[str]:
         """What scoring the corpus would take; see `estimate.py`."""
+        assert not isinstance(self._columns, StepColumns), "options refuse that"
         share = 1.0 if self._sample is None else self._sample
         return estimate(
             self._corpus, self._columns, self._system_prompt, self._options, share=share, tokens_per_s=tokens_per_s
@@ -116,6 +131,7 @@ class ScoringRun:
 
     def preview(self, num_rows: int) -> Iterator[str]:
         """The first rows as the model would read them; see `preview.py`."""
+        assert not isinstance(self._columns, StepColumns), "options refuse that"
         return preview(self._corpus, self._columns, self._system_prompt, self._options, num_rows=num_rows)
 
     def run(self, resources: ClusterResources) -> UnitStats:
@@ -128,6 +144,7 @@ class ScoringRun:
         if options.via_serve is not None:
             served = ServedModelSource.of(options)
             check_reference(served.facts, options.reference_column)
+            check_steps(options, served.facts.model, served.facts.scores_steps)
             self._check_room(served.facts.attributes)
             return self._score(served.facts, served.load, served.pool, served=served)
         model = spec_of(options, resources)
@@ -168,15 +185,17 @@ class ScoringRun:
         return _summary(self._output, self._progress, self._began_at) if self._progress else ""
 
     @property
-    def next_command(self) -> str:
-        """What is usually done next with the output, as it is typed."""
+    def next_command(self) -> str | None:
+        """What is usually done next with the output, as it is typed; None for steps, which no command reads yet."""
+        if isinstance(self._columns, StepColumns):
+            return None
         job = "pairs" if isinstance(self._columns, PreferenceColumns) else "rank"
         made = "pairs" if job == "pairs" else "ranked"
         return f"next: rayward {job} --input {shlex.quote(self._output)} --output {made}"
 
     def _make_scorer(
         self, load: Callable[[], ConversationScorer], attributes: tuple[str, ...]
-    ) -> Callable[[], UnitScorer | PairScorer | CandidateListScorer]:
+    ) -> Callable[[], TableScorer[Any, Any]]:
         return partial(
             scorer_of,
             self._columns,
@@ -208,9 +227,10 @@ class ScoringRun:
         }
         if self._system_prompt != SystemPrompt():
             identity["system_prompt"] = asdict(self._system_prompt)
-        if options.strict:
-            identity["strict"] = True
-        parts = {"limit": self._limit, "sample": self._sample}
+        for name, is_set in {"strict": options.strict, "every_turn": options.scores_turns}.items():
+            if is_set:
+                identity[name] = True
+        parts = {"limit": self._limit, "sample": self._sample, "aggregate": options.step_aggregate}
         identity |= {name: value for name, value in parts.items() if value is not None}
         return UnitRun(
             ledger=self._ledger,
@@ -248,8 +268,17 @@ class ScoringRun:
             logger.warning("%s: the job waits until others leave them (--cpus-per-actor, --gpus-per-actor)", lacking)
 
 
+def _columns(corpus: Corpus, options: ScoringOptions) -> ScoredReading:
+    """The columns of what is scored, as the options have it. Raises `CorpusError` where they do not fit the files."""
+    if options.scored_steps is not None:
+        return step_columns(corpus, options.columns, options.scored_steps)
+    if options.choice is None:
+        return conversation_columns(corpus, options.columns)
+    return columns_of(corpus, options.choice)
+
+
 def scorer_of(
-    columns: Reading,
+    columns: ScoredReading,
     load: Callable[[], ConversationScorer],
     ledger: Ledger | None,
     *,
@@ -257,7 +286,7 @@ def scorer_of(
     system_prompt: SystemPrompt,
     prefix: str,
     attributes: tuple[str, ...],
-) -> UnitScorer | PairScorer | CandidateListScorer:
+) -> TableScorer[Any, Any]:
     """The scorer of tables that are read so."""
     terms: dict[str, Any] = {
         "system_prompt": system_prompt,
@@ -267,33 +296,51 @@ def scorer_of(
         "strict": options.strict,
         "attributes": attributes,
     }
+    if isinstance(columns, StepColumns):
+        del terms["truncation"], terms["attributes"]
+        return StepScorer(load, ledger, columns=columns, truncation="error", aggregate=options.step_aggregate, **terms)
     if isinstance(columns, PreferenceColumns):
         return PairScorer(load, ledger, columns=columns, **terms)
     if isinstance(columns, CandidateColumns):
         return CandidateListScorer(load, ledger, columns=columns, **terms)
-    return UnitScorer(load, ledger, columns=columns, **terms)
+    return (TurnScorer if options.scores_turns else UnitScorer)(load, ledger, columns=columns, **terms)
 
 
-def _kind(columns: Reading) -> str:
+def _kind(columns: ScoredReading) -> str:
     """The entry of a run's identity that has the columns."""
+    if isinstance(columns, StepColumns):
+        return "steps"
     if isinstance(columns, PreferenceColumns):
         return "pairs"
     return "candidates" if isinstance(columns, CandidateColumns) else "columns"
 
 
-def columns_added(columns: Reading, has_attributes: bool) -> tuple[str, ...]:
-    """Names of the columns that scoring adds."""
+def columns_added(columns: Reading, has_attributes: bool, *, with_turns: bool = False) -> tuple[str, ...]:
+    """Names of the columns that scoring adds.
+
+    Raises:
+        CorpusError: turns are asked for, and rows are no conversations.
+    """
+    if with_turns and not isinstance(columns, ConversationColumns):
+        kind = "pairs: --messages-column chosen reads one side" if isinstance(columns, PreferenceColumns) else "lists"
+        raise CorpusError(f"--every-turn is for conversations, and the rows of the input are {kind}")
     if isinstance(columns, PreferenceColumns):
         return PAIR_SCORE_COLUMNS + PAIR_ATTRIBUTES * has_attributes
     own = CANDIDATE_SCORE_COLUMNS if isinstance(columns, CandidateColumns) else SCORE_COLUMNS
-    return own + (ATTRIBUTES,) * has_attributes
+    return own + (ATTRIBUTES,) * has_attributes + TURN_COLUMNS * with_turns
 
 
 def _summary(output: str, progress: Progress, began_at: float) -> str:
     total, new = progress.total, progress.stats
     before = f" ({total.rows - new.rows:,} of them before)" if total.rows > new.rows else ""
-    told = accuracy_told(total.counts) + candidates_told(total.counts) + warnings_told(total.counts)
-    told += _remembered_told(total.counts)
+    told = (
+        accuracy_told(total.counts)
+        + candidates_told(total.counts)
+        + turns_told(total.counts)
+        + steps_told(total.counts)
+        + warnings_told(total.counts)
+        + _remembered_told(total.counts)
+    )
     return (
         f"{total.rows:,} rows in {output}{before}: {total.rows - total.errors:,} scored, {total.errors:,} with "
         f"errors, {total.tokens:,} tokens{told}; this run {new.rows:,} rows in {_times(progress, began_at)}"

@@ -12,6 +12,7 @@ from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.chat_template import template_text
 from serve_app.reward_model.model_files import resolve
 from serve_app.reward_model.spec import ModelFacts
+from serve_app.reward_model.steps import StepEncoder
 
 if TYPE_CHECKING:
     from serve_app.reward_model.tokenizer import Tokenizer
@@ -31,9 +32,31 @@ def check_model_files(options: EngineOptions) -> tuple[DecoderConfig, Tokenizer]
 
     spec = spec_named(options, options.device)
     folder = resolve(spec.model, spec.revision)
-    read = spec.read(folder)
+    config, tokenizer = spec.read(folder)
+    check_steps(options, spec.model, tokenizer.scores_steps)
+    if tokenizer.scores_steps:
+        StepEncoder.of(config, tokenizer)
     check_weight_files(folder, base_model=spec.base_model)
-    return read
+    return config, tokenizer
+
+
+def check_steps(options: EngineOptions, model: str, scores_steps: bool) -> None:
+    """Refuse a process reward model for whole conversations, and any other for answers in steps.
+
+    Raises:
+        CorpusError: it says which flag to give or to leave out.
+    """
+    column = options.scored_steps
+    if scores_steps and column is None:
+        raise CorpusError(
+            f"{model} is a process reward model, which scores the steps of an answer: name their column in jobs.score "
+            "with --steps-column"
+        )
+    if column is not None and not scores_steps:
+        raise CorpusError(
+            f"{model} scores conversations as a whole: leave --steps-column {column} out, or name the rule of a "
+            "process reward model whose files do not say it (--head steps:shepherd, steps:rlhflow or steps:trl)"
+        )
 
 
 def spec_of(options: EngineOptions, resources: ClusterResources) -> ModelSpec:

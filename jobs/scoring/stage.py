@@ -19,6 +19,7 @@ from jobs.scoring.remembered import memory_of, write_scores
 from serve_app.reward_model import Score, ScoringError
 from serve_app.reward_model.conversation import WARNING_KINDS, Conversation
 from serve_app.reward_model.errors import ConversationError
+from serve_app.reward_model.scores import StepScores
 from serve_app.reward_model.tokenizer import Truncation
 
 SCORE_COLUMNS = ("score", "num_tokens", "truncated", "error")
@@ -45,6 +46,17 @@ class ConversationScorer(Protocol):
         self, conversations: Sequence[Conversation], *, truncation: Truncation, max_tokens: int | None, strict: bool
     ) -> Sequence[Score | ScoringError]:
         """The score of each conversation, in order, or the error that it alone has."""
+        ...
+
+    def step_outcomes(
+        self,
+        conversations: Sequence[Conversation],
+        steps: Sequence[Sequence[str]],
+        *,
+        max_tokens: int | None,
+        strict: bool,
+    ) -> Sequence[StepScores | ScoringError]:
+        """The scores of each answer's steps, in order, or the error that it alone has."""
         ...
 
 
@@ -191,9 +203,9 @@ def outcomes_of(
     return [next(scored) if isinstance(row, Conversation) else row for row in rows]
 
 
-def warning_counts(outcomes: Sequence[Score | ScoringError]) -> dict[str, int]:
+def warning_counts(outcomes: Sequence[Score | StepScores | ScoringError]) -> dict[str, int]:
     """How many scores carry a warning, by its kind; kinds that none carries are left out."""
-    scores = [outcome for outcome in outcomes if isinstance(outcome, Score)]
+    scores = [outcome for outcome in outcomes if not isinstance(outcome, ScoringError)]
     return dict(Counter(warning.partition(":")[0] for score in scores for warning in score.warnings))
 
 
@@ -204,15 +216,21 @@ def warnings_told(counts: Mapping[str, int]) -> str:
 
 
 def score_columns(
-    table: pa.Table, outcomes: Sequence[Score | ScoringError], *, prefix: str, attributes: Sequence[str] = ()
+    table: pa.Table,
+    outcomes: Sequence[Score | ScoringError],
+    *,
+    prefix: str,
+    attributes: Sequence[str] = (),
+    reasons: Sequence[str | None] | None = None,
 ) -> pa.Table:
     """`table` with four columns more: float32 `score`, int32 `num_tokens`, bool `truncated` and string `error`.
 
     With names of `attributes` there is a fifth. A row that could not be scored has the reason in `error`, and null in
-    the others.
+    the others; `reasons` are those of errors whose text does not say enough.
     """
     scores = [outcome if isinstance(outcome, Score) else None for outcome in outcomes]
-    reasons = [reason_of(outcome) if isinstance(outcome, ScoringError) else None for outcome in outcomes]
+    if reasons is None:
+        reasons = [reason_of(outcome) if isinstance(outcome, ScoringError) else None for outcome in outcomes]
     columns = {
         "score": pa.array([score and score.value for score in scores], pa.float32()),
         "num_tokens": pa.array([score and score.num_tokens for score in scores], pa.int32()),
@@ -232,7 +250,8 @@ def attribute_column(scores: Sequence[Score | None], names: Sequence[str]) -> pa
     return pa.array(rows, pa.struct([(name, pa.float32()) for name in names]))
 
 
-def reason_of(error: ScoringError) -> str:
-    """The text of an error in the column `error`."""
+def reason_of(error: ScoringError, *, part: str | None = None) -> str:
+    """The text of an error in the column `error`; of a row's `part`, such as a "turn", with its number."""
+    where = "" if part is None or error.index is None else f"{part} {error.index}: "
     error.index = None  # its place in a list that the corpus does not know
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {where}{error}"

@@ -2,7 +2,8 @@
 
 A conversation's path:
 
-    conversation     messages, checked at the boundary
+    conversation     messages, checked at the boundary; turn_list: a score after each answer
+    steps            answers in steps, for process reward models
     tokenizer        conversation -> token ids, truncation; markup: typed special tokens kept as text;
                      chat_template: a template checked; polar: the form of POLAR's models
     rendered_text    the way back: rendered text -> conversation

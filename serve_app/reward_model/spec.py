@@ -44,6 +44,7 @@ class ModelSpec:
         normalize: normalise with the checkpoint's own mean and deviation.
         takes_reference: whether conversations need a reference, as POLAR's do; `resolved` finds it out.
         attributes: names of what a gating head gives beside the score; `resolved` finds them out.
+        scores_steps: whether it is a process reward model; `resolved` finds it out.
     """
 
     model: str = tiny.NAME
@@ -59,6 +60,7 @@ class ModelSpec:
     normalize: bool = False
     takes_reference: bool = False
     attributes: tuple[str, ...] = ()
+    scores_steps: bool = False
 
     def check_device(self) -> None:
         """Raise what can be known without the model: the quantization needs another device than the one named.
@@ -98,6 +100,7 @@ class ModelSpec:
             fingerprint=self._checked(folder),
             takes_reference=tokenizer.takes_reference,
             attributes=config.head.attributes,
+            scores_steps=tokenizer.scores_steps,
         )
         found.check_device()
         return found
@@ -194,6 +197,7 @@ class ModelFacts:
     normalize: bool = False
     takes_reference: bool = False
     attributes: tuple[str, ...] = ()
+    scores_steps: bool = False
 
     @classmethod
     def of(cls, spec: ModelSpec, model: RewardModel) -> ModelFacts:
@@ -213,6 +217,7 @@ class ModelFacts:
             normalize=spec.normalize,
             takes_reference=model.tokenizer.takes_reference,
             attributes=model.config.head.attributes,
+            scores_steps=model.tokenizer.scores_steps,
         )
 
     @property

@@ -59,6 +59,8 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"model": ("tiny", "tiny")}, "write NAME=MODEL"),
         ({"model": ("/no/such/model",)}, "model folder /no/such/model does not exist"),
         ({"chat_template": "/no/such/template.jinja"}, "/no/such/template.jinja"),
+        ({"head": "steps:"}, "--head"),
+        ({"head": "steps:trl"}, "does not fit InternLM2ForRewardModel"),
         ({"host": "no.such.host.invalid"}, "--host no.such.host.invalid"),
         ({"host": "0.0.0.0"}, "no API key is set and the HTTP host is 0.0.0.0"),
         ({"api_keys_file": "/no/such/keys"}, "--api-keys-file /no/such/keys"),

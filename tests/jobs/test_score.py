@@ -21,8 +21,10 @@ from serve_app.reward_model import CheckpointError, RewardModel
 from tests.conftest import chat
 from tests.jobs.conftest import read_parts, write
 from tests.jobs.faults import POISON, BrokenModel, DyingModel, Loader, OnceDyingModel
+from tests.reward_model import stepwise
 
 pytestmark = pytest.mark.usefixtures("local_ray")
+U = {"role": "user", "content": "And?"}
 
 
 def config(tmp_path: Path, **options: Any) -> ScoreConfig:
@@ -105,6 +107,89 @@ def test_a_bad_row_carries_its_error_and_the_job_goes_on(tmp_path: Path) -> None
     assert null == "ConversationError: the response is null"
     assert long.startswith("ConversationTooLongError: conversation has ")
     assert table["num_tokens"].null_count == table["truncated"].null_count == 2
+
+
+@pytest.mark.usefixtures("in_process")
+def test_every_turn_of_real_conversations(tmp_path: Path, tiny: RewardModel, shared: Path) -> None:
+    source = pq.read_table(shared / "data" / "hh_harmless" / "part-00.parquet", columns=["messages"]).slice(0, 3)
+    talks = source["messages"].to_pylist()
+    broken = [chat("only a question"), [*chat("a", "b", "c"), {"role": "assistant", "content": " "}], [*talks[0], U]]
+    write(tmp_path / "in" / "a.parquet", [{"messages": talk} for talk in [*talks, *broken]])
+    total = run(config(tmp_path, every_turn=True, strict=True, output_prefix="my_"))
+    table = read_parts(tmp_path / "out")
+    rows = table.to_pylist()
+    for talk, row in zip(talks, rows, strict=False):
+        turns = tiny.score_turns(talk)
+        assert row["my_turn_scores"] == [turn.value for turn in turns]
+        assert row["my_turn_tokens"] == [turn.num_tokens for turn in turns]
+        assert row["my_score"] == tiny.get_score(talk)
+    kinds = [str(table.schema.field(f"my_{name}").type) for name in ("turn_scores", "turn_tokens")]
+    assert kinds == ["list<element: float>", "list<element: int32>"]
+    silent, empty, unanswered = rows[-3:]
+    assert silent["my_error"].startswith("ConversationError: no message has the role 'assistant'")
+    assert empty["my_error"].startswith("MalformedConversationError: turn 1: empty_response")
+    assert unanswered["my_error"].startswith("MalformedConversationError: turn ")
+    assert [row["my_turn_scores"] for row in rows[-3:]] == [None] * 3
+    assert (total.errors, total.counts["turns"]) == (3, sum(len(tiny.score_turns(talk)) for talk in talks))
+    with pytest.raises(OutputError, match="every_turn: True there, None now"):
+        run(config(tmp_path, strict=True, output_prefix="my_"))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_answers_in_steps(tmp_path: Path) -> None:
+    model = RewardModel.from_pretrained(
+        stepwise.KINDS["trl"].write(tmp_path / "prm"), device="cpu", dtype="float32", head="steps:trl"
+    )
+    answers = [*stepwise.ANSWERS, None, [], ["so on " * 90]]
+    rows = [{"prompt": stepwise.QUESTION, "completions": steps} for steps in answers]
+    write(tmp_path / "in" / "a.parquet", [*rows, {"prompt": None, "completions": ["a"]}])
+    options = {"model": str(tmp_path / "prm"), "head": "steps:trl", "steps_column": "completions", "max_tokens": 200}
+    total = run(config(tmp_path, aggregate="minimum", **options))
+    table = read_parts(tmp_path / "out")
+    assert table.column_names == ["prompt", "completions", "score", "step_scores", "num_tokens", "error"]
+    assert str(table.schema.field("step_scores").type) == "list<element: float>"
+    prompt = [{"role": "user", "content": stepwise.QUESTION}]
+    expected = [model.score_steps(prompt, steps) for steps in stepwise.ANSWERS]
+    assert table["step_scores"].to_pylist() == [*expected, None, None, None, None]
+    assert table["score"].to_pylist()[:2] == [min(scores) for scores in expected]
+    null, empty, long, bad = table["error"].to_pylist()[2:]
+    assert (null, empty) == (
+        "ConversationError: the steps are null",
+        "ConversationError: an answer is a list of one or more steps, each a string",
+    )
+    assert long.startswith("ConversationTooLongError: ")
+    assert bad.startswith("ConversationError: ")
+    assert (total.rows, total.errors, total.counts["steps"]) == (6, 4, 6)
+    with pytest.raises(OutputError, match="aggregate: 'minimum' there, None now"):
+        run(config(tmp_path, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"steps_column": "steps"}, "tiny scores conversations as a whole: leave --steps-column steps out"),
+        ({"steps_column": "prompt"}, "--steps-column takes lists of strings"),
+        ({"steps_column": "other"}, "no column 'other' for --steps-column"),
+        ({"model": "prm", "response_column": "prompt"}, "name their column in jobs.score with --steps-column"),
+    ],
+)
+def test_steps_and_models_that_do_not_fit_are_refused(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
+    write(tmp_path / "in" / "a.parquet", [{"prompt": "a", "steps": ["b"]}])
+    if options.get("model") == "prm":
+        options = options | {"model": str(stepwise.KINDS["qwen"].write(tmp_path / "prm"))}
+    with pytest.raises(CorpusError, match=reason):
+        run(config(tmp_path, **options))
+    for wrong in ({"aggregate": "last"}, {"steps_column": "a", "every_turn": True}, {"steps_column": "a", "show": 1}):
+        with pytest.raises(ValidationError, match="steps-column"):
+            config(tmp_path, **wrong)
+
+
+def test_every_turn_is_for_conversations(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.parquet", [{"chosen": chat("a", "b"), "rejected": chat("a", "c")}])
+    with pytest.raises(CorpusError, match="--messages-column chosen reads one side"):
+        run(config(tmp_path, every_turn=True))
+    with pytest.raises(ValidationError, match="--every-turn is for conversations"):
+        config(tmp_path, every_turn=True, reads="pairs")
 
 
 @pytest.mark.usefixtures("in_process")

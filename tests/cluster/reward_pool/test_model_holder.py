@@ -10,6 +10,7 @@ from cluster.reward_pool.errors import AsleepError, RewardPoolError, SleepError,
 from cluster.reward_pool.model_holder import ModelSlot, WeightsVersion
 from serve_app.reward_model import CheckpointError, ModelSpec, RewardModel, WeightError
 from tests.cluster.reward_pool.checkpoints import copied, reshaped, retrained
+from tests.reward_model import classifiers, stepwise
 
 SEQUENCES = [[1, *range(10, 10 + length), 3] for length in (5, 60, 200)]
 
@@ -53,6 +54,19 @@ def test_weights_whose_files_changed_are_not_taken_for_the_old_ones(slot: ModelS
     assert slot.is_asleep
     weights.write_bytes(kept)
     slot.wake()
+
+
+def test_a_process_reward_model_is_exchanged_where_its_steps_stay_the_same_ids(tmp_path: Path) -> None:
+    first, second = (stepwise.KINDS["qwen"].write(tmp_path / name) for name in "ab")
+    slot = ModelSlot(ModelSpec(str(first), device="cpu", dtype="float32"))
+    slot.open(None, asleep=False)
+    assert len(slot.stage(str(second), None)) == 16
+    for file in second.glob("chat_template*"):
+        file.unlink()
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    classifiers.change_json(second / "tokenizer_config.json", chat_template=template)
+    with pytest.raises(WeightsUpdateError, match="makes other token ids"):
+        slot.stage(str(second), None)
 
 
 def test_an_exchange_is_final_or_taken_back(slot: ModelSlot, folder: Path, tiny: RewardModel, tmp_path: Path) -> None:
