@@ -24,15 +24,27 @@ _TOKEN = np.dtype(">u4")  # bytes of big-endian numbers sort as the numbers do
 class Branch:
     """A sequence, by index, and how many of its first tokens the sequence before it in the plan begins with, too.
 
-    With 0 it is read whole. With its full length it is a prefix of what was read before, and nothing is.
+    With 0 it is read whole. With its full length it is a prefix of what was read before, and nothing is. The keys of
+    its first `num_cached` tokens are in a `PrefixCache`.
     """
 
     sequence: int
     num_shared: int = 0
+    num_cached: int = 0
+
+    @property
+    def num_known(self) -> int:
+        """Its first tokens that the model need not read again."""
+        return max(self.num_shared, self.num_cached)
+
+    @property
+    def alone(self) -> Branch:
+        """The same sequence without one before it."""
+        return Branch(self.sequence, num_cached=self.num_cached)
 
     def num_own(self, lengths: Sequence[int]) -> int:
         """Tokens that the model reads for it."""
-        return lengths[self.sequence] - self.num_shared
+        return lengths[self.sequence] - self.num_known
 
 
 def branch_by_prefix(sequences: Sequence[Sequence[int]], *, longest: int | None = None) -> list[Branch]:
