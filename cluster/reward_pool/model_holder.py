@@ -85,6 +85,11 @@ class ModelSlot:
         return self._model is None or self._parked is not None
 
     @property
+    def cached_tokens(self) -> int:
+        """Tokens that were read from the prefix cache since these weights were loaded."""
+        return 0 if self._model is None else self._model.scorer.cached_tokens
+
+    @property
     def model(self) -> RewardModel:
         """The model, awake. Raises `AsleepError` where it is not."""
         if self._model is None or self._parked is not None:
