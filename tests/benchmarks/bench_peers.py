@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import statistics
@@ -139,9 +138,10 @@ def compare(ours: Engine, theirs: Engine, sequences: list[list[int]], *, repeats
     for _ in range(repeats):
         (our_seconds, our_scores), (their_seconds, their_scores) = ours.run(sequences), theirs.run(sequences)
         seconds.append((our_seconds, their_seconds))
-        furthest = max(furthest, *(abs(a - b) for a, b in zip(our_scores, their_scores, strict=True)))
-    if not furthest < FURTHEST_APART or math.isnan(furthest):
-        raise PeerError(f"the engines' scores are {furthest:.3f} apart: they do not read the same")
+        apart = [abs(our - their) for our, their in zip(our_scores, their_scores, strict=True)]
+        if not all(one < FURTHEST_APART for one in apart):
+            raise PeerError(f"the engines' scores are up to {max(apart):.3f} apart: they do not read the same")
+        furthest = max(furthest, *apart)
     tokens = num_tokens(sequences)
     figures = {
         "rayward_tokens_per_s": tokens / statistics.median(our for our, _ in seconds),
