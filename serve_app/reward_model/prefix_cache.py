@@ -68,14 +68,17 @@ class CachedPass:
     layer: int = 0
 
     def exchange(self, k_TE: Tensor, v_TE: Tensor) -> None:
-        """Keep the next layer's new keys and values, and put those that are kept behind the batch's own rows."""
+        """Put the next layer's kept keys and values behind the batch's own rows, and keep what is new.
+
+        In this order: a new block may begin with rows that were loaded, where a sequence departs in its middle.
+        """
         stop = self.num_rows + len(self.loaded)
         loaded, computed, stored = (places.to(k_TE.device) for places in (self.loaded, self.computed, self.stored))
         for rows, kept in zip((k_TE, v_TE), self.cache.tensors(self.layer, k_TE), strict=True):
-            if len(stored):
-                kept.index_copy_(0, stored, rows.index_select(0, computed))
             if len(loaded):
                 torch.index_select(kept, 0, loaded, out=rows[self.num_rows : stop])
+            if len(stored):
+                kept.index_copy_(0, stored, rows.index_select(0, computed))
         self.layer += 1
 
     def settle(self, *, is_sound: bool) -> None:

@@ -114,6 +114,35 @@ def test_prefixes_of_every_alignment(tiny: RewardModel, depth: int) -> None:
     assert cache_of(model).num_read >= len(sequences) * (depth // BLOCK * BLOCK)
 
 
+def test_a_new_block_that_begins_with_loaded_rows(tiny: RewardModel) -> None:
+    """One departs within a block that its predecessor in the batch has from the cache; its own block is kept, too."""
+    known = tokens_of(1, 60)
+    departing = [*known[:40], 5, *tokens_of(2, 49)]  # stands behind the other in a plan
+    following = [*departing[:60], *tokens_of(3, 9)]
+    expected = tiny.score_token_ids([known, departing, following])
+    model = with_cache(tiny, 1024)
+    model.score_token_ids([known])
+    assert np.array_equal(model.score_token_ids([known, departing]), expected[:2])
+    assert model.score_token_ids([following]) == expected[2:]
+    assert cache_of(model).num_read == 2 * 48
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_many_small_calls(tiny: RewardModel, seed: int) -> None:
+    """As requests meet in an endpoint's batches: short sequences that depart from each other anywhere."""
+    chooser = random.Random(seed)
+    sequences = [tokens_of(seed, 90)]
+    while len(sequences) < 40:
+        parent = chooser.choice(sequences)
+        kept = chooser.randint(0, len(parent))
+        sequences.append(parent[:kept] + tokens_of(1000 * seed + len(sequences), chooser.randint(1, 60)))
+    expected = tiny.score_token_ids(sequences)
+    model = with_cache(tiny, 4096)
+    for _ in range(60):
+        call = [chooser.randrange(40) for _ in range(chooser.randint(1, 6))]
+        assert np.array_equal(model.score_token_ids([sequences[place] for place in call]), expected[call])
+
+
 def windows_and_caps(folder: Path) -> RewardModel:
     torch.manual_seed(0)
     gemma2(attn_logit_softcapping=0.5, num_hidden_layers=3).save_pretrained(folder)
