@@ -66,6 +66,9 @@ class ServeConfig(BaseModel):
     """auto: the checkpoint's on a GPU; on CPUs bfloat16 where the processor has it, else float32."""
     quantization: Literal["none", "fp8"] = "none"
     """fp8 is faster on Hopper GPUs and newer, and scores drift."""
+    prefix_cache_bytes: int | Literal["auto"] = "auto"
+    """Memory of a replica's device for recent prefixes, which requests that begin alike need not have read again. auto:
+    256 MiB on CPUs, a sixteenth of what the weights leave free on a GPU. 0 keeps none."""
     chat_template: str | None = None
     """A file with a Jinja chat template in place of the checkpoint's."""
     truncation: Literal["error", "left", "right"] | None = None
@@ -137,6 +140,7 @@ def service_config(config: ServeConfig) -> ServiceConfig:
         "head": config.head,
         "dtype": config.dtype,
         "quantization": config.quantization,
+        "prefix_cache_bytes": config.prefix_cache_bytes,
         "chat_template": config.chat_template,
     }
     options |= {
@@ -155,9 +159,9 @@ def service_config(config: ServeConfig) -> ServiceConfig:
 def _told(error: Mapping[str, Any]) -> str:
     """What is wrong with an option, by the name that the command line has for it."""
     text = str(error["msg"]).removeprefix("Value error, ").replace("set `name`", "write NAME=MODEL")
-    field = str(error["loc"][-1]) if error["loc"] else ""
-    flag = FLAGS.get(field, field.replace("_", "-"))
-    return f"--{flag}: {text[:1].lower()}{text[1:]}" if flag in FLAG_NAMES else text
+    fields = (str(part) for part in error["loc"])
+    flags = [flag for field in fields if (flag := FLAGS.get(field, field.replace("_", "-"))) in FLAG_NAMES]
+    return f"--{flags[-1]}: {text[:1].lower()}{text[1:]}" if flags else text
 
 
 def _named(model: str) -> dict[str, str]:

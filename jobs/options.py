@@ -89,6 +89,9 @@ class EngineOptions(BaseModel):
     """Normalise scores with the mean and deviation that OpenRLHF saved with the checkpoint."""
     token_budget: PositiveInt | None = None
     """Tokens in one forward pass; by default chosen for the device."""
+    prefix_cache_bytes: NonNegativeInt | Literal["auto"] = 0
+    """Memory of an actor's device for recent prefixes, which later batches need not read again: 0 keeps none, auto is
+    256 MiB on CPUs and a sixteenth of what the weights leave free on a GPU."""
     truncation: Truncation = "error"
     """A conversation over the limit: error marks its row, right keeps its start, left drops its oldest turns."""
     max_tokens: int | None = Field(default=None, ge=2)
@@ -182,6 +185,7 @@ class ScoringOptions(EngineOptions):
     def _replicas_are_as_they_are(self) -> Self:
         names = ("gpus_per_actor", "token_budget", "chat_template", "base_model", "head")
         fixed = [name for name in names if getattr(self, name) is not None] + ["normalize"] * self.normalize
+        fixed += ["prefix_cache_bytes"] * (self.prefix_cache_bytes != 0)
         if self.via_serve is not None and fixed:
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in fixed)
             raise ValueError(f"{flags} cannot be set with --via-serve: the application's replicas decide it")

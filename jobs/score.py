@@ -122,7 +122,6 @@ def run(config: ScoreConfig, *, load: Callable[[ModelSpec], RewardModel] = Model
     with joined(config.address, config.progress) as resources:
         total = scoring.run(resources)
     print(scoring.summary)
-    if command_began() is not None:
-        if scoring.next_command is not None:
-            print(scoring.next_command)
+    if command_began() is not None and scoring.next_command is not None:
+        print(scoring.next_command)
     return total

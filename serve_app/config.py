@@ -44,6 +44,11 @@ class ModelConfig(BaseModel):
     dtype: str = Field("auto", description="auto, float32, float16 or bfloat16")
     quantization: Literal["none", "fp8"] = Field("none", description="fp8: faster on Hopper GPUs, scores drift")
     token_budget: PositiveInt | Literal["auto"] = Field("auto", description="tokens in one forward pass")
+    prefix_cache_bytes: NonNegativeInt | Literal["auto"] = Field(
+        "auto",
+        description="memory of a replica's device for keys and values of recent prefixes; auto: 256 MiB on CPU, a "
+        "sixteenth of what the weights leave free on a GPU; 0: none",
+    )
     num_gpus: NonNegativeFloat | None = Field(
         None,
         description="GPUs of one replica, parts allowed; by default 1 where the cluster has any (before Ray is joined: "
@@ -94,6 +99,7 @@ class ModelConfig(BaseModel):
             device=device,
             dtype=self.dtype,
             token_budget=self.token_budget,
+            prefix_cache_bytes=self.prefix_cache_bytes,
             quantization=self.quantization,
             chat_template=self.chat_template,
             base_model=self.base_model,

@@ -49,7 +49,9 @@ NAMESPACE = "rayward"
 
 @dataclass(frozen=True, slots=True)
 class ActorStatus:
-    """One actor: where it runs, what it scores with, and what waits. `queued_tokens` includes those being scored."""
+    """One actor: where it runs, what it scores with, and what waits. `queued_tokens` includes those being scored;
+    `cached_tokens` were read from the prefix cache since its weights were loaded.
+    """
 
     node: str
     pid: int
@@ -59,6 +61,7 @@ class ActorStatus:
     is_asleep: bool
     token_budget: int
     queued_tokens: int
+    cached_tokens: int = 0
 
 
 class RewardActor:
@@ -302,6 +305,7 @@ class RewardActor:
             is_asleep=self._slot.is_asleep,
             token_budget=token_budget,
             queued_tokens=0 if batcher is None else batcher.queued_tokens + batcher.running_tokens,
+            cached_tokens=self._slot.cached_tokens,
         )
 
 

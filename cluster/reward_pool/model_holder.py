@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cluster.reward_pool.errors import AsleepError, RewardPoolError, SleepError, WeightsUpdateError
-from serve_app.reward_model import ChangedFilesError, ModelSpec, RewardModel, ScoringError
+from serve_app.reward_model import ChangedFilesError, DeviceError, ModelSpec, RewardModel, ScoringError
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.checkpoint import load_weights, read_config
 from serve_app.reward_model.decoder import Decoder
@@ -86,6 +86,11 @@ class ModelSlot:
         return self._model is None or self._parked is not None
 
     @property
+    def cached_tokens(self) -> int:
+        """Tokens that were read from the prefix cache since these weights were loaded."""
+        return 0 if self._model is None else self._model.scorer.cached_tokens
+
+    @property
     def model(self) -> RewardModel:
         """The model, awake. Raises `AsleepError` where it is not."""
         if self._model is None or self._parked is not None:
@@ -114,7 +119,7 @@ class ModelSlot:
     def empty_cache(self) -> None:
         """Give the memory back that is kept between calls."""
         if self._model is not None:
-            self._model.scorer.decoder.release_buffers()
+            self._model.scorer.release_memory()
             _empty_cuda_cache(self._model.device)
 
     def sleep(self) -> None:
@@ -130,6 +135,7 @@ class ModelSlot:
             self._spec = replace(self._spec, token_budget=model.scorer.token_budget)
             self._model = None
             return
+        model.scorer.release_memory()
         try:
             self._parked = ParkedWeights(model.scorer.decoder)
         except (MemoryError, RuntimeError) as error:
@@ -183,6 +189,7 @@ class ModelSlot:
         if staged is None:
             raise WeightsUpdateError("there are no staged weights")
         self._staged = None
+        before.scorer.release_memory()  # prefixes of these weights are nobody's any more
         try:
             parked = ParkedWeights(before.scorer.decoder) if before.device.type == "cuda" else None
         except (MemoryError, RuntimeError) as error:
@@ -199,15 +206,16 @@ class ModelSlot:
         try:
             weights = staged.weights.moved_to(before.device)
             decoder = Decoder(staged.config, weights, quantization=self._spec.quantization)
-        except (MemoryError, RuntimeError) as error:
+            self._model = RewardModel(
+                decoder,
+                staged.folder,
+                token_budget=before.scorer.token_budget,
+                prefix_cache_bytes=self._spec.prefix_cache_bytes,
+                chat_template=self.named.chat_template,
+                base_model=self.named.base_model,
+            )
+        except (MemoryError, RuntimeError, DeviceError) as error:
             return str(error)
-        self._model = RewardModel(
-            decoder,
-            staged.folder,
-            token_budget=before.scorer.token_budget,
-            chat_template=self.named.chat_template,
-            base_model=self.named.base_model,
-        )
         return None
 
     def roll_back(self) -> None:

@@ -52,7 +52,8 @@ class RewardActorPool:
         revision: branch, tag or commit of a Hugging Face id.
         num_actors: copies of the model.
         device: `"auto"` is CUDA where the cluster has GPUs, else the CPU.
-        dtype: as `RewardModel.from_pretrained` takes it, like `token_budget` and `quantization`.
+        dtype: as `RewardModel.from_pretrained` takes it, like `token_budget`, `prefix_cache_bytes` (for candidates and
+            turns that come one by one) and `quantization`.
         num_gpus: GPUs of one actor, parts allowed; by default 1 on CUDA.
         num_cpus: CPUs of one actor, and its threads on CPU; by default 1 on CUDA, and on CPU a share of half a node's.
         name: under which `attach` finds the pool from other jobs.
@@ -88,6 +89,7 @@ class RewardActorPool:
         device: str = "auto",
         dtype: str = "auto",
         token_budget: int | Literal["auto"] = "auto",
+        prefix_cache_bytes: int | Literal["auto"] = 0,
         quantization: Quantization = "none",
         num_gpus: float | None = None,
         num_cpus: float | None = None,
@@ -109,6 +111,8 @@ class RewardActorPool:
     ) -> None:
         if num_actors < 1 or timeout_s <= 0 or start_timeout_s <= 0 or max_restarts < 0:
             raise RewardInputError("num_actors, timeout_s and start_timeout_s are positive, max_restarts at least 0")
+        if prefix_cache_bytes != "auto" and prefix_cache_bytes < 0:
+            raise RewardInputError("prefix_cache_bytes is 'auto' or a number of bytes, 0 for none")
         if detached and name is None:
             raise RewardInputError("a detached pool needs a name, or nobody could find it again: name=...")
         spec = ModelSpec(
@@ -122,6 +126,7 @@ class RewardActorPool:
             base_model=None if base_model is None else absolute(base_model),
             head=head,
             normalize=normalize,
+            prefix_cache_bytes=prefix_cache_bytes,
         )
         spec.check_device()
         encoding = Encoding(policy_tokenizer, truncation, max_tokens, strip_thinking, keep_default_system, strict)

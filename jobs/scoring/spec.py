@@ -89,6 +89,7 @@ def spec_named(options: EngineOptions, device: str) -> ModelSpec:
         device=device,
         dtype=options.dtype,
         token_budget=options.token_budget or "auto",
+        prefix_cache_bytes=options.prefix_cache_bytes,
         quantization=options.quantization or "none",
         chat_template=None if options.chat_template is None else template_text(options.chat_template),
         base_model=options.base_model,

@@ -9,6 +9,7 @@ A conversation's path:
     rendered_text    the way back: rendered text -> conversation
     turn_formats     how families of chat templates write turns, a table
     prefixes         sequences that begin alike, so that the model reads that once
+    prefix_cache     keys and values of prefixes that were read, for the calls after it
     packing          sequences end to end under a token budget
     scorer           packed batches in turn; out of memory and not finite are met here
     decoder          packed batch -> hidden states, by linear (matrix products), attention and rotary;

@@ -24,7 +24,8 @@ from serve_app.reward_model.families import Activation
 from serve_app.reward_model.heads import Head
 from serve_app.reward_model.invariance import RowRule
 from serve_app.reward_model.linear import Linear, linear_for, whole_sums
-from serve_app.reward_model.packing import PackedBatch, num_rows, on_device
+from serve_app.reward_model.packing import PackedBatch, on_device
+from serve_app.reward_model.prefix_cache import CachedPass, PrefixCache
 from serve_app.reward_model.prefixes import Branch
 from serve_app.reward_model.rotary import RotaryTable, rotate
 from serve_app.reward_model.token_budget import rows_per_key
@@ -128,7 +129,8 @@ class Decoder:
     """A decoder with a head; not thread-safe, since calls share buffers.
 
     It takes the layers out of `weights` as it lays them out for the device, so that no two copies are in memory.
-    `quantization` "fp8" and `invariant` False trade the contract of the scores for speed on CUDA.
+    `quantization` "fp8" and `invariant` False trade the contract of the scores for speed on CUDA. `cached_pass` is what
+    the last pass took from a cache and left there.
 
     Shape legend: T padded rows, H hidden, Q query heads, K key/value heads, D head dimension, N padded reads, A
     attributes.
@@ -168,6 +170,7 @@ class Decoder:
         self._kernels = row_kernels_for(self.device, self.dtype)
         self._invariant = invariant
         self._buffers: dict[str, Tensor] = {}
+        self.cached_pass: CachedPass | None = None
 
     @property
     def linears(self) -> list[Linear]:
@@ -195,20 +198,31 @@ class Decoder:
         """What a key counts, in rows, in a batch whose sequences share: see `pack`."""
         return rows_per_key(self.config) * self.head.num_reads if self._attention.gathers_keys else 0.0
 
+    def first_read(self, sequence: Sequence[int]) -> int:
+        """The first position of a sequence whose hidden state is read: what is before it may come from a cache."""
+        return self.head.read_positions(sequence)[0]
+
     @torch.inference_mode()
-    def score(self, sequences: Sequence[Sequence[int]], branches: Sequence[Branch]) -> Tensor:
+    def score(
+        self, sequences: Sequence[Sequence[int]], branches: Sequence[Branch], *, cache: PrefixCache | None = None
+    ) -> Tensor:
         """Score the branches' sequences in one packed batch.
 
         Returns float32 on the device, a row for each branch, in their order: the score, then the attributes of a head
-        that has any.
+        that has any. Keys and values go to the `cache`, and those that it has of the branches come from it.
         """
+        self.cached_pass = None
         batch = PackedBatch.build(
             sequences,
             branches,
-            num_rows=self.row_rule.padded(num_rows(branches, [len(sequence) for sequence in sequences])),
+            padded=self.row_rule.padded,
             device=self.device,
             read_positions=self.head.read_positions if self.head.num_reads > 1 else None,
         )
+        if cache is not None:
+            self.cached_pass = cache.begin(sequences, batch)
+        elif batch.cached:
+            raise ValueError("branches with cached tokens need the cache that has them")
         with whole_sums(self.device) if self._invariant else nullcontext():
             return self.forward(batch)[: len(batch.members)]
 
@@ -220,24 +234,26 @@ class Decoder:
         if self._embedding_scale != 1.0:
             hidden_TH *= self._embedding_scale
         for layer in self._layers[:-1]:
-            self._layer(layer, hidden_TH, table_TD, batch.num_tokens)
+            self._layer(layer, hidden_TH, table_TD, batch)
         hidden_NH = self._last_layer(self._layers[-1], hidden_TH, table_TD, batch)
         return self.head(self._norm(hidden_NH, self._norm_weight))
 
-    def _layer(self, layer: _Layer, hidden_TH: Tensor, table_TD: Tensor, num_tokens: int) -> None:
+    def _layer(self, layer: _Layer, hidden_TH: Tensor, table_TD: Tensor, batch: PackedBatch) -> None:
         """Run a layer on the residual stream, in place."""
         config, num_rows = self.config, len(hidden_TH)
         slack = self._attention.slack_rows
         q = self._buffer("q", num_rows + slack, config.query_size)
-        k, v = (self._buffer(name, num_rows + slack, config.kv_size) for name in "kv")
+        k, v = (self._buffer(name, num_rows + batch.num_cached + slack, config.kv_size) for name in "kv")
         for rows in self.row_rule.chunks(num_rows):
             normed = self._norm(hidden_TH[rows], layer.attention_norm)
             self._position(layer.query(normed), layer.query_norm, table_TD[rows], q[rows])
             self._keys_values(layer, normed, table_TD[rows], k[rows], v[rows])
         for buffer in (q, k, v) if slack else ():
             buffer[num_rows:] = 0
+        if self.cached_pass is not None:
+            self.cached_pass.exchange(k, v)
         attended = self._buffer("attended", num_rows, config.query_size)
-        attended[num_tokens:] = 0
+        attended[batch.num_tokens :] = 0
         self._attention.attend(
             self._heads(q), self._heads(k), self._heads(v), self._heads(attended), window=layer.window
         )
@@ -247,10 +263,12 @@ class Decoder:
     def _last_layer(self, layer: _Layer, hidden_TH: Tensor, table_TD: Tensor, batch: PackedBatch) -> Tensor:
         """The residual stream after the last layer, where scores are read: [N, H]."""
         config, num_rows = self.config, len(hidden_TH)
-        k, v = (self._buffer(name, num_rows, config.kv_size) for name in "kv")
+        k, v = (self._buffer(name, num_rows + batch.num_cached, config.kv_size) for name in "kv")
         for rows in self.row_rule.chunks(num_rows):
             normed = self._norm(hidden_TH[rows], layer.attention_norm)
             self._keys_values(layer, normed, table_TD[rows], k[rows], v[rows])
+        if self.cached_pass is not None:
+            self.cached_pass.exchange(k, v)
         rows_N = self._score_rows(batch)
         hidden_NH = hidden_TH[rows_N]
         q, attended = (self._buffer(name, len(rows_N), config.query_size) for name in ("q", "attended"))

@@ -23,6 +23,7 @@ from serve_app.reward_model.errors import ConversationError, DeviceError, Scorin
 from serve_app.reward_model.invariance import find_variance
 from serve_app.reward_model.linear import whole_sums
 from serve_app.reward_model.model_files import fingerprint, resolve, tokenizer_folder
+from serve_app.reward_model.prefix_cache import CacheBytes
 from serve_app.reward_model.prefixes import in_tree_order
 from serve_app.reward_model.scorer import SequenceScorer
 from serve_app.reward_model.scores import Aggregate, Score, StepScores, ranks
@@ -59,6 +60,7 @@ class RewardModel:
         folder: Path,
         *,
         token_budget: int | Literal["auto"] = "auto",
+        prefix_cache_bytes: CacheBytes = 0,
         chat_template: str | None = None,
         base_model: str | None = None,
     ) -> None:
@@ -68,7 +70,7 @@ class RewardModel:
         self.folder = folder
         self.chat_template = chat_template
         self.base_model = base_model
-        self.scorer = SequenceScorer(decoder, token_budget=token_budget)
+        self.scorer = SequenceScorer(decoder, token_budget=token_budget, prefix_cache_bytes=prefix_cache_bytes)
 
     @classmethod
     def from_pretrained(
@@ -79,6 +81,7 @@ class RewardModel:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         token_budget: int | Literal["auto"] = "auto",
+        prefix_cache_bytes: CacheBytes = 0,
         quantization: Quantization = "none",
         invariant: bool = True,
         chat_template: str | Path | None = None,
@@ -95,6 +98,9 @@ class RewardModel:
             dtype: `"auto"` is the checkpoint's on CUDA; on CPU bfloat16 where the processor has it, else float32.
             token_budget: tokens in one forward pass; a longer sequence runs alone. `"auto"` is 4096 on CPU; on CUDA
                 what the free memory holds, as a trial pass measures it.
+            prefix_cache_bytes: memory on the device for keys and values of recent prefixes, which later calls need not
+                read again; 0 keeps none. `"auto"` is 256 MiB on CPU, and on CUDA a sixteenth of what the weights leave
+                free.
             quantization: `"fp8"` multiplies 8-bit floats, for NVIDIA GPUs of the Hopper generation or newer. Scores
                 then drift: the README says how far.
             invariant: False lets CUDA choose kernels by batch size: scores may then change in their last bits with
@@ -112,7 +118,7 @@ class RewardModel:
                 normalisation is on: see `normalization`.
 
         Raises:
-            DeviceError: the device is not there.
+            DeviceError: the device is not there, or has not the memory for the prefix cache.
             CheckpointError: files are missing or broken.
             UnsupportedArchitectureError: the model's architecture or an option of it is not supported.
             WeightError: a weight is missing, surplus or misshapen.
@@ -128,7 +134,14 @@ class RewardModel:
         variance = _variance(decoder) if invariant else None
         if variance is not None:
             logger.warning("on this machine %s changes its last bits with the batch or the threads", variance)
-        return cls(decoder, folder, token_budget=token_budget, chat_template=template, base_model=base_model)
+        return cls(
+            decoder,
+            folder,
+            token_budget=token_budget,
+            prefix_cache_bytes=prefix_cache_bytes,
+            chat_template=template,
+            base_model=base_model,
+        )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -36,6 +36,7 @@ class ModelSpec:
         device: `"auto"`, `"cpu"` or `"cuda"`.
         dtype: `"auto"`, `"float32"`, `"bfloat16"` or `"float16"`.
         token_budget: tokens in one forward pass.
+        prefix_cache_bytes: memory for recent prefixes: see `RewardModel.from_pretrained`. It changes no score.
         quantization: `"none"` or `"fp8"`.
         fingerprint: the one that the model's files must have; None takes them as they are.
         chat_template: the text of a Jinja template in place of the checkpoint's.
@@ -61,6 +62,7 @@ class ModelSpec:
     takes_reference: bool = False
     attributes: tuple[str, ...] = ()
     scores_steps: bool = False
+    prefix_cache_bytes: int | Literal["auto"] = 0
 
     def check_device(self) -> None:
         """Raise what can be known without the model: the quantization needs another device than the one named.
@@ -127,6 +129,7 @@ class ModelSpec:
             device=device,
             dtype=self.dtype,
             token_budget=self.token_budget,
+            prefix_cache_bytes=self.prefix_cache_bytes,
             quantization=self.quantization,
             chat_template=self.chat_template,
             base_model=self.base_model,

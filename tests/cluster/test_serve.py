@@ -64,6 +64,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"host": "no.such.host.invalid"}, "--host no.such.host.invalid"),
         ({"host": "0.0.0.0"}, "no API key is set and the HTTP host is 0.0.0.0"),
         ({"api_keys_file": "/no/such/keys"}, "--api-keys-file /no/such/keys"),
+        ({"prefix_cache_bytes": -1}, "--prefix-cache-bytes: input should be greater than or equal to 0"),
         ({"quantization": "fp8", "gpus_per_replica": 0.0}, "fp8 is for GPUs"),
     ],
 )

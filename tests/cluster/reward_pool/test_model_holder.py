@@ -93,6 +93,28 @@ def test_an_exchange_is_final_or_taken_back(slot: ModelSlot, folder: Path, tiny:
     assert slot.version.number == 1
 
 
+def test_an_exchange_and_sleep_empty_the_prefix_cache(folder: Path, tiny: RewardModel, tmp_path: Path) -> None:
+    """Keys of other weights are never read: a new model has a cache of its own, and the old one's is empty."""
+    slot = ModelSlot(ModelSpec(str(folder), device="cpu", dtype="float32", prefix_cache_bytes=1 << 20))
+    slot.open(None, asleep=False)
+    before, cache = slot.outputs(SEQUENCES), slot.model.scorer.prefix_cache
+    assert cache is not None
+    assert cache.num_kept
+    slot.commit(of_retrained(slot, retrained(tiny.folder, tmp_path / "new")))
+    assert not cache.num_kept
+    new = [slot.outputs(SEQUENCES) for _ in range(2)]
+    assert new[0] == new[1] != before
+    assert slot.cached_tokens == 192  # of the longest, which the others begin as
+    slot.roll_back()
+    assert slot.outputs(SEQUENCES) == before
+    assert slot.cached_tokens == 0
+    slot.empty_cache()
+    assert not cache.num_kept
+    slot.sleep()
+    slot.wake()
+    assert slot.outputs(SEQUENCES) == before
+
+
 def test_staging_alone_changes_nothing(slot: ModelSlot, tiny: RewardModel, tmp_path: Path) -> None:
     before = slot.outputs(SEQUENCES)
     slot.stage(str(retrained(tiny.folder, tmp_path / "new")), None)
