@@ -22,7 +22,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 from tyro.conf import UseAppendAction
 
 from cluster.connect import LOCAL, ClusterResources, connect, local_cores
@@ -51,11 +51,11 @@ class ServeConfig(BaseModel):
     it again for each further model."""
     host: str = "127.0.0.1"
     """The address to listen on; 0.0.0.0 is every network, and wants API keys."""
-    port: int = 8000
+    port: int = Field(default=8000, gt=0, lt=1 << 16)
     """The port to listen on."""
-    num_replicas: int = 1
+    num_replicas: PositiveInt = 1
     """Replicas of each model."""
-    gpus_per_replica: float | None = None
+    gpus_per_replica: NonNegativeFloat | None = None
     """GPUs of one replica, parts allowed; by default 1 where the cluster has any, else 0."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
@@ -74,7 +74,7 @@ class ServeConfig(BaseModel):
     truncation: Literal["error", "left", "right"] | None = None
     """A conversation over the limit, where the request does not say: error refuses it, right keeps its start, left
     drops its oldest turns."""
-    max_tokens: int | None = None
+    max_tokens: int | None = Field(default=None, ge=2)
     """A limit below the model's own."""
     api_keys_file: str | None = None
     """A file with an API key a line; RAYWARD_API_KEYS may hold more, separated by commas."""
@@ -173,8 +173,6 @@ def _named(model: str) -> dict[str, str]:
 
 def _check_port(host: str, port: int) -> None:
     """Raise `ServeError` where another process listens, or the host is none of this machine."""
-    if not 0 < port < 1 << 16:
-        raise ServeError(f"--port {port}: a port is a number from 1 to {(1 << 16) - 1}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:

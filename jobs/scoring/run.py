@@ -109,6 +109,7 @@ class ScoringRun:
     @property
     def reading(self) -> Reading:
         """How rows are read."""
+        assert not isinstance(self._columns, StepColumns), "no command that ranks scores steps"
         return self._columns
 
     def _check_room(self, attributes: Sequence[str]) -> None:
