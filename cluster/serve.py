@@ -22,7 +22,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 from tyro.conf import UseAppendAction
 
 from cluster.connect import LOCAL, ClusterResources, connect, local_cores
@@ -51,25 +51,31 @@ class ServeConfig(BaseModel):
     it again for each further model."""
     host: str = "127.0.0.1"
     """The address to listen on; 0.0.0.0 is every network, and wants API keys."""
-    port: int = 8000
+    port: int = Field(default=8000, gt=0, lt=1 << 16)
     """The port to listen on."""
-    num_replicas: int = 1
+    num_replicas: PositiveInt = 1
     """Replicas of each model."""
-    gpus_per_replica: float | None = None
+    gpus_per_replica: NonNegativeFloat | None = None
     """GPUs of one replica: a part shares one, several share the model's layers; by default 1 where the cluster has any,
     else 0."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
+    head: str | None = None
+    """steps:trl, steps:shepherd or steps:rlhflow for a process reward model whose files do not say it; logit:ID for a
+    language model whose reward is a logit."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: the checkpoint's on a GPU; on CPUs bfloat16 where the processor has it, else float32."""
     quantization: Literal["none", "fp8"] = "none"
     """fp8 is faster on Hopper GPUs and newer, and scores drift."""
+    prefix_cache_bytes: int | Literal["auto"] = "auto"
+    """Memory of a replica's device for recent prefixes, which requests that begin alike need not have read again. auto:
+    256 MiB on CPUs, a sixteenth of what the weights leave free on a GPU. 0 keeps none."""
     chat_template: str | None = None
     """A file with a Jinja chat template in place of the checkpoint's."""
     truncation: Literal["error", "left", "right"] | None = None
     """A conversation over the limit, where the request does not say: error refuses it, right keeps its start, left
     drops its oldest turns."""
-    max_tokens: int | None = None
+    max_tokens: int | None = Field(default=None, ge=2)
     """A limit below the model's own."""
     api_keys_file: str | None = None
     """A file with an API key a line; RAYWARD_API_KEYS may hold more, separated by commas."""
@@ -132,8 +138,10 @@ def service_config(config: ServeConfig) -> ServiceConfig:
         "num_replicas": config.num_replicas,
         "num_gpus": config.gpus_per_replica,
         "revision": config.revision,
+        "head": config.head,
         "dtype": config.dtype,
         "quantization": config.quantization,
+        "prefix_cache_bytes": config.prefix_cache_bytes,
         "chat_template": config.chat_template,
     }
     options |= {
@@ -152,9 +160,9 @@ def service_config(config: ServeConfig) -> ServiceConfig:
 def _told(error: Mapping[str, Any]) -> str:
     """What is wrong with an option, by the name that the command line has for it."""
     text = str(error["msg"]).removeprefix("Value error, ").replace("set `name`", "write NAME=MODEL")
-    field = str(error["loc"][-1]) if error["loc"] else ""
-    flag = FLAGS.get(field, field.replace("_", "-"))
-    return f"--{flag}: {text[:1].lower()}{text[1:]}" if flag in FLAG_NAMES else text
+    fields = (str(part) for part in error["loc"])
+    flags = [flag for field in fields if (flag := FLAGS.get(field, field.replace("_", "-"))) in FLAG_NAMES]
+    return f"--{flags[-1]}: {text[:1].lower()}{text[1:]}" if flags else text
 
 
 def _named(model: str) -> dict[str, str]:
@@ -166,8 +174,6 @@ def _named(model: str) -> dict[str, str]:
 
 def _check_port(host: str, port: int) -> None:
     """Raise `ServeError` where another process listens, or the host is none of this machine."""
-    if not 0 < port < 1 << 16:
-        raise ServeError(f"--port {port}: a port is a number from 1 to {(1 << 16) - 1}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:

@@ -15,11 +15,14 @@ import io
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.scoring.reward_scorer import RewardScorer as RewardScorer
 from jobs.scoring.reward_scorer import score_dataset as score_dataset
+
+Inputs: TypeAlias = str | tuple[str, ...]
+"""One input or several, on one store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +35,11 @@ class JobResult:
     summary: str
 
 
-def score(input: str, output: str, *, model: str, **options: Any) -> JobResult:  # noqa: A002, the option's name
+def score(input: Inputs, output: str, *, model: str, **options: Any) -> JobResult:  # noqa: A002, the option's name
     """Score every row of a corpus: `jobs.score`.
 
     Args:
-        input: a file, folder, glob or URI.
+        input: a file, folder, glob or URI, or several.
         output: the folder of the results.
         model: a folder, a Hugging Face id, or `tiny`, whose scores mean nothing.
         options: those of the command, such as `reads="pairs"`.
@@ -50,14 +53,14 @@ def score(input: str, output: str, *, model: str, **options: Any) -> JobResult: 
     return _run(run, ScoreConfig(input=input, output=output, model=model, **options), output)
 
 
-def rank(input: str, output: str, **options: Any) -> JobResult:  # noqa: A002
+def rank(input: Inputs, output: str, **options: Any) -> JobResult:  # noqa: A002
     """Rank the rows of a scored corpus within their groups: `jobs.rank`. Arguments and errors are those of `score`."""
     from jobs.rank import RankConfig, run
 
     return _run(run, RankConfig(input=input, output=output, **options), output)
 
 
-def pairs(input: str, output: str, **options: Any) -> JobResult:  # noqa: A002
+def pairs(input: Inputs, output: str, **options: Any) -> JobResult:  # noqa: A002
     """Make preference pairs of a scored corpus: `jobs.pairs`. Arguments and errors are those of `score`."""
     from jobs.pairs import PairsConfig, run
 

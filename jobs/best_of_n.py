@@ -20,29 +20,31 @@ if __name__ == "__main__":  # before what takes a second to import, so that sign
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import BaseModel, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, model_validator
 
-from cluster.connect import ClusterResources, connect
-from jobs.command import EXIT_ROW_ERRORS, OptionGroup, parse, run_command
+from cluster.connect import ClusterResources
+from jobs.command import EXIT_ROW_ERRORS, OptionGroup, command_began, parse, run_command
 from jobs.corpus.conversations import ConversationColumns, SystemPrompt
-from jobs.corpus.files import Corpus, auto_rows_per_unit
+from jobs.corpus.files import Corpus, Plan, auto_rows_per_unit
 from jobs.corpus.readings import prompt_columns_of
-from jobs.corpus.storage import identity_of
+from jobs.corpus.sources import Source
 from jobs.generation.choosing import ADDED_COLUMNS, CANDIDATE_COLUMNS, CandidateScorer, ChoosingTerms
 from jobs.generation.options import GeneratorOptions, SamplingOptions
 from jobs.generation.placement import Pools, plan_pools
 from jobs.generation.source import HttpSource, LocalSource, source_of
 from jobs.generation.stage import GENERATION_COLUMN, UnitGenerator
 from jobs.generation.tiny import NAME as TINY
-from jobs.options import OPTIONS, ColumnName, EngineOptions
+from jobs.options import OPTIONS, ColumnName, EngineOptions, check_model_named
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
-from jobs.runs.unit_run import Progress, UnitRun, clock, rows_per_unit_of
+from jobs.runs.progress import Progress, clock, joined
+from jobs.runs.unit_run import UnitRun, rows_per_unit_of
 from jobs.scoring.spec import check_model_files, check_reference, identity_of_model, record_of_model, spec_of
 from jobs.scoring.stage import warnings_told
 from serve_app.reward_model import ModelSpec
@@ -62,7 +64,12 @@ class PromptOptions(BaseModel):
     model_config = OPTIONS
 
     prompts: str
-    """A Parquet file, a folder of them, a glob in quotes, or an s3://, gs:// or hdfs:// URI."""
+    """A Parquet, JSONL, CSV, TSV or Arrow file, a folder of one kind, a glob in quotes, an s3://, gs:// or hdfs:// URI,
+    or a dataset of the Hub: hf://datasets/ORG/NAME[@REVISION]/PATH, or ORG/NAME with --split."""
+    split: str | None = Field(default=None, min_length=1)
+    """Read one split, such as train: of a dataset on the Hub as its card says, else the files that are named so."""
+    config: str | None = Field(default=None, min_length=1)
+    """A configuration of a dataset on the Hub that has several."""
     output: str
     """A folder or URI for the results; made if it is not there."""
     keep_all: bool = False
@@ -75,6 +82,11 @@ class PromptOptions(BaseModel):
     """Column of the answer that responses are compared with, a string or messages: POLAR's models need it."""
     output_prefix: str = ""
     """Put in front of the names of the new columns."""
+
+    @property
+    def source(self) -> Source:
+        """The prompts' files."""
+        return Source((self.prompts,), split=self.split, config=self.config)
 
 
 class BestOfNConfig(EngineOptions, GeneratorOptions, SamplingOptions, PromptOptions):
@@ -91,6 +103,11 @@ class BestOfNConfig(EngineOptions, GeneratorOptions, SamplingOptions, PromptOpti
         OptionGroup("generator", "What writes the candidates.", tuple(GeneratorOptions.model_fields)),
         OptionGroup("sampling", "How candidates are drawn.", tuple(SamplingOptions.model_fields)),
     )
+
+    @model_validator(mode="after")
+    def _names_a_model(self) -> Self:
+        check_model_named(self.model)
+        return self
 
     @property
     def added_columns(self) -> list[str]:
@@ -115,14 +132,15 @@ def run(config: BestOfNConfig, *, load: Callable[[ModelSpec], RewardModel] = Mod
     Raises:
         RaywardError: the job cannot start, or stops; what is committed stays.
     """
+    began_at = command_began() or time.time()
     inputs = _Inputs.of(config)
-    with connect(config.address) as resources:
+    with joined(config.address, config.progress) as resources:
         plan = _plan(config, inputs, resources)
         _announce(config, plan)
         if plan.unit_run.left:
             plan.generator.check()
         progress = plan.unit_run.run(_stages(config, inputs, plan, load))
-    print(_summary(config, progress))
+    print(_summary(config, progress, time.time() - began_at))
     return progress.total
 
 
@@ -131,6 +149,7 @@ class _Inputs:
     """Inputs and outputs; mistakes in it show before Ray starts."""
 
     ledger: Ledger
+    plan: Plan
     corpus: Corpus
     columns: ConversationColumns
     system_prompt: SystemPrompt
@@ -140,7 +159,9 @@ class _Inputs:
         system_prompt = SystemPrompt.of(
             config.system_prompt, config.system_prompt_column, replaces=config.replace_system_prompt
         )
-        corpus = Corpus.open(config.prompts, output=config.output)
+        ledger = Ledger(config.output)
+        plan = ledger.plan()
+        corpus = Corpus.open(config.source, output=config.output, plan=plan)
         columns = prompt_columns_of(
             corpus,
             ConversationColumns(
@@ -150,7 +171,7 @@ class _Inputs:
             system_prompt_column=config.system_prompt_column,
         )
         check_model_files(config)
-        return cls(Ledger(config.output), corpus, columns, system_prompt)
+        return cls(ledger, plan, corpus, columns, system_prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +197,10 @@ def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -
     )
     default = auto_rows_per_unit(inputs.corpus.num_rows) // ROWS_SMALLER
     rows_per_unit = rows_per_unit_of(inputs.ledger, config.rows_per_unit, default=default)
-    units = inputs.corpus.units(rows_per_unit)
+    units = inputs.corpus.shared_units(rows_per_unit, inputs.plan.shared)
     identity = {
-        "prompts": identity_of(config.prompts),
+        **{"prompts" if name == "input" else name: value for name, value in config.source.identity.items()},
+        **inputs.corpus.identity,
         **generator.identity,
         "sampling": asdict(config.sampling),
         **identity_of_model(model),
@@ -199,8 +221,10 @@ def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -
         done=inputs.ledger.check(identity, units),
         identity=identity,
         arguments=config,
+        plan=Plan.of(inputs.corpus, units, shares=inputs.plan.shared is not None),
         max_errors=config.max_errors,
         error_column=f"{config.output_prefix}error",
+        progress=config.progress,
         facts=record_of_model(model),
     )
     return _Plan(unit_run, generator, model.on_gpus(pools.scoring.gpus_per_actor), pools)
@@ -237,7 +261,7 @@ def _units_at_once(config: BestOfNConfig, plan: _Plan) -> int:
 def _announce(config: BestOfNConfig, plan: _Plan) -> None:
     if config.generator == TINY:
         logger.warning("the generator is tiny: it talks nonsense; name a real one with --generator")
-    if config.model in (None, TINY):
+    if config.model == TINY:
         logger.warning("the model is tiny: random weights, its scores mean nothing; name a real one with --model")
     if config.temperature == 0 and config.n > 1:
         logger.warning("a temperature of 0 gives %d equal candidates", config.n)
@@ -250,14 +274,14 @@ def _announce(config: BestOfNConfig, plan: _Plan) -> None:
         len(plan.unit_run.units),
         plan.generator.title,
         plan.pools.generating.num_actors,
-        config.model or TINY,
+        config.model,
         plan.model.device,
         plan.model.dtype,
         plan.pools.scoring.num_actors,
     )
 
 
-def _summary(config: BestOfNConfig, progress: Progress) -> str:
+def _summary(config: BestOfNConfig, progress: Progress, seconds: float) -> str:
     total, new = progress.total, progress.stats
     before = f" ({total.rows - new.rows:,} of them before)" if total.rows > new.rows else ""
     return (
@@ -265,5 +289,5 @@ def _summary(config: BestOfNConfig, progress: Progress) -> str:
         f"{total.counts.get('answered_in_part', 0):,} of them with fewer candidates than asked for, {total.errors:,} "
         f"without a response; {total.counts.get('candidates', 0):,} candidates, {total.tokens:,} tokens scored"
         f"{warnings_told(total.counts)}; "
-        f"this run {new.rows:,} prompts in {clock(progress.seconds)} with start-up"
+        f"this run {new.rows:,} prompts in {clock(seconds)} with start-up"
     )

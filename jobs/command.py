@@ -12,15 +12,20 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from io import StringIO
+from types import FrameType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    from pydantic import BaseModel, ValidationError
+    from pydantic.fields import FieldInfo
 
+# When this process was started, as near as a module can tell; the clock of a command runs from here.
+STARTED_AT = time.time()
 EXIT_STOPPED = 1
 EXIT_USAGE = 2
 EXIT_ROW_ERRORS = 3
@@ -67,21 +72,32 @@ def answer_signals(name: str) -> None:
 def parse(config: type[Config], args: Sequence[str] | None, *, prog: str, description: str) -> Config:
     """The options of a command line, by default this process's.
 
-    It exits with status 0 after `--help`, and with 2 where an option is wrong; an unknown one is told alone, with the
-    one that was meant.
+    It exits with status 0 after `--help`, and with 2 where options are wrong, with a line on each; an unknown one is
+    told alone, with the one that was meant.
     """
     import tyro
+    from pydantic import ValidationError
 
-    words = list(sys.argv[1:] if args is None else args)
+    words = _gathered(list(sys.argv[1:] if args is None else args), _several(config))
     description = description.replace(f"python -m {config.__module__}", prog)
-    view = _grouped(config)
-    unknown = [flag for flag in _flags(words) if flag not in _known_flags(config)]
-    if unknown and not _parses(view, words):
-        for flag in unknown:
-            print(f"{prog}: unknown option {flag}{suggestion(flag, _known_flags(config))}", file=sys.stderr)
-        print(f"{prog} --help shows all options", file=sys.stderr)
-        sys.exit(EXIT_USAGE)
-    return _plain(tyro.cli(view, args=words, prog=prog, description=description), config)
+    view = _view(config)
+    said = StringIO()
+    try:
+        with redirect_stderr(said):
+            found = tyro.cli(view, args=words, prog=prog, description=description)
+        return _plain(found, config)
+    except ValidationError as error:
+        wrong = _wrong(error, config)
+    except SystemExit as end:
+        if end.code != EXIT_USAGE:
+            raise
+        unknown = [flag for flag in _flags(words) if flag not in _known_flags(config)]
+        wrong = [f"unknown option {flag}{suggestion(flag, _known_flags(config))}" for flag in unknown]
+        wrong = wrong or _missing(config, words) or [_first_paragraph(said.getvalue())]
+    for text in wrong:
+        print(f"{prog}: {text}", file=sys.stderr)
+    print(f"{prog} --help shows all options", file=sys.stderr)
+    sys.exit(EXIT_USAGE)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -105,7 +121,7 @@ def run_command(
     name = prog.removeprefix("python -m ")
     logging.basicConfig(level=log_level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    with _raised_signals() as received:
+    with _raised_signals() as received, _running():
         try:
             return work()
         except RaywardError as error:
@@ -119,6 +135,25 @@ def run_command(
                 raise
     print(f"{name} {farewell}", file=sys.stderr)
     return 128 + received[0]
+
+
+_num_running = 0
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    global _num_running
+    _num_running += 1
+    try:
+        yield
+    finally:
+        _num_running -= 1
+
+
+def command_began() -> float | None:
+    """When the command that runs in this process was started, in seconds since the epoch; None where none runs, as in
+    a notebook."""
+    return STARTED_AT if _num_running else None
 
 
 @contextmanager
@@ -153,6 +188,24 @@ def _flags(words: Sequence[str]) -> list[str]:
     return [name.replace("_", "-") for name in names]
 
 
+def _several(config: type[BaseModel]) -> list[str]:
+    """The options that take one text or several."""
+    names = [name for name, field in config.model_fields.items() if field.annotation == (str | tuple[str, ...])]
+    return [f"--{name.replace('_', '-')}" for name in names]
+
+
+def _gathered(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """A command line on which an option that is given more than once, with a value each time, has them all at once."""
+    made = [part for word in words for part in (word.split("=", 1) if word.partition("=")[0] in flags else [word])]
+    for flag in flags:
+        places = [place for place, word in enumerate(made[:-1]) if word == flag]
+        for place in reversed(places[1:]):
+            value = made[place + 1]
+            del made[place : place + 2]
+            made.insert(places[0] + 2, value)
+    return made
+
+
 def _known_flags(config: type[BaseModel]) -> list[str]:
     names = [name.replace("_", "-") for name in config.model_fields]
     switches = [name.replace("_", "-") for name, field in config.model_fields.items() if field.annotation is bool]
@@ -160,53 +213,91 @@ def _known_flags(config: type[BaseModel]) -> list[str]:
     return [*ours, "--tyro-print-completion", "--tyro-write-completion"]
 
 
-def _parses(view: type[BaseModel], words: Sequence[str]) -> bool:
-    import tyro
+def _missing(config: type[BaseModel], words: Sequence[str]) -> list[str]:
+    """What is told of options that must be given and are not."""
+    given = _flags(words)
+    names = [f"--{name.replace('_', '-')}" for name, field in config.model_fields.items() if field.is_required()]
+    return [f"{flag} is missing" for flag in names if flag not in given]
 
-    try:
-        tyro.cli(view, args=words, console_outputs=False)
-    except SystemExit as end:
-        return end.code != EXIT_USAGE
-    return True
+
+def _first_paragraph(told: str) -> str:
+    """What tyro says is wrong, without its heading, the frame around it and the advice below."""
+    lines = [line.strip("\u2502 ") for line in told.splitlines()][1:]
+    is_rule = [not line.strip("-\u2500") for line in lines]
+    start = is_rule.index(False)
+    end = next((place for place in range(start, len(lines)) if is_rule[place]), len(lines))
+    return " ".join(lines[start:end]).removeprefix("Error parsing ")
+
+
+def _wrong(error: ValidationError, config: type[BaseModel]) -> list[str]:
+    """What a config says of its values, each with the option that it is about."""
+    found = []
+    for one in error.errors():
+        text = str(one["msg"]).removeprefix("Value error, ")
+        name = str(one["loc"][0]) if one["loc"] else ""
+        if name not in config.model_fields or (one["type"] == "value_error" and "--" in text):
+            found.append(text)  # its options are in it
+        else:
+            found.append(f"--{name.replace('_', '-')} {one['input']}: {text[:1].lower()}{text[1:]}")
+    return list(dict.fromkeys(found))
 
 
 def _groups(config: type[BaseModel]) -> Mapping[str, OptionGroup]:
     return {group.name: group for group in getattr(config, "option_groups", ())}
 
 
-def _grouped(config: type[Config]) -> type[BaseModel]:
-    """The same options, each group in a model of its own, which is how tyro knows groups; flags stay as they are."""
-    groups = _groups(config)
-    if not groups:
-        return config
-    from pydantic import Field, ValidationError, create_model, model_validator
+def _view(config: type[Config]) -> type[BaseModel]:
+    """The same options without what the config checks of their values, so that it can be told in our own words.
+
+    Each group is in a model of its own, which is how tyro knows groups; flags stay as they are.
+    """
+    from pydantic import Field
     from tyro.conf import OmitArgPrefixes
 
-    def check(view: BaseModel) -> BaseModel:
-        try:
-            _plain(view, config)
-        except ValidationError as error:
-            found = [str(one["msg"]).removeprefix("Value error, ") for one in error.errors()]
-            raise ValueError("; ".join(found)) from None
-        return view
-
+    groups = _groups(config)
     taken = {name for group in groups.values() for name in group.fields}
-    own = {name: (field.annotation, field) for name, field in config.model_fields.items() if name not in taken}
+    fields = {name: _unchecked(field) for name, field in config.model_fields.items()}
     models: dict[str, Any] = {}
     for name, group in groups.items():
-        fields = {one: (config.model_fields[one].annotation, config.model_fields[one]) for one in group.fields}
-        model: type[BaseModel] = create_model(name, __doc__=group.text, **fields)  # type: ignore[call-overload]
+        model = _model(name, group.text, {one: fields[one] for one in group.fields})
         # With a description of its own tyro need not read the sources for one.
         field = Field(default=model(), description=group.text)
         models[name] = (OmitArgPrefixes[model], field)  # type: ignore[misc,valid-type]
+    own = {name: field for name, field in fields.items() if name not in taken}
+    return _model(config.__name__, config.__doc__, own | models)
+
+
+def _model(name: str, text: str | None, fields: Mapping[str, Any]) -> type[BaseModel]:
+    from pydantic import ConfigDict, create_model
+
     made: type[BaseModel] = create_model(  # type: ignore[call-overload]
-        config.__name__,
-        __doc__=config.__doc__,
-        __validators__={"check": model_validator(mode="after")(check)},
-        **own,
-        **models,
+        name, __doc__=text, __config__=ConfigDict(protected_namespaces=()), **fields
     )
     return made
+
+
+def _unchecked(field: FieldInfo) -> tuple[Any, Any]:
+    """A field's type, with what it has for tyro alone, and its default and description."""
+    from pydantic import Field
+
+    kind = _bare(field.annotation)
+    for mark in field.metadata:
+        if type(mark).__module__.startswith("tyro"):
+            kind = Annotated[kind, mark]
+    if field.default_factory is not None:
+        return kind, Field(default_factory=field.default_factory, description=field.description)
+    return kind, Field(default=field.default, description=field.description)
+
+
+def _bare(kind: Any) -> Any:
+    """A type without the checks of its values, at any depth."""
+    if get_origin(kind) is Annotated:
+        return _bare(get_args(kind)[0])
+    arguments = get_args(kind)
+    if not arguments or get_origin(kind) is Literal:
+        return kind
+    bare = tuple(argument if argument is Ellipsis else _bare(argument) for argument in arguments)
+    return Union[bare] if get_origin(kind) in (Union, UnionType) else get_origin(kind)[bare]  # noqa: UP007
 
 
 def _plain(view: BaseModel, config: type[Config]) -> Config:

@@ -18,24 +18,22 @@ if __name__ == "__main__":  # before what takes a second to import, so that sign
     launch("jobs.pairs")
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeFloat
 
-from cluster.connect import connect
 from jobs.command import parse, run_command
-from jobs.corpus.files import MAX_UNIT_ROWS, Corpus
+from jobs.corpus.files import MAX_UNIT_ROWS, Corpus, Plan
 from jobs.corpus.preferences import PreferenceColumns
-from jobs.corpus.readings import ReadingChoice, columns_of, conversation_columns
-from jobs.corpus.storage import identity_of
+from jobs.corpus.readings import ReadingChoice, columns_of
 from jobs.errors import CorpusError
 from jobs.grouping.pair_filter import Disagreement, PairFilterStage
 from jobs.grouping.pairs import PairStage, PairStats, Strategy
 from jobs.grouping.ranks import num_partitions, stretches
-from jobs.options import ColumnName
 from jobs.runs.ledger import Ledger, UnitStats, is_complete, recorded
-from jobs.runs.unit_run import clock
+from jobs.runs.progress import clock, joined
 from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
 from serve_app.reward_model import ModelSpec
 
@@ -60,10 +58,6 @@ class PairsConfig(ScoredOptions):
     """Decides what is drawn at random."""
     disagreement: Disagreement | None = None
     """A scored pair whose rejected side scores more: drop it (the default), keep it as it is labelled, or flip it."""
-    chosen_column: ColumnName | None = None
-    """Column of the chosen side of scored pairs; chosen by default."""
-    rejected_column: ColumnName | None = None
-    """Column of the rejected side of scored pairs; rejected by default."""
 
     @property
     def pairs_per_prompt(self) -> int:
@@ -94,10 +88,10 @@ def run(config: PairsConfig, *, load: Callable[[ModelSpec], RewardModel] = Model
     """
     source = ScoredInput(config, takes_pairs=True, load=load)
     if source.pair_scores is not None:
-        return _filter(config, source.corpus, source.pair_scores)
+        return _filter(config, source, source.pair_scores)
     _refuse(config, ("disagreement", "chosen_column", "rejected_column"), "are for rows that are scored pairs already")
-    columns = replace(conversation_columns(source.corpus, config.columns), reference=None)  # pairs have none
-    with connect(config.address) as resources:
+    columns = replace(source.conversations(), reference=None)  # pairs have none
+    with joined(config.address, config.progress) as resources:
         corpus = source.scored(resources)
         stage = PairStage(
             corpus.filesystem,
@@ -112,7 +106,8 @@ def run(config: PairsConfig, *, load: Callable[[ModelSpec], RewardModel] = Model
         num_shares = _num_shares(corpus)
         identity = {
             "job": "pairs",
-            "input": identity_of(source.location),
+            **source.identity,
+            **corpus.identity,
             "input_fingerprint": corpus.fingerprint,
             "columns": columns.identity,
             **config.model_dump(include={"score_column", "strategy", "min_margin", "seed"}),
@@ -143,21 +138,32 @@ def _run(
     return total
 
 
-def _filter(config: PairsConfig, corpus: Corpus, scores: tuple[str, str]) -> PairStats:
-    """Filter the pairs of a corpus that has them, and their scores."""
+def _filter(config: PairsConfig, source: ScoredInput, scores: tuple[str, str]) -> PairStats:
+    """Filter the pairs of a corpus that has them, with their scores or before they are scored."""
     _refuse(config, ("strategy", "max_pairs", "seed"), "choose among candidates, and each row is a pair already")
     named = PreferenceColumns(
         config.chosen_column or "chosen", config.rejected_column or "rejected", config.prompt_column
     )
     is_named = config.chosen_column is not None or config.rejected_column is not None
     choice = ReadingChoice(config.columns, named if is_named else None, reads="pairs")
-    columns = columns_of(corpus, choice)
+    columns = columns_of(source.corpus, choice)
     assert isinstance(columns, PreferenceColumns)
+    with ExitStack() as stack:
+        corpus = source.corpus
+        if source.location is not None:
+            corpus = source.scored(stack.enter_context(joined(config.address, config.progress)))
+        return _filtered_corpus(config, source, corpus, columns, scores)
+
+
+def _filtered_corpus(
+    config: PairsConfig, source: ScoredInput, corpus: Corpus, columns: PreferenceColumns, scores: tuple[str, str]
+) -> PairStats:
     ledger = Ledger(config.output)
     disagreement = config.disagreement or "drop"
     identity = {
         "job": "pairs",
-        "input": identity_of(config.input),
+        **source.identity,
+        **corpus.identity,
         "input_fingerprint": corpus.fingerprint,
         "pairs": columns.identity,
         "scores": list(scores),
@@ -165,14 +171,19 @@ def _filter(config: PairsConfig, corpus: Corpus, scores: tuple[str, str]) -> Pai
         "disagreement": disagreement,
         "rows_per_unit": config.rows_per_unit,
     }
-    units = corpus.units(config.rows_per_unit or MAX_UNIT_ROWS)
+    shared = ledger.plan().shared
+    units = corpus.shared_units(config.rows_per_unit or MAX_UNIT_ROWS, shared)
     done = ledger.check(identity, units)
     total = sum(done.values(), UnitStats())
     if len(done) == len(units) and is_complete(ledger):
         print(f"{_filtered(config, total)}; all of it before")
         return _pair_stats(total)
     stage = PairFilterStage(corpus.filesystem, ledger, columns, scores, config.min_margin, disagreement)
-    with connect(config.address), recorded(ledger, identity=identity, arguments=config) as results:
+    plan = Plan.of(corpus, units, shares=shared is not None)
+    with (
+        joined(config.address, config.progress),
+        recorded(ledger, identity=identity, arguments=config, plan=plan) as results,
+    ):
         for stats in stage.run(stretches(units, set(done))):
             total += stats
         results |= asdict(_pair_stats(total)) | dict(total.counts)

@@ -24,12 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt, model_validator
 
-from cluster.connect import connect
 from jobs.command import EXIT_ROW_ERRORS, parse, run_command
 from jobs.corpus.candidates import CandidateColumns
-from jobs.corpus.files import MAX_UNIT_ROWS, Corpus
-from jobs.corpus.readings import ReadingChoice, columns_of, conversation_columns
-from jobs.corpus.storage import identity_of
+from jobs.corpus.files import MAX_UNIT_ROWS, Corpus, Plan
+from jobs.corpus.readings import ReadingChoice, columns_of
 from jobs.errors import CorpusError
 from jobs.grouping.candidate_ranks import CandidateRankStage
 from jobs.grouping.keys import GroupKeys
@@ -37,7 +35,7 @@ from jobs.grouping.quantiles import quantiles
 from jobs.grouping.ranks import RANK_COLUMNS, RankStage, Stretch, Summary, stretches
 from jobs.options import ColumnName
 from jobs.runs.ledger import Ledger, UnitStats, is_complete, recorded
-from jobs.runs.unit_run import Progress, clock
+from jobs.runs.progress import Progress, ProgressStyle, clock, joined
 from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
 from serve_app.reward_model import ModelSpec
 
@@ -56,8 +54,6 @@ class RankConfig(ScoredOptions):
     """Keep the best this many rows of the whole corpus, ranked as one group."""
     output_prefix: str = ""
     """Put in front of the names of the three new columns."""
-    responses_column: ColumnName | None = None
-    """Column of candidates, where a row has several, and a list of scores."""
 
     @model_validator(mode="after")
     def _one_kind_of_group(self) -> RankConfig:
@@ -100,15 +96,17 @@ def run(config: RankConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelS
     source = ScoredInput(config, takes_candidates=True, load=load)
     ledger = Ledger(config.output)
     listed = _candidate_stage(config, source, ledger)
-    keys = _group_keys(config, source.corpus) if listed is None else None
+    keys = _group_keys(config, source) if listed is None else None
     if listed is None:
         _check_names(config, source.corpus)
-    with connect(config.address) as resources:
+    with joined(config.address, config.progress) as resources:
         corpus = source.scored(resources)
-        units = corpus.units(config.rows_per_unit or MAX_UNIT_ROWS)
+        shared = ledger.plan().shared
+        units = corpus.shared_units(config.rows_per_unit or MAX_UNIT_ROWS, shared)
         identity = {
             "job": "rank",
-            "input": identity_of(source.location),
+            **source.identity,
+            **corpus.identity,
             "input_fingerprint": corpus.fingerprint,
             "group_by": _identity_of(keys) if listed is None else {"candidates": listed.columns.identity},
             **config.model_dump(include={"score_column", "top_k", "global_top_k", "output_prefix"}),
@@ -120,7 +118,7 @@ def run(config: RankConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelS
             total = RankTotals(*(manifest[name] for name in RankTotals.__dataclass_fields__))
             print(f"{_counts(config, total)}; all of it before")
             return total
-        stage = listed or RankStage(
+        stage: RankStage | CandidateRankStage = RankStage(
             corpus.filesystem,
             ledger,
             keys,
@@ -128,17 +126,26 @@ def run(config: RankConfig, *, load: Callable[[ModelSpec], RewardModel] = ModelS
             config.output_prefix,
             config.top_k or config.global_top_k,
         )
-        with recorded(ledger, identity=identity, arguments=config) as results:
-            total = _rank(stage, stretches(units, set(done)), corpus, sum(done.values(), UnitStats()), results)
+        if listed is not None:
+            stage = replace(listed, filesystem=corpus.filesystem)
+        plan = Plan.of(corpus, units, shares=shared is not None)
+        with recorded(ledger, identity=identity, arguments=config, plan=plan) as results:
+            work = stretches(units, set(done))
+            total = _rank(stage, work, corpus, sum(done.values(), UnitStats()), results, config.progress)
         print(f"{_counts(config, total)}; this run took {clock(results['elapsed_s'])}")
     return total
 
 
 def _rank(
-    stage: RankStage | CandidateRankStage, work: list[Stretch], corpus: Corpus, done: UnitStats, results: dict[str, Any]
+    stage: RankStage | CandidateRankStage,
+    work: list[Stretch],
+    corpus: Corpus,
+    done: UnitStats,
+    results: dict[str, Any],
+    style: ProgressStyle,
 ) -> RankTotals:
     summaries = []
-    with Progress(num_rows=corpus.num_rows, done=done) as progress:
+    with Progress(num_rows=corpus.num_rows, done=done, style=style) as progress:
         for made in stage.run(work, num_rows=corpus.num_rows):
             if isinstance(made, Summary):
                 summaries.append(made)
@@ -180,11 +187,12 @@ def _candidate_stage(config: RankConfig, source: ScoredInput, ledger: Ledger) ->
     return stage
 
 
-def _group_keys(config: RankConfig, corpus: Corpus) -> GroupKeys | None:
+def _group_keys(config: RankConfig, source: ScoredInput) -> GroupKeys | None:
     if config.global_top_k is not None:
         return None
     if config.group_by is None:
-        return GroupKeys(None, replace(conversation_columns(corpus, config.columns), reference=None))
+        return GroupKeys(None, replace(source.conversations(), reference=None))
+    corpus = source.corpus
     for file, schema in zip(corpus.files, corpus.schemas, strict=True):
         if config.group_by not in schema.names:
             raise CorpusError(

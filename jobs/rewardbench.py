@@ -36,7 +36,6 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from cluster.connect import connect
 from jobs.benchmarks import rewardbench1, rewardbench2, table
 from jobs.benchmarks.conversation_file import ConversationFile
 from jobs.benchmarks.dataset import Benchmark, Dataset
@@ -48,12 +47,12 @@ from jobs.corpus.conversations import SystemPrompt
 from jobs.corpus.files import Corpus
 from jobs.corpus.storage import OutputFolder
 from jobs.errors import CorpusError
-from jobs.options import EngineOptions, ScoringOptions
+from jobs.options import EngineOptions, ScoringOptions, check_model_named
 from jobs.runs.ledger import Ledger
+from jobs.runs.progress import joined
 from jobs.scoring.run import ScoringRun
 from jobs.scoring.spec import check_model_files
 from serve_app.reward_model import ModelSpec
-from serve_app.reward_model.tiny import NAME as TINY
 
 if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
@@ -78,6 +77,11 @@ class RewardBenchConfig(EngineOptions, _BenchmarkOptions):
     leaderboard: bool = False
     """Cut conversations at 2,048 tokens as the benchmark's own script does, in place of --truncation and
     --max-tokens."""
+
+    @model_validator(mode="after")
+    def _names_a_model(self) -> Self:
+        check_model_named(self.model)
+        return self
 
     @model_validator(mode="after")
     def _leaderboard_alone_says_what_is_cut(self) -> Self:
@@ -126,7 +130,7 @@ def run(config: RewardBenchConfig, *, load: Callable[[ModelSpec], RewardModel] =
 
 
 def _default_output(config: RewardBenchConfig) -> str:
-    names = (Path(config.input).name.removesuffix(".parquet"), Path(config.model or TINY).name)
+    names = (Path(config.input).name.removesuffix(".parquet"), Path(str(config.model)).name)
     return "-".join(["rewardbench", *(re.sub(r"[^\w.-]+", "_", name) for name in names)])
 
 
@@ -147,7 +151,7 @@ def _score(
         output=folder.below("scores"),
         load=load,
     )
-    with connect(config.address) as resources:
+    with joined(config.address, config.progress) as resources:
         scoring.run(resources)
     logger.info(scoring.summary)
 
@@ -167,7 +171,7 @@ def _finish(
     data = table.as_data(outcome, rows=rows) | {"leaderboard": named, "run": _run(config, folder)}
     with folder.create("rewardbench.json") as stream:
         stream.write(json.dumps(data, indent=2, allow_nan=False).encode())
-    print(table.table(outcome, model=Path(config.model or TINY).name, rows=rows))
+    print(table.table(outcome, model=Path(str(config.model)).name, rows=rows))
     if cut is not None:
         print(cut)
     print(f"in {folder.location}: rewardbench.json, rows.parquet")

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from cluster.connect import connect
-from jobs.command import EXIT_ROW_ERRORS, parse, run_command
-from jobs.options import CorpusOptions, ReadingOptions
+from jobs.command import EXIT_ROW_ERRORS, command_began, parse, run_command
+from jobs.options import CorpusOptions, ReadingOptions, check_model_named
 from jobs.runs.ledger import UnitStats
+from jobs.runs.progress import joined
 from jobs.scoring.run import ScoringRun
 from serve_app.reward_model import ModelSpec
 
@@ -42,8 +42,8 @@ class ScoreConfig(ReadingOptions, CorpusOptions):
     """Score every conversation of a corpus; the same command resumes a stopped job."""
 
     model: str | None = None
-    """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing; by
-    default tiny, and with --via-serve whatever the application serves."""
+    """Required: a folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing.
+    With --via-serve it may be left out: then it is whatever the application serves."""
     output_prefix: str = ""
     """Put in front of the names of the new columns."""
     show: PositiveInt | None = None
@@ -61,6 +61,12 @@ class ScoreConfig(ReadingOptions, CorpusOptions):
     """With --dry-run: the rate of one actor, where it is known."""
 
     @model_validator(mode="after")
+    def _names_a_model(self) -> Self:
+        if self.via_serve is None:
+            check_model_named(self.model)
+        return self
+
+    @model_validator(mode="after")
     def _estimated_by_a_model(self) -> Self:
         if self.dry_run and self.via_serve is not None:
             raise ValueError("--dry-run reads the tokenizer of --model: name the model and leave --via-serve out")
@@ -70,6 +76,8 @@ class ScoreConfig(ReadingOptions, CorpusOptions):
 
     @model_validator(mode="after")
     def _shown_by_a_model(self) -> Self:
+        if self.steps_column is not None and (self.dry_run or self.show is not None):
+            raise ValueError("--dry-run and --show are for conversations, and not for --steps-column")
         if self.show is not None and self.via_serve is not None:
             raise ValueError("--show reads the tokenizer of --model: name the model and leave --via-serve out")
         return self
@@ -93,7 +101,7 @@ def run(config: ScoreConfig, *, load: Callable[[ModelSpec], RewardModel] = Model
     """
     scoring = ScoringRun(
         config,
-        source=config.input,
+        source=config.source,
         output=config.output,
         prefix=config.output_prefix,
         limit=config.limit,
@@ -111,7 +119,9 @@ def run(config: ScoreConfig, *, load: Callable[[ModelSpec], RewardModel] = Model
         for text in scoring.preview(config.show):
             print(text, end="")
         return UnitStats()
-    with connect(config.address) as resources:
+    with joined(config.address, config.progress) as resources:
         total = scoring.run(resources)
     print(scoring.summary)
+    if command_began() is not None and scoring.next_command is not None:
+        print(scoring.next_command)
     return total

@@ -37,13 +37,19 @@ class ModelConfig(BaseModel):
     )
     head: str | None = Field(
         None,
-        description="`logit:ID` scores with that vocabulary row's logit",
-        pattern=r"^logit:[0-9]+$",
+        description="`logit:ID` scores with that vocabulary row's logit; `steps:trl`, `steps:shepherd` and "
+        "`steps:rlhflow` name the rule of a process reward model",
+        pattern=r"^(logit:[0-9]+|steps:.+)$",
     )
     normalize: bool = Field(False, description="normalise with the checkpoint's own mean and deviation (OpenRLHF)")
     dtype: str = Field("auto", description="auto, float32, float16 or bfloat16")
     quantization: Literal["none", "fp8"] = Field("none", description="fp8: faster on Hopper GPUs, scores drift")
     token_budget: PositiveInt | Literal["auto"] = Field("auto", description="tokens in one forward pass")
+    prefix_cache_bytes: NonNegativeInt | Literal["auto"] = Field(
+        "auto",
+        description="memory of a replica's device for keys and values of recent prefixes; auto: 256 MiB on CPU, a "
+        "sixteenth of what the weights leave free on a GPU; 0: none",
+    )
     num_gpus: NonNegativeFloat | None = Field(
         None,
         description="GPUs of one replica: parts share one; several, on one node, share the model's layers; by default "
@@ -94,6 +100,7 @@ class ModelConfig(BaseModel):
             device=device,
             dtype=self.dtype,
             token_budget=self.token_budget,
+            prefix_cache_bytes=self.prefix_cache_bytes,
             quantization=self.quantization,
             chat_template=self.chat_template,
             base_model=self.base_model,

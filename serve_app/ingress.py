@@ -15,6 +15,7 @@ from serve_app.config import ServiceConfig
 from serve_app.model_handle import ModelHandle
 from serve_app.replica import RewardReplica
 from serve_app.reward_model import Conversation, ConversationError, ConversationLike, Score, TokenIdsError
+from serve_app.reward_model.scores import StepScores
 from serve_app.reward_model.tokenizer import Truncation
 from serve_app.web.gate import http_app
 from serve_app.web.security import Guard
@@ -79,6 +80,16 @@ class ModelService:
         return await self._handles[model].outcomes(
             conversations, truncation=truncation, max_tokens=max_tokens, params=params
         )
+
+    async def score_steps(
+        self,
+        model: str,
+        prompts: Sequence[ConversationLike],
+        steps: Sequence[Sequence[str]],
+        *,
+        strict: bool = False,
+    ) -> list[StepScores]:
+        return await self._handles[model].score_steps(prompts, steps, strict=strict) if prompts else []
 
     async def ready(self) -> dict[str, bool]:
         answers = await asyncio.gather(*(handle.ready() for handle in self._handles.values()))

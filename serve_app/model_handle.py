@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.batching.parts import cut, prompt_keys
+from serve_app.batching.parts import cut
 from serve_app.batching.wire import Refusal, ScoreReply, TokenBatch
 from serve_app.config import ModelConfig
 from serve_app.replica import RewardReplica
@@ -27,6 +27,8 @@ from serve_app.reward_model import (
     Score,
     ScoringError,
 )
+from serve_app.reward_model.scores import Outputs, StepScores
+from serve_app.reward_model.steps import StepEncoder, sequences_of, stepped_answers, with_scores
 from serve_app.reward_model.tokenizer import Truncation
 from serve_app.score_calls import ScoreCalls
 from serve_app.web.service import ApiError, seconds_left
@@ -56,6 +58,8 @@ class ModelHandle:
         self._calls = ScoreCalls(replicas)
         self._pool = pool
         self._decoder_config, self.tokenizer = config.spec().read()
+        scores_steps = self._decoder_config.head.steps is not None
+        self._steps = StepEncoder.of(self._decoder_config, self.tokenizer) if scores_steps else None
 
     @property
     def max_tokens(self) -> int:
@@ -110,17 +114,40 @@ class ModelHandle:
         encoding = await asyncio.get_running_loop().run_in_executor(self._pool, encode, list(parsed.values()))
         encoded = failures.sort_out(zip(parsed, encoding, strict=True))
         places = list(encoded)
-        ids = [encoded[place].token_ids for place in places]
-        parts = cut(ids, prompt_keys([parsed[place] for place in places]), max_tokens=PART_TOKENS)
-        replies = await self._score_parts([TokenBatch.of([ids[at] for at in part]) for part in parts])
         names = self._decoder_config.head.attributes
         scores = failures.sort_out(
             (places[at], encoded[places[at]].scored(outputs, names))
-            for part, reply in zip(parts, replies, strict=True)
-            for at, outputs in zip(part, reply.outputs(), strict=True)
+            for at, outputs in await self._outputs([encoded[place].token_ids for place in places])
         )
         found: dict[int, Score | ApiError] = {**scores, **failures.errors}
         return [found[place] for place in range(len(conversations))]
+
+    async def _outputs(self, ids: Sequence[list[int]]) -> list[tuple[int, Outputs | ScoringError]]:
+        """What replicas say of each sequence, with its place; those that begin alike stand together."""
+        parts = cut(ids, max_tokens=PART_TOKENS)
+        replies = await self._score_parts([TokenBatch.of([ids[at] for at in part]) for part in parts])
+        return [
+            found
+            for part, reply in zip(parts, replies, strict=True)
+            for found in zip(part, reply.outputs(), strict=True)
+        ]
+
+    async def score_steps(
+        self, prompts: Sequence[ConversationLike], steps: Sequence[Sequence[str]], *, strict: bool = False
+    ) -> list[StepScores]:
+        """The scores of each answer's steps, in order. Raises `ApiError` for the first answer that has none."""
+        if self._steps is None:
+            text = f"{self.config.name} scores conversations, and no steps: ask for /v1/score"
+            raise ApiError(422, text, "no_steps", "model")
+        encode = partial(self._steps.encode_batch, max_tokens=self.config.max_tokens, strict=strict)
+        answers = stepped_answers(prompts, steps)
+        encoded = await asyncio.get_running_loop().run_in_executor(self._pool, encode, answers)
+        _raise_first(encoded)
+        sequences = sequences_of(encoded)
+        found: list[float | ScoringError] = [0.0] * len(sequences)
+        for at, outputs in await self._outputs(sequences):
+            found[at] = outputs if isinstance(outputs, ScoringError) else outputs[0]
+        return _raise_first(with_scores(encoded, found))
 
     async def ready(self) -> bool:
         """Whether a replica answers. One that may sleep counts as ready: a request wakes it."""
@@ -217,6 +244,17 @@ class _Failures:
             else:
                 good[place] = outcome
         return good
+
+
+def _raise_first(outcomes: Sequence[T | ScoringError]) -> list[T]:
+    """The outcomes of answers in steps. Raises `ApiError` for the first that is an error, and names its step."""
+    good: list[T] = []
+    for place, outcome in enumerate(outcomes):
+        if isinstance(outcome, ScoringError):
+            step = "" if outcome.index is None else f".steps[{outcome.index}]"
+            raise _api_error(outcome, f"conversations[{place}]{step}")
+        good.append(outcome)
+    return good
 
 
 def _parsed(conversation: ConversationLike | ApiError) -> Conversation | ConversationError | ApiError:

@@ -56,14 +56,15 @@ class ReplicaMetrics:
             ("model", "up_to"),  # type: ignore[arg-type]
         )
         self._tokens = metrics.Counter("rayward_tokens_total", "Tokens scored", tags)
+        self._cached = metrics.Counter("rayward_cached_tokens_total", "Tokens read from the prefix cache", tags)
         self._conversations = metrics.Counter("rayward_conversations_total", "Conversations scored", tags)
         self._errors = metrics.Counter("rayward_errors_total", "Conversations without a score", ("model", "kind"))  # type: ignore[arg-type]
         every = (self._queue, self._batch_tokens, self._occupancy, self._wait, self._forward, self._scores)
-        for metric in (*every, self._tokens, self._conversations, self._errors):
+        for metric in (*every, self._tokens, self._cached, self._conversations, self._errors):
             metric.set_default_tags({"model": model})
 
-    def batch(self, report: BatchReport, *, queued_tokens: int) -> None:
-        """One batch is done."""
+    def batch(self, report: BatchReport, *, queued_tokens: int, cached_tokens: int = 0) -> None:
+        """One batch is done; so many of its tokens were read from the prefix cache."""
         self._queue.set(queued_tokens)
         self._batch_tokens.observe(report.num_tokens)
         self._occupancy.observe(report.occupancy)
@@ -71,6 +72,8 @@ class ReplicaMetrics:
         for seconds in report.waited_s:
             self._wait.observe(seconds)
         self._tokens.inc(report.num_tokens)
+        if cached_tokens:
+            self._cached.inc(cached_tokens)
 
     def answered(self, outcomes: Sequence[Outputs | ScoringError]) -> None:
         """One request's outcomes."""
@@ -107,7 +110,8 @@ class RewardReplica:
         # All that PyTorch does here it does in one thread: a second one would bring a second pool of threads.
         executor = ThreadPoolExecutor(1, thread_name_prefix="device")
         model, tokens_per_s = executor.submit(_loaded, config, spec, num_sharing, load).result()
-        scorer = model.scorer
+        self._scorer = scorer = model.scorer
+        self._reported_cached = 0
         self._facts = ModelFacts.of(spec, model)
         admission = Admission(
             max_queued_tokens=config.max_queued_tokens,
@@ -193,7 +197,11 @@ class RewardReplica:
         return ScoreReply.without(refusal)
 
     def _observe(self, report: BatchReport) -> None:
-        self._metrics.batch(report, queued_tokens=self._batcher.queued_tokens)
+        cached = self._scorer.cached_tokens
+        self._metrics.batch(
+            report, queued_tokens=self._batcher.queued_tokens, cached_tokens=cached - self._reported_cached
+        )
+        self._reported_cached = cached
 
 
 def _loaded(config: ModelConfig, spec: ModelSpec, num_sharing: int, load: Load) -> tuple[RewardModel, float]:
@@ -207,7 +215,10 @@ def _loaded(config: ModelConfig, spec: ModelSpec, num_sharing: int, load: Load) 
     length = min(256, model.config.max_tokens)
     count = max(1, min(model.scorer.token_budget, 4096) // length)
     sequences = [[1 + place] * length for place in range(count)]
+    model.scorer.share_prompts = False  # the second run would read next to nothing
     model.scorer.score(sequences)
     started = time.perf_counter()
     model.scorer.score(sequences)
-    return model, count * length / (time.perf_counter() - started)
+    tokens_per_s = count * length / (time.perf_counter() - started)
+    model.scorer.share_prompts = True
+    return model, tokens_per_s

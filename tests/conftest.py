@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Threads that wait must sleep: two test processes and their Rays share the processors, and threads that spin for each
+# other keep them from all else. Set before torch is loaded, which reads it then; processes that tests start inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 from safetensors.torch import load_file, save_file
 

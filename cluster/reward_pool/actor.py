@@ -25,16 +25,18 @@ from torch import Tensor
 
 from cluster.connect import gpus_of_actor
 from cluster.reward_pool.calls import SharedLock
-from cluster.reward_pool.encoder import Encoding, OnError, RewardEncoder, values_of
+from cluster.reward_pool.encoder import Encoding, OnError, RewardEncoder, step_values, values_of
 from cluster.reward_pool.errors import RewardInputError, RewardPoolError
 from cluster.reward_pool.model_holder import ModelSlot, WeightsVersion
 from serve_app.batching.admission import Admission
 from serve_app.batching.batcher import TokenBatcher
 from serve_app.batching.wire import ScoreReply, TokenBatch
 from serve_app.reward_model import Conversation, ConversationLike, ModelSpec, ScoringError
-from serve_app.reward_model.scores import Outputs
+from serve_app.reward_model.scores import Aggregate, Outputs
 from serve_app.reward_model.spec import dtype_name
+from serve_app.reward_model.steps import sequences_of, stepped_answers, with_scores
 from serve_app.reward_model.tokenizer import EncodedConversation
+from serve_app.reward_model.turn_list import TurnList
 
 T = TypeVar("T")
 
@@ -48,7 +50,9 @@ NAMESPACE = "rayward"
 
 @dataclass(frozen=True, slots=True)
 class ActorStatus:
-    """One actor: where it runs, what it scores with, and what waits. `queued_tokens` includes those being scored."""
+    """One actor: where it runs, what it scores with, and what waits. `queued_tokens` includes those being scored;
+    `cached_tokens` were read from the prefix cache since its weights were loaded.
+    """
 
     node: str
     pid: int
@@ -58,6 +62,7 @@ class ActorStatus:
     is_asleep: bool
     token_budget: int
     queued_tokens: int
+    cached_tokens: int = 0
 
 
 class RewardActor:
@@ -120,6 +125,38 @@ class RewardActor:
         """
         encoder = await self._opened_encoder()
         return values_of(await self._score(encoder.conversations(conversations)), on_error)
+
+    async def score_turns(
+        self, conversations: Sequence[ConversationLike], *, on_error: OnError = "raise"
+    ) -> list[list[float] | None]:
+        """The raw scores of each conversation after each message of the assistant: see `RewardActorPool.score_turns`.
+
+        Raises:
+            ScoringError: as `score`.
+            AsleepError: the weights are put away.
+        """
+        encoder = await self._opened_encoder()
+        turns = TurnList.of(encoder.conversations(conversations))
+        return values_of(turns.scored(await self._score(turns.flat)), on_error)
+
+    async def score_steps(
+        self,
+        conversations: Sequence[ConversationLike],
+        steps: Sequence[Sequence[str]],
+        *,
+        aggregate: Aggregate | None = None,
+        on_error: OnError = "raise",
+    ) -> list[Any]:
+        """A process reward model's scores of each answer's steps: see `RewardActorPool.score_steps`.
+
+        Raises:
+            ScoringError: as `score`, and where the model scores no steps.
+            AsleepError: the weights are put away.
+        """
+        encoder = await self._opened_encoder()
+        encoded = await asyncio.to_thread(encoder.encode_steps, stepped_answers(conversations, steps))
+        reply = await self._score_lists(sequences_of(encoded))
+        return step_values(with_scores(encoded, reply.outcomes()), aggregate, on_error)
 
     async def score_text(self, texts: Sequence[str], *, on_error: OnError = "raise") -> list[float | None]:
         """The same for rendered texts: ChatML, the model's own chat template or a declared policy's."""
@@ -220,7 +257,7 @@ class RewardActor:
         async with self._lock.alone():
             await self._in_thread(self._slot.finish)
 
-    async def _score(self, parsed: list[Conversation | ScoringError]) -> list[float | ScoringError]:
+    async def _score(self, parsed: Sequence[Conversation | ScoringError]) -> list[float | ScoringError]:
         """The outcome of each conversation, in order; what could not be read keeps its error."""
         encoder = await self._opened_encoder()
         encoded = await asyncio.to_thread(encoder.encode, parsed)
@@ -269,6 +306,7 @@ class RewardActor:
             is_asleep=self._slot.is_asleep,
             token_budget=token_budget,
             queued_tokens=0 if batcher is None else batcher.queued_tokens + batcher.running_tokens,
+            cached_tokens=self._slot.cached_tokens,
         )
 
 

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -17,11 +17,14 @@ from cluster.reward_pool.errors import PolicyTokenizerError, RewardInputError
 from cluster.reward_pool.policy import PolicyText, unpadded, without_thinking
 from serve_app.reward_model import Conversation, ConversationError, ConversationLike, Message, ModelSpec, ScoringError
 from serve_app.reward_model.rendered_text import RenderedTextError
+from serve_app.reward_model.scores import Aggregate, StepScores
+from serve_app.reward_model.steps import EncodedSteps, StepEncoder, SteppedAnswer
 from serve_app.reward_model.tokenizer import EncodedConversation, Truncation
 
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "null"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class RewardEncoder:
     def __init__(self, spec: ModelSpec, encoding: Encoding) -> None:
         self._encoding = encoding
         self._warned: set[str] = set()
-        _config, self._tokenizer = spec.read()
+        self._config, self._tokenizer = spec.read()
 
     @cached_property
     def _policy(self) -> PolicyText | None:
@@ -117,10 +120,28 @@ class RewardEncoder:
         left = iter(encoded)
         return [next(left) if isinstance(item, Conversation) else item for item in parsed]
 
-    def _warn(self, encoded: Sequence[EncodedConversation | ScoringError]) -> None:
+    def encode_steps(self, answers: Sequence[SteppedAnswer | ScoringError]) -> list[EncodedSteps | ScoringError]:
+        """The sequences of each answer in steps, in order, or the error that keeps it from being scored.
+
+        Raises `ConversationError` where the model scores no steps.
+        """
+        encoding = self._encoding
+        ready = [
+            replace(item, prompt=self._thoughtless(item.prompt)) if isinstance(item, SteppedAnswer) else item
+            for item in answers
+        ]
+        encoded = self._steps.encode_batch(ready, max_tokens=encoding.max_tokens, strict=encoding.strict)
+        self._warn(encoded)
+        return encoded
+
+    @cached_property
+    def _steps(self) -> StepEncoder:
+        return StepEncoder.of(self._config, self._tokenizer)
+
+    def _warn(self, encoded: Sequence[EncodedConversation | EncodedSteps | ScoringError]) -> None:
         """Log each kind of warning once: a trainer's batches would repeat it for ever."""
         for place, item in enumerate(encoded):
-            for warning in item.warnings if isinstance(item, EncodedConversation) else ():
+            for warning in () if isinstance(item, ScoringError) else item.warnings:
                 kind = warning.partition(":")[0]
                 if kind not in self._warned:
                     self._warned.add(kind)
@@ -146,8 +167,10 @@ class RewardEncoder:
         return Conversation(tuple(messages), conversation.reference)
 
 
-def values_of(outcomes: Sequence[float | ScoringError], on_error: OnError) -> list[float | None]:
-    """Each score; of an item without one null or, where errors are to be raised, the first error, its place told."""
+def values_of(outcomes: Sequence[T | ScoringError], on_error: OnError) -> list[T | None]:
+    """What was found of each item; of one without a score null or, where errors are to be raised, the first error, its
+    place told.
+    """
     if on_error not in ("raise", "null"):
         raise RewardInputError(f"on_error is 'raise' or 'null', not {on_error!r}")
     for place, outcome in enumerate(outcomes):
@@ -155,6 +178,16 @@ def values_of(outcomes: Sequence[float | ScoringError], on_error: OnError) -> li
             outcome.index = place
             raise outcome
     return [None if isinstance(outcome, ScoringError) else outcome for outcome in outcomes]
+
+
+def step_values(
+    outcomes: Sequence[StepScores | ScoringError], aggregate: Aggregate | None, on_error: OnError
+) -> list[Any]:
+    """The scores of each answer's steps, or what the aggregate makes of them; of one without a score as `values_of`."""
+    found = values_of(outcomes, on_error)
+    if aggregate is None:
+        return [scores and list(scores.values) for scores in found]
+    return [None if scores is None else scores.aggregate(aggregate) for scores in found]
 
 
 def _outcome(read: Any, source: Any) -> Conversation | ScoringError:

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 
 from cluster.reward_pool.errors import AsleepError, RewardPoolError, SleepError, WeightsUpdateError
-from serve_app.reward_model import ChangedFilesError, ModelSpec, RewardModel, ScoringError
+from serve_app.reward_model import ChangedFilesError, DeviceError, ModelSpec, RewardModel, ScoringError
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.checkpoint import load_weights, read_config
 from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.model_files import resolve
 from serve_app.reward_model.parked_weights import ParkedWeights
 from serve_app.reward_model.scores import Outputs
+from serve_app.reward_model.steps import StepEncoder, SteppedAnswer
 from serve_app.reward_model.tokenizer import Tokenizer
 from serve_app.reward_model.weights import DecoderWeights
 
@@ -78,11 +79,16 @@ class ModelSlot:
 
     @cached_property
     def _probe_ids(self) -> list[int]:
-        return _encoded_probe(self.named.read()[1])
+        return _encoded_probe(*self.named.read())
 
     @property
     def is_asleep(self) -> bool:
         return self._model is None or self._parked is not None
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens that were read from the prefix cache since these weights were loaded."""
+        return 0 if self._model is None else self._model.scorer.cached_tokens
 
     @property
     def model(self) -> RewardModel:
@@ -113,7 +119,7 @@ class ModelSlot:
     def empty_cache(self) -> None:
         """Give the memory back that is kept between calls."""
         if self._model is not None:
-            self._model.scorer.decoder.release_buffers()
+            self._model.scorer.release_memory()
             _empty_cuda_cache(self._model.device)
 
     def sleep(self) -> None:
@@ -129,6 +135,7 @@ class ModelSlot:
             self._spec = replace(self._spec, token_budget=model.scorer.token_budget)
             self._model = None
             return
+        model.scorer.release_memory()
         try:
             self._parked = ParkedWeights(model.scorer.decoder)
         except (MemoryError, RuntimeError) as error:
@@ -167,7 +174,7 @@ class ModelSlot:
         config = read_config(folder, base_model=base, head=self.named.head, normalize=self.named.normalize)
         _check_same(current.config, config, folder)
         has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
-        if has_tokenizer and _encoded_probe(self.named.read(folder)[1]) != self._probe_ids:
+        if has_tokenizer and _encoded_probe(*self.named.read(folder)) != self._probe_ids:
             raise WeightsUpdateError(f"the tokenizer or chat template in {folder} makes other token ids")
         host = [torch.device("cpu")] * len(current.devices)
         weights = load_weights(folder, config, device=host, dtype=current.dtype, base_model=base)
@@ -184,6 +191,7 @@ class ModelSlot:
         if staged is None:
             raise WeightsUpdateError("there are no staged weights")
         self._staged = None
+        before.scorer.release_memory()  # prefixes of these weights are nobody's any more
         try:
             parked = ParkedWeights(before.scorer.decoder) if before.device.type == "cuda" else None
         except (MemoryError, RuntimeError) as error:
@@ -201,16 +209,17 @@ class ModelSlot:
             weights = staged.weights.moved_to(before.scorer.decoder.device_map)
             decoder = Decoder(staged.config, weights, quantization=self._spec.quantization)
             decoder.pad_by(before.scorer.decoder.row_rule)
-        except (MemoryError, RuntimeError) as error:
+            self._model = RewardModel(
+                decoder,
+                staged.folder,
+                token_budget=before.scorer.token_budget,
+                memory_share=self._spec.memory_share,
+                prefix_cache_bytes=self._spec.prefix_cache_bytes,
+                chat_template=self.named.chat_template,
+                base_model=self.named.base_model,
+            )
+        except (MemoryError, RuntimeError, DeviceError) as error:
             return str(error)
-        self._model = RewardModel(
-            decoder,
-            staged.folder,
-            token_budget=before.scorer.token_budget,
-            memory_share=self._spec.memory_share,
-            chat_template=self.named.chat_template,
-            base_model=self.named.base_model,
-        )
         return None
 
     def roll_back(self) -> None:
@@ -245,7 +254,13 @@ class ModelSlot:
             raise SleepError(f"{error}, or make a new pool: this one cannot give the same scores again") from None
 
 
-def _encoded_probe(tokenizer: Tokenizer) -> list[int]:
+def _encoded_probe(config: DecoderConfig, tokenizer: Tokenizer) -> list[int]:
+    if tokenizer.scores_steps:
+        answer = SteppedAnswer.parse(PROBE_CHAT[1:2], [PROBE_CHAT[2]["content"], ""])
+        (encoded,) = StepEncoder.of(config, tokenizer).encode_batch([answer])
+        if isinstance(encoded, ScoringError):
+            raise encoded
+        return encoded.sequences[-1]
     return tokenizer.encode({"messages": PROBE_CHAT, "reference": "408" if tokenizer.takes_reference else None})
 
 

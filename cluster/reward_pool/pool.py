@@ -24,18 +24,21 @@ from torch import Tensor
 
 from cluster.connect import connect
 from cluster.reward_pool.actor import tensor_of
-from cluster.reward_pool.batch import score_batch
+from cluster.reward_pool.batch import score_answers, score_batch
 from cluster.reward_pool.calls import blocking
 from cluster.reward_pool.connection import PoolConnection, attached, cpus_of_actor, device_and_gpus, started
-from cluster.reward_pool.encoder import Encoding, OnError, RewardEncoder, values_of
+from cluster.reward_pool.encoder import Encoding, OnError, RewardEncoder, step_values, values_of
 from cluster.reward_pool.errors import PoolClosedError, RewardInputError
 from cluster.reward_pool.model_holder import WeightsVersion
 from cluster.reward_pool.supervisor import MemberHealth, PoolPlan, Roster
 from serve_app.reward_model import Conversation, ConversationLike, ModelSpec, ScoringError
 from serve_app.reward_model.architecture import Quantization
 from serve_app.reward_model.chat_template import template_text
+from serve_app.reward_model.scores import Aggregate
 from serve_app.reward_model.spec import absolute
+from serve_app.reward_model.steps import stepped_answers
 from serve_app.reward_model.tokenizer import Truncation
+from serve_app.reward_model.turn_list import TurnList
 
 
 class RewardActorPool:
@@ -49,7 +52,8 @@ class RewardActorPool:
         revision: branch, tag or commit of a Hugging Face id.
         num_actors: copies of the model.
         device: `"auto"` is CUDA where the cluster has GPUs, else the CPU.
-        dtype: as `RewardModel.from_pretrained` takes it, like `token_budget` and `quantization`.
+        dtype: as `RewardModel.from_pretrained` takes it, like `token_budget`, `prefix_cache_bytes` (for candidates and
+            turns that come one by one) and `quantization`.
         num_gpus: GPUs of one actor, parts allowed; several, on one node, share the layers; by default 1 on CUDA.
         num_cpus: CPUs of one actor, and its threads on CPU; by default 1 on CUDA, and on CPU a share of half a node's.
         name: under which `attach` finds the pool from other jobs.
@@ -85,6 +89,7 @@ class RewardActorPool:
         device: str = "auto",
         dtype: str = "auto",
         token_budget: int | Literal["auto"] = "auto",
+        prefix_cache_bytes: int | Literal["auto"] = 0,
         quantization: Quantization = "none",
         num_gpus: float | None = None,
         num_cpus: float | None = None,
@@ -106,6 +111,8 @@ class RewardActorPool:
     ) -> None:
         if num_actors < 1 or timeout_s <= 0 or start_timeout_s <= 0 or max_restarts < 0:
             raise RewardInputError("num_actors, timeout_s and start_timeout_s are positive, max_restarts at least 0")
+        if prefix_cache_bytes != "auto" and prefix_cache_bytes < 0:
+            raise RewardInputError("prefix_cache_bytes is 'auto' or a number of bytes, 0 for none")
         if detached and name is None:
             raise RewardInputError("a detached pool needs a name, or nobody could find it again: name=...")
         spec = ModelSpec(
@@ -119,6 +126,7 @@ class RewardActorPool:
             base_model=None if base_model is None else absolute(base_model),
             head=head,
             normalize=normalize,
+            prefix_cache_bytes=prefix_cache_bytes,
         )
         spec.check_device()
         encoding = Encoding(policy_tokenizer, truncation, max_tokens, strip_thinking, keep_default_system, strict)
@@ -195,6 +203,60 @@ class RewardActorPool:
     ) -> list[float | None]:
         """`score` on an event loop; cancelling it withdraws what the actors have not begun."""
         return values_of(await self._score(self._reader.conversations(conversations)), on_error)
+
+    def score_turns(
+        self, conversations: Sequence[ConversationLike], *, on_error: OnError = "raise"
+    ) -> list[list[float] | None]:
+        """The raw scores of each conversation after each message of the assistant, in order: what an environment of
+        several turns gives for each. Each has the bits that `score` gives the conversation cut there.
+
+        The arguments and errors are those of `score`; a conversation without a message of the assistant's, or with a
+        turn that cannot be scored, is an item that cannot.
+        """
+        return blocking(self.score_turns_async(conversations, on_error=on_error))
+
+    async def score_turns_async(
+        self, conversations: Sequence[ConversationLike], *, on_error: OnError = "raise"
+    ) -> list[list[float] | None]:
+        """`score_turns` on an event loop."""
+        turns = TurnList.of(self._reader.conversations(conversations))
+        return values_of(turns.scored(await self._score(turns.flat)), on_error)
+
+    def score_steps(
+        self,
+        conversations: Sequence[ConversationLike],
+        steps: Sequence[Sequence[str]],
+        *,
+        aggregate: Aggregate | None = None,
+        on_error: OnError = "raise",
+    ) -> list[Any]:
+        """A process reward model's scores of answers in steps: for each answer a list with the score of each step.
+
+        Args:
+            conversations: the messages before each answer. What answers begin with alike is computed once: the branches
+                of a search cost their new steps.
+            steps: each answer's steps, in order.
+            aggregate: one number for each answer in place of its list: the `"product"` of the scores, their
+                `"minimum"` or the `"last"` one.
+            on_error: as `score` has it.
+
+        Raises:
+            ScoringError: as `score`, and where the model scores no steps.
+        """
+        return blocking(self.score_steps_async(conversations, steps, aggregate=aggregate, on_error=on_error))
+
+    async def score_steps_async(
+        self,
+        conversations: Sequence[ConversationLike],
+        steps: Sequence[Sequence[str]],
+        *,
+        aggregate: Aggregate | None = None,
+        on_error: OnError = "raise",
+    ) -> list[Any]:
+        """`score_steps` on an event loop."""
+        answers = stepped_answers(conversations, steps)
+        outcomes = await score_answers(answers, self._reader, self._connection)
+        return step_values(outcomes, aggregate, on_error)
 
     def score_text(self, texts: Sequence[str], *, on_error: OnError = "raise") -> list[float | None]:
         """`score` for rendered texts: ChatML, the model's own chat template, or a declared policy's.
@@ -315,7 +377,7 @@ class RewardActorPool:
         timeout_s = steps * self._connection.plan.start_timeout_s
         return blocking(self._connection.ask_supervisor(method, *args, timeout_s=timeout_s))
 
-    async def _score(self, parsed: list[Conversation | ScoringError]) -> list[float | ScoringError]:
+    async def _score(self, parsed: Sequence[Conversation | ScoringError]) -> list[float | ScoringError]:
         return await score_batch(parsed, self._reader, self._connection)
 
 

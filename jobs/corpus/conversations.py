@@ -11,7 +11,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.corpus.turns import about, cells, cells_or_none, line_errors, message_of, messages_of, prompt_turns
+from jobs.corpus.turns import (
+    about,
+    cells,
+    cells_or_none,
+    is_transcript,
+    line_errors,
+    message_of,
+    messages_of,
+    prompt_turns,
+)
 from jobs.errors import CorpusError
 from serve_app.reward_model.conversation import Conversation, Message
 from serve_app.reward_model.errors import ConversationError
@@ -187,17 +196,19 @@ def conversations(
     ]
 
 
-def prompts(table: pa.Table, columns: ConversationColumns) -> list[Conversation | ConversationError]:
+def prompts(
+    table: pa.Table, columns: ConversationColumns, system_prompt: SystemPrompt = NO_SYSTEM_PROMPT
+) -> list[Conversation | ConversationError]:
     """The messages of each row's prompt, from its column of messages or of prompts, or why the row has none."""
     if columns.messages is not None:
         sources = [messages_of(cell) for cell in cells(table.column(columns.messages))]
     else:
         sources = [prompt_turns(cell) for cell in cells(table.column(str(columns.prompt)))]
     references = cells_or_none(table, columns.reference)
-    rows = zip(line_errors(table), sources, references, strict=True)
+    rows = zip(line_errors(table), sources, cells_or_none(table, system_prompt.column), references, strict=True)
     return [
-        broken or _answerable(conversation_of(source, NO_SYSTEM_PROMPT, None, reference))
-        for broken, source, reference in rows
+        broken or _answerable(conversation_of(source, system_prompt, cell, reference))
+        for broken, source, cell, reference in rows
     ]
 
 
@@ -240,4 +251,6 @@ def _joined(prompt: Any, response: Any) -> list[Any] | ConversationError:
         return about("response", response)
     if response is None:
         return ConversationError("the response is null")
+    if isinstance(prompt, str) and is_transcript(prompt) and isinstance(response, str):
+        response = response.strip()  # a turn of a transcript has space around it
     return [*turns, {"role": "assistant", "content": response}]

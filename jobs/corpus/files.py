@@ -3,20 +3,21 @@ formats have none, and are read once.
 
 A unit is a range of rows of one file. It ends at the end of a group (a row group, a record batch, a block of lines)
 where it can, and inside one where groups are large: `reader.py` streams a file's units one after the other, so that
-cutting costs no second read.
+cutting costs no second read. Files that are smaller than a unit may share one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -30,20 +31,27 @@ from jobs.corpus.formats import (
     Format,
     RowGroup,
     compression_of,
-    format_of,
+    named_format,
     one_group,
     packed,
     text_stream,
+    unpacked,
 )
+from jobs.corpus.hub import pinned_commit
 from jobs.corpus.lines import scan_lines
 from jobs.corpus.record_batches import scan_batches
-from jobs.corpus.storage import filesystem_of, same_store, told
+from jobs.corpus.sources import FoundFile, Source, found_files, partition_fields
+from jobs.corpus.storage import told
 from jobs.errors import CorpusError
 
 FOOTER_THREADS = 16
 TITLES: dict[Format, str] = {"parquet": "Parquet", "arrow": "Arrow", "jsonl": "JSONL", "csv": "CSV", "tsv": "TSV"}
 MAX_UNIT_BYTES = 64 << 20
 MIN_UNIT_ROWS, MAX_UNIT_ROWS, TARGET_UNITS = 256, 16384, 4096
+
+
+Partition = tuple[str, str | int | None, str]
+"""A column that a folder of a file stands for: its name, the value and the type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,8 @@ class Unit:
     `splits_group` tells that it begins inside a group, which is best read together with the unit before it. Text has no
     footer that a reader could look up, so that its units say where to read: the byte `offset` and the `line` at which
     the unit's first group begins, how many rows to `skip` in it, and the file's schema, as `formats.packed` has it.
+    `partitions` are columns with one value that every row gets. A unit of several files has them as `parts`, each a
+    unit of its own, in row order; it has the path and name of the first, and the schema of all.
     """
 
     path: str
@@ -66,6 +76,8 @@ class Unit:
     line: int = 1
     skip: int = 0
     schema: str = ""
+    partitions: tuple[Partition, ...] = ()
+    parts: tuple[Unit, ...] = ()
 
     @property
     def id(self) -> str:
@@ -74,6 +86,49 @@ class Unit:
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         stem = re.sub(r"[^A-Za-z0-9.-]", "-", self.name.removesuffix(".parquet").replace("/", "--"))[-80:]
         return f"{stem}-{self.first_row:012d}-{digest}"
+
+    @property
+    def files(self) -> tuple[Unit, ...]:
+        """The unit of each file in it: itself, or its parts with the schema that they share."""
+        return tuple(replace(part, schema=self.schema) for part in self.parts) or (self,)
+
+    @classmethod
+    def joined(cls, units: Sequence[Unit]) -> Unit:
+        """The unit of whole files of one schema; of one file it is that file's own."""
+        first = units[0]
+        if len(units) == 1:
+            return first
+        listed = "\n".join(unit.id for unit in units)
+        return replace(
+            first,
+            fingerprint=hashlib.sha256(listed.encode()).hexdigest()[:16],
+            num_rows=sum(unit.num_rows for unit in units),
+            partitions=(),
+            parts=tuple(replace(unit, schema="") for unit in units),
+        )
+
+    def place(self, row: int) -> tuple[str, int]:
+        """The name of the file that a row of the unit is from, and the row's number there."""
+        for part in self.parts:
+            if row < part.num_rows:
+                return part.place(row)
+            row -= part.num_rows
+        return self.name, self.first_row + row
+
+    def text(self) -> str:
+        """The unit as text, to travel: `Unit.of` reads it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of(cls, text: str) -> Unit:
+        """The unit that `text` made a text of."""
+        return cls._of_fields(json.loads(text))
+
+    @classmethod
+    def _of_fields(cls, fields: Mapping[str, Any]) -> Unit:
+        partitions = tuple((name, value, kind) for name, value, kind in fields["partitions"])
+        parts = tuple(cls._of_fields(part) for part in fields["parts"])
+        return cls(**{**fields, "partitions": partitions, "parts": parts})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +144,16 @@ class InputFile:
     groups: tuple[RowGroup, ...]
     format: Format = "parquet"
     schema: str = ""
+    partitions: tuple[Partition, ...] = ()
 
     @property
     def num_rows(self) -> int:
         return sum(group.num_rows for group in self.groups)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the data, uncompressed."""
+        return sum(group.num_bytes for group in self.groups)
 
     def unit(self, first_row: int, num_rows: int) -> Unit:
         """The unit of so many rows from one on."""
@@ -100,12 +161,81 @@ class InputFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """An input as it was planned, which a run's output folder keeps: the fingerprint of each file by its path and what
+    was found in it, so that it need not be looked for again, and the files that share a unit, by name.
+
+    `shared` has every file, those that are alone too; None says that files do not share units, as in the folders of
+    earlier versions.
+    """
+
+    contents: Mapping[str, tuple[str, FileContent]]
+    shared: tuple[tuple[str, ...], ...] | None = ()
+    commits: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, corpus: Corpus, units: Iterable[Unit], *, shares: bool) -> Plan:
+        """The plan of a corpus that was cut into these units."""
+        known = {
+            file.path: (file.fingerprint, FileContent(schema, file.groups))
+            for file, schema in zip(corpus.files, corpus.own_schemas, strict=True)
+        }
+        names = dict.fromkeys(tuple(part.name for part in unit.files) for unit in units)
+        return cls(known, tuple(names) if shares else None, corpus.commits)
+
+    def text(self) -> str:
+        """The plan as text: `Plan.read` reads it."""
+        schemas: dict[str, int] = {}
+        files = {
+            path: [fingerprint, schemas.setdefault(packed(content.schema), len(schemas)), *_numbers(content.groups)]
+            for path, (fingerprint, content) in self.contents.items()
+        }
+        return json.dumps(
+            {"files": files, "schemas": list(schemas), "shared": self.shared, "commits": dict(self.commits)}
+        )
+
+    @classmethod
+    def read(cls, text: str | bytes) -> Plan:
+        """The plan that `text` made a text of.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            fields = json.loads(text)
+            schemas = [unpacked(schema) for schema in fields["schemas"]]
+            contents = {
+                path: (fingerprint, FileContent(schemas[place], tuple(RowGroup(*group) for group in groups)))
+                for path, (fingerprint, place, *groups) in fields["files"].items()
+            }
+            shared, commits = fields["shared"], dict(fields["commits"])
+        except (KeyError, TypeError, IndexError, pa.ArrowException) as error:
+            raise ValueError(f"it is no plan: {error}") from error
+        return cls(contents, None if shared is None else tuple(tuple(names) for names in shared), commits)
+
+
+NO_PLAN = Plan({})
+
+
+def _numbers(groups: Sequence[RowGroup]) -> list[list[int]]:
+    return [[group.num_rows, group.num_bytes, group.offset, group.line] for group in groups]
+
+
+@dataclass(frozen=True, slots=True)
 class Corpus:
-    """The files of an input, in name order, and their schemas in the same order."""
+    """The files of an input, in name order, and their schemas in the same order: their own, and with the columns that
+    their folders stand for. `commits` are those of datasets on the Hub."""
 
     filesystem: fs.FileSystem
     files: tuple[InputFile, ...]
-    schemas: tuple[pa.Schema, ...]
+    own_schemas: tuple[pa.Schema, ...]
+    partitions: tuple[pa.Field, ...] = ()
+    commits: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def schemas(self) -> tuple[pa.Schema, ...]:
+        """The schemas of the tables that are read of the files."""
+        return tuple(_extended(*both) for both in zip(self.own_schemas, self.files, strict=True))
 
     @property
     def num_rows(self) -> int:
@@ -114,7 +244,7 @@ class Corpus:
     @property
     def num_bytes(self) -> int:
         """Bytes of the data, uncompressed."""
-        return sum(group.num_bytes for file in self.files for group in file.groups)
+        return sum(file.num_bytes for file in self.files)
 
     @property
     def fingerprint(self) -> str:
@@ -122,44 +252,54 @@ class Corpus:
         listed = "\n".join(f"{file.name} {file.fingerprint}" for file in self.files)
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """For a run's identity: the columns that folders stand for, and commits on the Hub, where there are any."""
+        columns = {one.name: str(one.type) for one in self.partitions}
+        found = {"partition_columns": columns, "input_commits": dict(self.commits)}
+        return {name: value for name, value in found.items() if value}
+
     @classmethod
-    def open(cls, source: str, *, output: str | None = None, companion: str | None = None) -> Corpus:
+    def open(
+        cls, source: str | Source, *, output: str | None = None, companion: str | None = None, plan: Plan = NO_PLAN
+    ) -> Corpus:
         """Find the files of `source` and read their footers, or, where they have none, their rows.
 
         Args:
-            source: a file, a folder (searched to its depths; names that start with `_` or `.` are passed over), a
-                glob with `*`, `?` and `**`, or a URI that pyarrow.fs knows, such as `s3://bucket/folder`.
+            source: inputs, each a file, a folder (searched to its depths; names that start with `_` or `.` are passed
+                over), a glob with `*`, `?` and `**`, or a URI that pyarrow.fs knows, such as `s3://bucket/folder`.
             output: the job's own output folder, a path or URI, which is passed over.
             companion: a folder of the job's own beside it, which is passed over too.
+            plan: an earlier run's: files that did not change since are not read.
 
         Raises:
             CorpusError: nothing is found, files are of several formats, or cannot be read; the text names each.
         """
-        filesystem, path = filesystem_of(source)
+        source = Source.of(source)
         own = [folder for folder in (output, companion) if folder is not None]
-        excluded = tuple(start for folder in own if (start := _below(folder, source, filesystem)) is not None)
-        if (_base(path) + "/").startswith(excluded):
-            raise CorpusError(f"the input {source} is inside the output folder {output}; choose another --output")
-        infos = _find(filesystem, path, excluded)
-        if not infos:
-            raise CorpusError(
-                f"no Parquet files (*.parquet) in {source}, nor *.jsonl, *.csv, *.tsv (or those with .gz or .zst), nor "
-                "*.arrow"
-            )
-        form = _format(filesystem, infos)
+        listing = found_files(source, own, plan.commits)
+        filesystem, found = listing.filesystem, listing.files
+        form = _format(filesystem, [file.info for file in found])
         with ThreadPoolExecutor(TEXTS_AT_ONCE if form in TEXT_FORMATS else FOOTER_THREADS) as pool:
-            contents = list(pool.map(lambda info: _content(filesystem, info, form), infos))
+            contents = list(pool.map(lambda file: _content(filesystem, file.info, form, plan), found))
         if broken := [content for content in contents if isinstance(content, str)]:
             more = f"\n  and {len(broken) - 5} more" if len(broken) > 5 else ""
             raise CorpusError(
                 f"these input files are not readable {TITLES[form]}:\n  " + "\n  ".join(broken[:5]) + more
             )
-        base = _base(path)
         read = [
-            (info, content) for info, content in zip(infos, contents, strict=True) if isinstance(content, FileContent)
+            (file, content) for file, content in zip(found, contents, strict=True) if isinstance(content, FileContent)
         ]
-        files = tuple(_input_file(filesystem, info, content, base, form) for info, content in read)
-        return cls(filesystem, files, tuple(content.schema for _, content in read))
+        fields = partition_fields(found) if source.partition_columns else []
+        files = tuple(_input_file(filesystem, file, content, form, fields) for file, content in read)
+        named = {name for file in files for name, _, _ in file.partitions}
+        return cls(
+            filesystem,
+            files,
+            tuple(content.schema for _, content in read),
+            tuple(field for field in fields if field.name in named),
+            dict(listing.commits),
+        )
 
     def limited(self, num_rows: int | None) -> Corpus:
         """The first rows of the corpus, so many at most; the whole of it for None."""
@@ -171,7 +311,7 @@ class Corpus:
                 break
             kept.append(_first_rows(file, left))
             left -= kept[-1].num_rows
-        return replace(self, files=tuple(kept), schemas=self.schemas[: len(kept)])
+        return replace(self, files=tuple(kept), own_schemas=self.own_schemas[: len(kept)])
 
     def stretches(self, number: int, num_rows: int) -> list[Unit]:
         """Short units, so many at most, at even distances over the corpus; all of it where it has no more rows."""
@@ -191,12 +331,72 @@ class Corpus:
         """Cut every file into units of about `rows_per_unit` rows and at most `MAX_UNIT_BYTES` (uncompressed)."""
         return [unit for file in self.files for unit in _units_of(file, rows_per_unit)]
 
+    def shared_units(self, rows_per_unit: int, shared: Sequence[Sequence[str]] | None = ()) -> list[Unit]:
+        """Like `units`, but neighbours of one schema that are smaller than a unit share one.
 
-def _below(output: str, source: str, filesystem: fs.FileSystem) -> str | None:
-    """The beginning of paths below the output folder, if it is in the store of `source`."""
-    output_filesystem, folder = filesystem_of(output)
-    shared = output_filesystem.equals(filesystem) or same_store(output, source)
-    return folder.rstrip("/") + "/" if shared else None
+        Args:
+            rows_per_unit: the size of a unit.
+            shared: names of files that an earlier plan put together, or left alone; so they stay. None: no file shares
+                a unit.
+        """
+        if shared is None:
+            return self.units(rows_per_unit)
+        places = {file.name: place for place, file in enumerate(self.files)}
+        planned = {name: [places[one] for one in names if one in places] for names in shared for name in names}
+        schemas, units, neighbours = self.schemas, list[Unit](), _Neighbours(rows_per_unit)
+        for place, file in enumerate(self.files):
+            own = list(_units_of(file, rows_per_unit))
+            together = planned.get(file.name)
+            if together is None and len(own) == 1:
+                units += neighbours.add(own[0], file.num_bytes, schemas[place])
+                continue
+            units += neighbours.taken()
+            if together is None or len(together) == 1:
+                units += own
+            elif place == together[0]:
+                units.append(Unit.joined([self.files[one].unit(0, self.files[one].num_rows) for one in together]))
+        return units + neighbours.taken()
+
+
+class _Neighbours:
+    """Units of small files one after the other, which become one as long as there is room in it."""
+
+    def __init__(self, rows_per_unit: int) -> None:
+        self._limit = rows_per_unit
+        self._units: list[Unit] = []
+        self._num_rows = self._num_bytes = 0
+        self._schema: pa.Schema | None = None
+
+    def add(self, unit: Unit, num_bytes: int, schema: pa.Schema) -> list[Unit]:
+        """Take one more; the unit that those before it make where it has no room with them."""
+        fits = (
+            len(self._units) < self._limit
+            and self._num_rows + unit.num_rows <= self._limit
+            and self._num_bytes + num_bytes <= MAX_UNIT_BYTES
+            and self._schema is not None
+            and schema.equals(self._schema, check_metadata=True)
+        )
+        made = [] if fits else self.taken()
+        self._units.append(unit)
+        self._num_rows, self._num_bytes, self._schema = (
+            self._num_rows + unit.num_rows,
+            self._num_bytes + num_bytes,
+            schema,
+        )
+        return made
+
+    def taken(self) -> list[Unit]:
+        """The unit of those that wait, where any do."""
+        made = [Unit.joined(self._units)] if self._units else []
+        self._units, self._num_rows, self._num_bytes, self._schema = [], 0, 0, None
+        return made
+
+
+def _extended(schema: pa.Schema, file: InputFile) -> pa.Schema:
+    """A file's schema with the columns that its folders stand for."""
+    for name, _, kind in file.partitions:
+        schema = schema.append(pa.field(name, pa.type_for_alias(kind)))
+    return schema
 
 
 def auto_rows_per_unit(num_rows: int) -> int:
@@ -248,58 +448,24 @@ def _unit(file: InputFile, first_row: int, num_rows: int, starts: Sequence[int])
     group = file.groups[place] if file.groups else RowGroup(0, 0)
     skip = first_row - starts[place]
     where = (group.offset, group.line, skip) if file.format in TEXT_FORMATS else (0, 1, 0)
-    return Unit(file.path, file.name, file.fingerprint, first_row, num_rows, skip > 0, file.format, *where, file.schema)
+    return Unit(
+        file.path,
+        file.name,
+        file.fingerprint,
+        first_row,
+        num_rows,
+        skip > 0,
+        file.format,
+        *where,
+        file.schema,
+        file.partitions,
+    )
 
 
 def _even(rows: int, limit: int) -> list[int]:
     """`rows` in as few nearly equal parts of at most `limit` as there can be."""
     parts = math.ceil(rows / limit)
     return [rows * (part + 1) // parts - rows * part // parts for part in range(parts)]
-
-
-def _find(filesystem: fs.FileSystem, path: str, excluded: tuple[str, ...]) -> list[fs.FileInfo]:
-    pattern = _pattern(path) if re.search(r"[*?]", path) else None
-    base = _base(path)
-    try:
-        root = filesystem.get_file_info(base if pattern else path)
-        if root.type == fs.FileType.NotFound:
-            raise CorpusError(f"input {told(filesystem, path)} does not exist")
-        if root.type == fs.FileType.File:
-            return [root]
-        infos = filesystem.get_file_info(fs.FileSelector(root.path, recursive=True))
-    except (pa.ArrowException, OSError) as error:
-        raise CorpusError(f"input {told(filesystem, path)} cannot be listed: {error}") from error
-
-    def wanted(info: fs.FileInfo) -> bool:
-        place = os.path.realpath(info.path) if isinstance(filesystem, fs.LocalFileSystem) else info.path
-        if info.type != fs.FileType.File or place.startswith(excluded):
-            return False
-        if pattern:
-            return pattern.fullmatch(info.path) is not None
-        below = info.path[len(root.path) :].strip("/").split("/")
-        return format_of(below[-1]) is not None and not any(_is_passed_over(part) for part in below)
-
-    found = sorted((info for info in infos if wanted(info)), key=lambda info: info.path)
-    if isinstance(filesystem, fs.LocalFileSystem):  # a link to a file that is found too, or a loop of links
-        found = list({os.path.realpath(info.path): info for info in reversed(found)}.values())[::-1]
-    return found
-
-
-def _base(path: str) -> str:
-    """The folder that unit names are relative to: the part of a glob before its first wildcard, or the path."""
-    wild = re.search(r"[*?]", path)
-    return path[: wild.start()].rpartition("/")[0] or "/" if wild else path.rstrip("/")
-
-
-def _pattern(glob: str) -> re.Pattern[str]:
-    kinds = {"**/": r"(?:.*/)?", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
-    parts = re.split(r"(\*\*/|\*\*|\*|\?)", glob)
-    return re.compile("".join(kinds.get(part, re.escape(part)) for part in parts))
-
-
-def _is_passed_over(name: str) -> bool:
-    """Whether a folder's file or folder of this name is no data: hidden, or what `datasets` keeps beside its own."""
-    return name.startswith(("_", ".")) or (name.startswith("cache-") and name.endswith(".arrow"))
 
 
 def _format(filesystem: fs.FileSystem, infos: Sequence[fs.FileInfo]) -> Format:
@@ -310,7 +476,7 @@ def _format(filesystem: fs.FileSystem, infos: Sequence[fs.FileInfo]) -> Format:
     """
     found: dict[Format, str] = {}
     for info in infos:
-        found.setdefault(format_of(info.base_name) or "parquet", told(filesystem, info.path))
+        found.setdefault(named_format(info.base_name), told(filesystem, info.path))
     if len(found) > 1:
         examples = " and ".join(f"{TITLES[form]} ({path})" for form, path in found.items())
         raise CorpusError(
@@ -319,8 +485,11 @@ def _format(filesystem: fs.FileSystem, infos: Sequence[fs.FileInfo]) -> Format:
     return next(iter(found))
 
 
-def _content(filesystem: fs.FileSystem, info: fs.FileInfo, form: Format) -> FileContent | str:
+def _content(filesystem: fs.FileSystem, info: fs.FileInfo, form: Format, plan: Plan) -> FileContent | str:
     """The rows of a file in groups, and its schema; or why it cannot be read."""
+    fingerprint, known = plan.contents.get(info.path, ("", None))
+    if known is not None and fingerprint == file_fingerprint(filesystem, info):
+        return known
     try:
         if form == "parquet":
             return _footer(filesystem, info)
@@ -349,17 +518,26 @@ def _footer(filesystem: fs.FileSystem, info: fs.FileInfo) -> FileContent:
 
 
 def _input_file(
-    filesystem: fs.FileSystem, info: fs.FileInfo, content: FileContent, base: str, form: Format
+    filesystem: fs.FileSystem, found: FoundFile, content: FileContent, form: Format, fields: Sequence[pa.Field]
 ) -> InputFile:
-    name = info.path[len(base) :].strip("/") if info.path != base else info.base_name
+    values = dict(found.partitions)
+    partitions = tuple(
+        _partition(field, values.get(field.name)) for field in fields if field.name not in content.schema.names
+    )
     return InputFile(
-        path=info.path,
-        name=name,
-        fingerprint=file_fingerprint(filesystem, info),
+        path=found.info.path,
+        name=found.name,
+        fingerprint=file_fingerprint(filesystem, found.info),
         groups=content.groups,
         format=form,
         schema=packed(content.schema) if form in TEXT_FORMATS else "",
+        partitions=partitions,
     )
+
+
+def _partition(field: pa.Field, value: str | None) -> Partition:
+    is_number = pa.types.is_integer(field.type) and value is not None
+    return field.name, int(value) if is_number and value is not None else value, str(field.type)
 
 
 def file_fingerprint(filesystem: fs.FileSystem, info: fs.FileInfo) -> str:
@@ -367,6 +545,8 @@ def file_fingerprint(filesystem: fs.FileSystem, info: fs.FileInfo) -> str:
 
     An S3 store may list milliseconds while it answers with whole seconds where one file is asked for.
     """
+    if isinstance(filesystem, fs.PyFileSystem) and (commit := pinned_commit(info.path)):
+        return f"{info.size}-{commit[:16]}"
     mtime_ns = info.mtime_ns
     if filesystem.type_name == "s3" and mtime_ns is not None:
         mtime_ns -= mtime_ns % 1_000_000_000

@@ -72,6 +72,14 @@ def format_of(name: str) -> Format | None:
     return found if found in TEXT_FORMATS else None
 
 
+def named_format(name: str) -> Format:
+    """The format of a file that was named by the user: `.json` is lines too, and what tells nothing is Parquet. In a
+    folder `.json` is no data, since settings are written so."""
+    stem, suffix = os.path.splitext(name.lower())
+    is_json = os.path.splitext(stem)[1] == ".json" if suffix in COMPRESSIONS else suffix == ".json"
+    return format_of(name) or ("jsonl" if is_json else "parquet")
+
+
 def compression_of(name: str) -> str | None:
     """The compression that a text file of this name has."""
     return COMPRESSIONS.get(os.path.splitext(name.lower())[1])

@@ -27,6 +27,7 @@ from jobs.corpus.formats import (
 
 PARSED_AT_ONCE = 1 << 20
 SHOWN_CHARS = 60
+ARRAY_ADVICE = "`jq -c '.[]' {}` makes lines of an array"
 
 
 def line_blocks(stream: pa.NativeFile) -> Iterator[bytes]:
@@ -48,11 +49,13 @@ def scan_lines(stream: pa.NativeFile, *, name: str) -> FileContent:
 
     Raises:
         CorpusError: some lines cannot be read, and there is no room for the column that says so.
-        ArrowInvalid: no line is an object.
+        ArrowInvalid: no line is an object, or the file is one array.
     """
-    schema, groups, all_fit = pa.schema([]), [], True
+    schema, groups, all_fit = pa.schema([]), list[RowGroup](), True
     offset, line = 0, 1
     for block, found in in_threads(_block_schema, line_blocks(stream)):
+        if not groups:
+            _refuse_array(block, name)
         schema, fits = merged(schema, found.remove_metadata())
         marks = found.metadata or {}
         all_fit &= fits and b"misfits" not in marks
@@ -60,9 +63,20 @@ def scan_lines(stream: pa.NativeFile, *, name: str) -> FileContent:
         groups.append(RowGroup(rows, len(block), offset, line))
         offset, line = offset + len(block), line + block.count(b"\n")
     if not schema.names and groups:
-        raise pa.ArrowInvalid("no line is a JSON object")
+        raise pa.ArrowInvalid(f"no line is a JSON object; {ARRAY_ADVICE.format(name)}")
     schema = _writable(schema)
     return FileContent(schema if all_fit else with_line_errors(schema, name=name), tuple(groups))
+
+
+def _refuse_array(block: bytes, name: str) -> None:
+    """Refuse a file that begins as an array of many lines does."""
+    first = block.lstrip().partition(b"\n")[0].strip()
+    if not first.startswith(b"["):
+        return
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        raise pa.ArrowInvalid(f"it is one JSON array; {ARRAY_ADVICE.format(name)}") from None
 
 
 def parse_lines(block: bytes, schema: pa.Schema, *, line: int) -> pa.Table:

@@ -108,10 +108,7 @@ def shared_prompt(cell: Any) -> SharedPrompt | ConversationError:
     if cell is None or cell == []:
         return SharedPrompt()
     transcript = isinstance(cell, str) and is_transcript(cell)
-    turns = transcript_turns(cell) if transcript else prompt_turns(cell)
-    if transcript and isinstance(turns, list) and turns[-1] == {"role": "assistant", "content": ""}:
-        turns = turns[:-1]  # where the response goes
-    parsed = parse_turns(turns)
+    parsed = parse_turns(prompt_turns(cell))
     if isinstance(parsed, ConversationError):
         return parsed if isinstance(cell, ConversationError) else about("prompt", parsed)
     return SharedPrompt(parsed.messages, isinstance(cell, str) and not transcript, transcript)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Protocol
 
@@ -21,6 +22,8 @@ from jobs.errors import CorpusError
 
 MAX_BATCH_ROWS = 4096
 READ_BUFFER_BYTES = 1 << 20
+FILES_AT_ONCE = 16
+"""Small files of one unit that are read at once: on a store each is a few requests, which take their time."""
 
 
 def read_tasks(units: Sequence[Unit], max_tasks: int) -> list[list[Unit]]:
@@ -50,7 +53,18 @@ class UnitReader:
     def read(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, pa.Table | CorpusError]]:
         """Each unit with its table, in the order given, or with the reason why it cannot be read."""
         for _, group in groupby(units, key=lambda unit: unit.path):
-            yield from self._read_file(list(group))
+            own = list(group)
+            if own[0].parts:
+                yield from ((unit, self._read_parts(unit)) for unit in own)
+            else:
+                yield from self._read_file(own)
+
+    def _read_parts(self, unit: Unit) -> pa.Table | CorpusError:
+        """The rows of the files that share a unit, several of which are read at once."""
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            tables = [table for ((_, table),) in pool.map(lambda part: list(self._read_file([part])), unit.files)]
+        errors = [table for table in tables if isinstance(table, CorpusError)]
+        return errors[0] if errors else pa.concat_tables(tables)
 
     def _read_file(self, units: list[Unit]) -> Iterator[tuple[Unit, pa.Table | CorpusError]]:
         path = units[0].path
@@ -61,14 +75,28 @@ class UnitReader:
                 rows = self._rows_of(source, units[0])
                 while done < len(units):
                     run = _contiguous(units[done:])
-                    for unit, table in zip(run, _tables(rows, run, self._columns), strict=True):
-                        yield unit, table
+                    for unit, table in zip(run, _tables(rows, run, self._own_columns(run[0])), strict=True):
+                        yield unit, self._with_partitions(table, unit)
                         done += 1
         except CorpusError as error:
             yield from ((unit, error) for unit in units[done:])
         except (pa.ArrowException, OSError) as error:
             reason = f"{told(self._filesystem, path)} cannot be read from row {units[done].first_row} on: {error}"
             yield from ((unit, CorpusError(reason)) for unit in units[done:])
+
+    def _own_columns(self, unit: Unit) -> list[str] | None:
+        """The columns that are in the file itself."""
+        partitions = {name for name, _, _ in unit.partitions}
+        return None if self._columns is None else [name for name in self._columns if name not in partitions]
+
+    def _with_partitions(self, table: pa.Table, unit: Unit) -> pa.Table:
+        """The table with the columns that the file's folders stand for."""
+        if not unit.partitions:
+            return table
+        for name, value, kind in unit.partitions:
+            field = pa.field(name, pa.type_for_alias(kind))
+            table = table.append_column(field, pa.repeat(pa.scalar(value, field.type), table.num_rows))
+        return table if self._columns is None else table.select(self._columns)
 
     def _rows_of(self, source: pa.NativeFile, unit: Unit) -> _Rows:
         if unit.format == "parquet":

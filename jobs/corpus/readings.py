@@ -33,7 +33,8 @@ Reading: TypeAlias = ConversationColumns | PreferenceColumns | CandidateColumns
 ReadingName: TypeAlias = Literal["conversations", "pairs", "candidates"]
 ReadingT = TypeVar("ReadingT", bound=Reading)
 
-MESSAGES_NAMES = ("messages", "conversations")
+MESSAGES_NAMES = ("messages", "conversations", "conversation")
+"""Names of the column of messages: ShareGPT has `conversations`, LMSYS-Chat-1M `conversation`."""
 RESPONSES_NAMES = ("responses", "completions", "answers")
 CANDIDATE_PROMPTS = ("prompt", "instruction")
 """Names of the prompt of candidates: UltraFeedback has `instruction`."""

@@ -49,8 +49,13 @@ def filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
 
 def told(filesystem: fs.FileSystem, path: str) -> str:
     """A path on a filesystem as a user writes it: a URI where it is not local."""
-    scheme = SCHEMES.get(filesystem.type_name)
+    scheme = "hf" if _is_hub(filesystem) else SCHEMES.get(filesystem.type_name)
     return f"{scheme}://{path}" if scheme else path
+
+
+def _is_hub(filesystem: fs.FileSystem) -> bool:
+    """Whether a filesystem is one of fsspec's: of these `hub.py` alone makes any."""
+    return isinstance(filesystem, fs.PyFileSystem) and isinstance(filesystem.handler, fs.FSSpecHandler)
 
 
 def same_store(one: str, other: str) -> bool:
@@ -84,6 +89,8 @@ def output_filesystem(location: str) -> tuple[fs.FileSystem, str]:
     Raises:
         OutputError: it is no location.
     """
+    if location.startswith("hf://"):
+        raise OutputError(f"--output {location}: the Hub is read here, not written; name a folder or a bucket")
     try:
         return filesystem_of(location)
     except CorpusError as error:

@@ -71,12 +71,17 @@ def messages_of(cell: Any, *, name: str = "messages") -> list[Any] | Conversatio
 
 
 def prompt_turns(cell: Any) -> list[Any] | ConversationError:
-    """The messages of a prompt, which is a user's text or a list of messages."""
+    """The messages of a prompt, which is a user's text, the beginning of a transcript, or a list of messages."""
     if isinstance(cell, ConversationError):
         return about("prompt", cell)
     if cell is None:
         return ConversationError("the prompt is null")
-    return [{"role": "user", "content": cell}] if isinstance(cell, str) else [message_of(turn) for turn in cell]
+    if not isinstance(cell, str):
+        return [message_of(turn) for turn in cell]
+    if not is_transcript(cell):
+        return [{"role": "user", "content": cell}]
+    turns = transcript_turns(cell)
+    return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns  # where the response goes
 
 
 def about(name: str, error: ConversationError) -> ConversationError:

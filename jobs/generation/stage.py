@@ -49,7 +49,7 @@ class UnitGenerator:
     def _rows(self, generator: Generator, unit: Unit, table: pa.Table, first: int) -> list[Generation]:
         rows = prompts(table, self._columns)
         asked = [
-            Prompt(row.messages, key=f"{unit.name}:{unit.first_row + first + place}")
+            Prompt(row.messages, key="{}:{}".format(*unit.place(first + place)))
             for place, row in enumerate(rows)
             if isinstance(row, Conversation)
         ]

@@ -1,3 +1,3 @@
-"""Rows of one prompt: `keys` (which belong together), `exchange` (regrouped on a cluster), `ranks`, `candidate_ranks`,
+"""Rows of one prompt: `keys` (which belong together), `ranks`, `candidate_ranks`,
 `pairs`, `pair_filter` and `quantiles`.
 """

@@ -18,10 +18,10 @@ from jobs.corpus.candidates import CandidateColumns, candidate_rows, hold_messag
 from jobs.corpus.conversations import is_list
 from jobs.corpus.reader import UnitReader
 from jobs.corpus.turns import cells
-from jobs.grouping.exchange import results, scatter
 from jobs.grouping.pairs import MESSAGES, messages_of_turns
 from jobs.grouping.quantiles import ScoreSummary
 from jobs.grouping.ranks import RANK_COLUMNS, Stretch, Summary, rank_groups
+from jobs.runs.exchange import results, scatter
 from jobs.runs.ledger import Ledger, UnitStats
 from serve_app.reward_model.conversation import Conversation
 

@@ -13,9 +13,9 @@ from pyarrow import fs
 
 from jobs.corpus.preferences import PreferenceColumns, Sides, preference_pairs
 from jobs.corpus.reader import UnitReader
-from jobs.grouping.exchange import results, scatter
 from jobs.grouping.pairs import PAIR_SCHEMA, messages_of_turns
 from jobs.grouping.ranks import Stretch, scores_of
+from jobs.runs.exchange import results, scatter
 from jobs.runs.ledger import Ledger, UnitStats
 from serve_app.reward_model.conversation import Conversation, Message
 

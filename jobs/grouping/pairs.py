@@ -15,9 +15,9 @@ from pyarrow import fs
 
 from jobs.corpus.conversations import ConversationColumns, conversations
 from jobs.corpus.reader import UnitReader
-from jobs.grouping.exchange import gathered, results, scatter
 from jobs.grouping.keys import GroupKeys
 from jobs.grouping.ranks import ScoredRows, Stretch, groups_of, joined, scored_rows, split
+from jobs.runs.exchange import gathered, results, scatter
 from jobs.runs.ledger import Ledger
 from serve_app.reward_model.conversation import Conversation, Message
 

@@ -17,9 +17,9 @@ from pyarrow import fs
 
 from jobs.corpus.files import Unit
 from jobs.corpus.reader import UnitReader, read_tasks
-from jobs.grouping.exchange import gathered, results, scatter
 from jobs.grouping.keys import GroupKeys
 from jobs.grouping.quantiles import ScoreSummary
+from jobs.runs.exchange import gathered, results, scatter
 from jobs.runs.ledger import Ledger, UnitStats
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from jobs.corpus.conversations import ConversationColumns
+from jobs.corpus.conversations import ConversationColumns, is_list
 from jobs.corpus.files import Corpus
 from jobs.corpus.readings import conversation_reading
 from jobs.errors import CorpusError
@@ -20,12 +20,15 @@ PAIR_NAMES = (("chosen_score", "rejected_score"), ("score_chosen", "score_reject
 
 @dataclass(frozen=True, slots=True)
 class ScoreColumn:
-    """A column of scores, the columns of its token counts and errors, and the texts that it scored."""
+    """A column of scores, the columns of its token counts and errors, and the texts that it scored; `turns` has the
+    scores after each answer, in lists.
+    """
 
     name: str
     tokens: str | None
     error: str | None
     texts: ConversationColumns
+    turns: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ class ReportColumns:
 
     def narrow(self) -> list[str]:
         """All columns but those of texts."""
-        names = [name for score in self.scores for name in (score.name, score.tokens, score.error)]
+        names = [name for score in self.scores for name in (score.name, score.tokens, score.error, score.turns)]
         return sorted({name for name in (*names, *self.by, self.label and self.label.name) if name})
 
 
@@ -204,6 +207,7 @@ class _Finder:
             tokens or next(iter(found_tokens), None),
             error or next(iter(found_errors), None),
             self._texts(name),
+            next(iter(self.having((f"{prefix}turn_scores",), _are_numbers)), None),
         )
 
     def _texts(self, score: str) -> ConversationColumns:
@@ -221,6 +225,10 @@ class _Finder:
 
 def _is_number(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in (pa.types.is_floating, pa.types.is_integer, pa.types.is_null))
+
+
+def _are_numbers(kind: pa.DataType) -> bool:
+    return is_list(kind) and _is_number(kind.value_type)
 
 
 def _is_text(kind: pa.DataType) -> bool:

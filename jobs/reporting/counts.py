@@ -145,9 +145,24 @@ class LengthCounts:
         return LengthCounts(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
 
+MAX_TURNS = 64
+"""Turns that are told apart; scores of later ones count with the last of these."""
+
+
+def turn_moments(column: pa.ChunkedArray) -> GroupMoments:
+    """Moments of the scores in lists, by their place in the list: turn 0, turn 1, ... up to `MAX_TURNS` - 1."""
+    rows = pc.list_parent_indices(column).to_numpy()
+    turns = np.minimum(np.arange(len(rows)) - np.searchsorted(rows, rows, side="left"), MAX_TURNS - 1)
+    scores = pc.cast(pc.list_flatten(column), pa.float32()).to_numpy(zero_copy_only=False)
+    finite = np.isfinite(scores)
+    return GroupMoments.of(scores[finite], turns[finite].astype(np.int64), num_codes=MAX_TURNS)
+
+
 @dataclass(frozen=True, slots=True)
 class ScoreCounts:
-    """All that is counted of a column of scores. `sides` are the groups of the label: 0 rejected, 1 chosen."""
+    """All that is counted of a column of scores. `sides` are the groups of the label: 0 rejected, 1 chosen; `turns`
+    those of scores after each answer.
+    """
 
     scores: GroupCounts
     by: Mapping[str, GroupCounts]
@@ -155,6 +170,7 @@ class ScoreCounts:
     lengths: LengthCounts | None
     errors: ErrorKinds
     extremes: Extremes
+    turns: GroupMoments | None = None
 
     def __add__(self, other: ScoreCounts) -> ScoreCounts:
         return ScoreCounts(
@@ -164,6 +180,7 @@ class ScoreCounts:
             self.lengths + other.lengths if self.lengths and other.lengths else None,
             self.errors + other.errors,
             self.extremes + other.extremes,
+            self.turns + other.turns if self.turns and other.turns else None,
         )
 
 
@@ -219,4 +236,5 @@ def _score_counts(
         else None,
         ErrorKinds.of(table.filter(pa.array(~has_score)), column),
         extremes,
+        turn_moments(table.column(column.turns)) if column.turns else None,
     )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from jobs.reporting.counts import MAP_BINS, GroupCounts, LengthCounts
 from jobs.reporting.scales import LengthScale, ScoreScale
-from jobs.reporting.stats import Axis, coarse, coarse_bins, quantile
+from jobs.reporting.stats import Axis, GroupMoments, coarse, coarse_bins, quantile
 
 # Matplotlib draws in these; the page has a colour of its own for each, by day and by night.
 INK, QUIET, LINE, ACCENT, SECOND = "#010000", "#010001", "#010002", "#010003", "#010004"
@@ -179,6 +179,20 @@ def mean_by_length(counts: LengthCounts, lengths: LengthScale) -> Figure:
         axes.set_ylabel("mean score")
         axes.grid(axis="y")
         length_axis(axes, lengths.axis)
+    return figure
+
+
+def mean_by_turn(turns: GroupMoments) -> Figure:
+    """The mean score after each answer, the first at 1, with its 95 % interval."""
+    with figure_of_size(WIDTH, HEIGHT) as figure:
+        axes = figure.subplots()
+        there = np.flatnonzero(turns.count)
+        error = NORMAL_95 * turns.deviation[there] / np.sqrt(turns.count[there])
+        points(axes, (there + 1).astype(np.float64), turns.mean[there], np.nan_to_num(error), joined=True)
+        axes.set_xlabel("answer")
+        axes.set_ylabel("mean score")
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     return figure
 
 

@@ -112,6 +112,8 @@ def _lines(findings: Findings) -> Iterator[str]:
         yield f"  median {middle}, 90 % from {low} to {high}"
         if counts.lengths is not None:
             yield f"  {wording.length_bias(counts.lengths)}"
+        if counts.turns is not None and counts.turns.count.any():
+            yield f"  {wording.by_turn(counts.turns)}"
         if findings.pairs is not None and name in findings.pairs.counts:
             yield f"  accuracy {wording.accuracy(findings.pairs.counts[name])}"
     if findings.columns.pair is not None and findings.pairs is not None:

@@ -36,6 +36,8 @@ class ScoringRecord:
     seconds: float
     elapsed_s: float | None
     versions: Mapping[str, str]
+    not_computed: int = 0
+    """Tokens of scores that were there before."""
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> ScoringRecord:
@@ -57,12 +59,13 @@ class ScoringRecord:
             _number(manifest.get("seconds")),
             elapsed or None,
             {key: str(value) for key, value in _mapping(manifest.get("versions")).items()},
+            int(_number(manifest.get("tokens_not_computed"))),
         )
 
     @property
     def tokens_per_s(self) -> float | None:
         """Tokens that one actor scores in a second."""
-        return self.tokens / self.seconds if self.seconds > 0 else None
+        return (self.tokens - self.not_computed) / self.seconds if self.seconds > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,10 @@ def _manifests(location: str) -> Iterator[dict[str, Any]]:
         if manifest is None:
             return
         yield manifest
-        location = str(manifest["identity"].get("input", ""))
+        before = manifest["identity"].get("input")
+        if not isinstance(before, str):  # of several inputs none is where the rows are from
+            return
+        location = before
 
 
 def _is_scoring(manifest: Mapping[str, Any]) -> bool:

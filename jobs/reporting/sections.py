@@ -9,16 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.reporting import wording
-from jobs.reporting.counts import GroupCounts, LengthCounts, ScoreCounts
+from jobs.reporting.counts import MAX_TURNS, GroupCounts, LengthCounts, ScoreCounts
 from jobs.reporting.extremes import ShownRow
-from jobs.reporting.figures import GroupLine, distribution, group_lines, inline, length_map, mean_by_length
+from jobs.reporting.figures import (
+    GroupLine,
+    distribution,
+    group_lines,
+    inline,
+    length_map,
+    mean_by_length,
+    mean_by_turn,
+)
 from jobs.reporting.page import Card, Cards, Figure, PageSection, ReportPage, Table, Tile
 from jobs.reporting.pair_figures import accuracy_by_group, accuracy_by_margin, calibration, margins
 from jobs.reporting.pairs import MAX_SIDE, PairCounts
 from jobs.reporting.provenance import Provenance, ScoringRecord
 from jobs.reporting.scales import LengthScale, ScoreScale
 from jobs.reporting.stage import Findings
-from jobs.reporting.stats import Axis, quantile
+from jobs.reporting.stats import Axis, GroupMoments, quantile
 from serve_app.reward_model.tiny import NAME as TINY
 
 MAX_DRAWN = 24
@@ -147,6 +155,8 @@ def _score_sections(findings: Findings, name: str, *, anchor: str, prefix: str) 
     counts, scale = findings.counts[name], findings.scales.scores[name]
     if counts.scores.moments.count[0]:
         yield _scores(findings, name, anchor=anchor, prefix=prefix)
+        if counts.turns is not None and np.count_nonzero(counts.turns.count) > 1:
+            yield _turns(counts.turns, anchor=anchor, prefix=prefix)
         columns, pairs = findings.columns, findings.pairs
         # Labels that nobody named may be there without a counterpart, as in the best of each prompt.
         if columns.label is not None and pairs and (pairs.counts[name].num_pairs or not columns.guessed_label):
@@ -172,6 +182,28 @@ def _scores(findings: Findings, name: str, *, anchor: str, prefix: str) -> PageS
         words.append(wording.length_bias(counts.lengths))
         figures += _length(counts.lengths, findings.scales.lengths[name], scale, tokens=tokens, anchor=anchor)
     return PageSection(f"{anchor}-scores", f"{prefix}Scores", words, figures, [_moments(name, counts.scores, scale)])
+
+
+def _turns(turns: GroupMoments, *, anchor: str, prefix: str) -> PageSection:
+    """The scores after each answer, by its number."""
+    there = np.flatnonzero(turns.count).tolist()
+    rows = [
+        [
+            f"{turn + 1} and later" if turn == MAX_TURNS - 1 else str(turn + 1),
+            f"{turns.count[turn]:,}",
+            wording.score(float(turns.mean[turn])),
+            wording.score(float(turns.deviation[turn])),
+        ]
+        for turn in there
+    ]
+    figure = Figure(
+        "Mean score by answer",
+        inline(mean_by_turn(turns), name=f"{anchor}-turns", title="Mean score by answer"),
+        "Of the conversation up to each answer, with 95\u00a0% intervals. Later answers are of longer conversations "
+        "alone.",
+    )
+    table = Table(["answer", "conversations", "mean", "sd"], rows)
+    return PageSection(f"{anchor}-turns", f"{prefix}Scores after each answer", figures=[figure], tables=[table])
 
 
 def _distribution(findings: Findings, counts: ScoreCounts, scale: ScoreScale, *, anchor: str) -> Figure:

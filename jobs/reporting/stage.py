@@ -21,13 +21,13 @@ from pyarrow import fs
 from jobs.corpus.files import Unit
 from jobs.corpus.reader import UnitReader
 from jobs.corpus.turns import cells
-from jobs.grouping.exchange import Pieces, gathered, results, scatter
 from jobs.grouping.ranks import Stretch
 from jobs.reporting.columns import ReportColumns
 from jobs.reporting.counts import Counts, counts_of
 from jobs.reporting.extremes import RowPlace, ShownRow, shown_row, text_columns
 from jobs.reporting.pairs import LabelledRows, PairsByColumn, joined, pairs_of_prompts, pairs_of_rows, split
 from jobs.reporting.scales import Extents, Scales, settled
+from jobs.runs.exchange import Pieces, gathered, results, scatter
 from serve_app.reward_model.errors import ConversationError
 
 MAX_SHARES = 200
@@ -206,9 +206,8 @@ def _read_rows(
             if _is_in(unit, starts[unit], place):
                 row = place.row - starts[unit]
                 values = {column: _readable(table.column(column).slice(row, 1)) for column in table.column_names}
-                found[name, place] = shown_row(
-                    values, columns[name], stage.columns, file=unit.name, row=unit.first_row + row
-                )
+                file, number = unit.place(row)
+                found[name, place] = shown_row(values, columns[name], stage.columns, file=file, row=number)
     return [found]
 
 

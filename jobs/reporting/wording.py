@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from jobs.intervals import interval
 from jobs.reporting.counts import LengthCounts
 from jobs.reporting.pairs import PairCounts
+from jobs.reporting.stats import GroupMoments
 
 MIN_ROWS_OF_TREND = 10
+TOLD_TURNS = 6
 # Cohen (1988) calls correlations from these on small, medium and large.
 HARDLY = "hardly any"
 STRENGTHS = ((0.1, HARDLY), (0.3, "weak"), (0.5, "moderate"), (math.inf, "strong"))
@@ -22,6 +26,14 @@ def score(value: float | None) -> str:
 def count(number: int, what: str) -> str:
     """A number of things, such as "1 row" or "2,000 rows"."""
     return f"{number:,} {what if number == 1 else what + 's'}"
+
+
+def by_turn(turns: GroupMoments) -> str:
+    """The mean score after each of the first answers, with the number of conversations that it is of."""
+    there = np.flatnonzero(turns.count)
+    told = [f"{score(float(turns.mean[turn]))} ({int(turns.count[turn]):,})" for turn in there[:TOLD_TURNS].tolist()]
+    more = f", and of {count(len(there) - TOLD_TURNS, 'later answer')}" if len(there) > TOLD_TURNS else ""
+    return f"mean after each answer (conversations): {', '.join(told)}{more}"
 
 
 def percent(share: float) -> str:

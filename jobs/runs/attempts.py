@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -20,11 +21,13 @@ from pyarrow import fs
 from jobs.corpus.files import Unit
 from jobs.errors import JobError, ScorerError
 from jobs.runs.ledger import Ledger
+from jobs.runs.notes import note
 
 M = TypeVar("M")
 R = TypeVar("R")
 
 ROW_STRIKES = 2
+TELL_EVERY_S = 1.0
 MAX_LOAD_DEATHS = 3
 MAX_UNIT_DEATHS = 100
 
@@ -113,6 +116,7 @@ class UnitAttempt(Generic[M]):
     num_rows: int
     _attempts: Attempts
     _log: AttemptLog
+    guard: GuardedModel[M]
 
     def results(self, work: Callable[[M, int, int], Sequence[R]], *, given_up: Callable[[int], R]) -> list[R]:
         """One result a row, in row order.
@@ -127,6 +131,7 @@ class UnitAttempt(Generic[M]):
             self._log.write(self._attempts)
             found |= enumerate(work(self.model, first, stop), start=first)
         self._log.remove()
+        self.guard.end(self.num_rows)
         return [found[row] for row in range(self.num_rows)]
 
 
@@ -150,6 +155,9 @@ class GuardedModel(Generic[M]):
         self._ledger = ledger
         self._work = work
         self._error = error
+        self._num_units = self._num_rows = self._num_tokens = 0
+        self._told: dict[str, float] = {}
+        self._told_at = 0.0
 
     def begin(self, unit: Unit, num_rows: int) -> UnitAttempt[M]:
         """The unit with what earlier lives of the process learnt of it, and the model, loaded.
@@ -165,6 +173,28 @@ class GuardedModel(Generic[M]):
             if self._model is None:
                 attempts.loading = True
                 log.write(attempts)
+                started = time.monotonic()
                 self._model = self._load()
+                self._told = {"loaded_at": time.time(), "load_s": time.monotonic() - started}
+                self._tell()
                 attempts.loading = False
-            return UnitAttempt(self._model, num_rows, attempts, log)
+            return UnitAttempt(self._model, num_rows, attempts, log, self)
+
+    def end(self, num_rows: int) -> None:
+        """Count a unit of so many rows that is worked through."""
+        with self._loading:
+            self._num_units += 1
+            self._num_rows += num_rows
+            self._tell()
+
+    def tell_inside(self, num_rows: float, num_tokens: int) -> None:
+        """Tell, now and then, how many rows of a unit are worked through, and count the tokens that were read since."""
+        self._num_tokens += num_tokens
+        if time.monotonic() - self._told_at > TELL_EVERY_S:
+            self._tell(num_rows)
+
+    def _tell(self, num_rows: float = 0.0) -> None:
+        self._told_at = time.monotonic()
+        rows = self._num_rows + num_rows
+        counted = {"units": self._num_units, "rows": rows, "tokens": self._num_tokens}
+        note(self._ledger.run, work=self._work, **counted, **self._told)

@@ -20,7 +20,7 @@ from pyarrow import fs
 from pydantic import BaseModel
 
 from jobs.corpus.features import described
-from jobs.corpus.files import FOOTER_THREADS, Unit
+from jobs.corpus.files import FOOTER_THREADS, NO_PLAN, Plan, Unit
 from jobs.corpus.storage import OBJECT_STORES, check_bucket, identity_of, output_filesystem, told, whole_file
 from jobs.errors import OutputError
 
@@ -29,6 +29,8 @@ Stats = TypeVar("Stats")
 
 WORK = "_rayward_work"
 MANIFEST = "_manifest.json"
+PLAN = "_plan.json"
+"""The input as it was planned, so that a restart need not read it to see how it is cut into units."""
 # Entries of an identity that are paths or URIs.
 LOCATIONS = ("input", "prompts")
 STATS_KEY = b"rayward.stats"
@@ -60,6 +62,11 @@ class UnitStats:
             self.left_out + other.left_out,
             {name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in names},
         )
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that a model read for it: those of scores that were there before are not among them."""
+        return self.tokens - self.counts.get("tokens_not_computed", 0)
 
     @property
     def written(self) -> int:
@@ -138,8 +145,26 @@ class Ledger:
         if previous is not None:
             _refuse_other(previous["identity"], identity, self.location)
 
-    def begin(self, manifest: Mapping[str, Any]) -> None:
-        """Make the folder, or take it over from the run before, and write the manifest.
+    def plan(self) -> Plan:
+        """The plan of the run that began the folder: an empty one for a new folder, and for one of an earlier version,
+        whose files do not share units.
+
+        Raises:
+            OutputError: it cannot be read.
+        """
+        path = f"{self.folder}/{PLAN}"
+        try:
+            with self.filesystem.open_input_stream(path) as file:
+                return Plan.read(file.read())
+        except FileNotFoundError:
+            return Plan({}, None) if self.read_manifest() else NO_PLAN
+        except (OSError, ValueError) as error:
+            raise OutputError(
+                f"{told(self.filesystem, path)}, which says how the input is cut into units, cannot be read: {error}"
+            ) from error
+
+    def begin(self, manifest: Mapping[str, Any], plan: Plan | None = None) -> None:
+        """Make the folder, or take it over from the run before, and write the manifest and the plan.
 
         Raises:
             OutputError: it cannot be written.
@@ -155,6 +180,8 @@ class Ledger:
             self.filesystem.create_dir(self.work_folder, recursive=True)
         except OSError as error:
             raise OutputError(f"the output folder {self.location} cannot be written: {error}") from error
+        if plan is not None:
+            self._put(f"{self.folder}/{PLAN}", plan.text().encode())
         self._put(self.manifest_path, self._manifest_bytes(manifest))
 
     def read_manifest(self) -> dict[str, Any] | None:
@@ -314,7 +341,12 @@ def _located(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def recorded(
-    ledger: Ledger, *, identity: Mapping[str, Any], arguments: BaseModel, facts: Mapping[str, Any] | None = None
+    ledger: Ledger,
+    *,
+    identity: Mapping[str, Any],
+    arguments: BaseModel,
+    plan: Plan | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Take the output folder over for a run; what the run puts into the dictionary ends up in the manifest.
 
@@ -322,6 +354,7 @@ def recorded(
         ledger: the output folder.
         identity: what decides the output; a restart must have the same.
         arguments: the options as they were given.
+        plan: how the input is cut into units, for a restart.
         facts: what else is known when the run begins, such as its model.
 
     Raises:
@@ -334,7 +367,7 @@ def recorded(
         **(facts or {}),
         "versions": {name: importlib.metadata.version(name) for name in ("rayward", "ray", "torch", "transformers")},
     }
-    ledger.begin(manifest)
+    ledger.begin(manifest, plan)
     started = time.monotonic()
     results: dict[str, Any] = {}
     try:

@@ -82,9 +82,7 @@ def _reports(
 ) -> Iterator[UnitReport]:
     import ray.data
 
-    tasks = [
-        {"units": json.dumps([dataclasses.asdict(unit) for unit in task])} for task in read_tasks(units, MAX_READ_TASKS)
-    ]
+    tasks = [{"units": [unit.text() for unit in task]} for task in read_tasks(units, MAX_READ_TASKS)]
     dataset: ray.data.Dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     dataset = dataset.map_batches(
         partial(_read, filesystem=filesystem), batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS
@@ -154,7 +152,7 @@ def _parcel(
 ) -> pa.Table:
     """The one row a unit travels as. The table's bytes are wrapped, not copied, into a binary column."""
     columns: dict[str, Any] = {
-        "unit": pa.array([json.dumps(dataclasses.asdict(unit))]),
+        "unit": pa.array([unit.text()]),
         "table": pa.nulls(1, pa.large_binary()) if table is None else _as_binary(table),
         "stats": pa.array([json.dumps(dataclasses.asdict(stats)) if stats else None], pa.string()),
         "failure": pa.array([_pickled(failure) if failure else None], pa.binary()),
@@ -177,7 +175,7 @@ def _as_binary(table: pa.Table) -> pa.Array:
 
 
 def _unit(parcel: pa.Table) -> Unit:
-    return Unit(**json.loads(parcel["unit"][0].as_py()))
+    return Unit.of(parcel["unit"][0].as_py())
 
 
 def _stats(parcel: pa.Table) -> UnitStats:
@@ -195,7 +193,7 @@ def _failed(parcel: pa.Table) -> bool:
 
 
 def _read(batch: pa.Table, filesystem: fs.FileSystem) -> Iterator[pa.Table]:
-    units = [Unit(**described) for task in batch["units"].to_pylist() for described in json.loads(task)]
+    units = [Unit.of(text) for task in batch["units"].to_pylist() for text in task]
     for unit, table in UnitReader(filesystem).read(units):
         yield _parcel(unit, failure=table) if isinstance(table, Exception) else _parcel(unit, table=table)
 
@@ -236,4 +234,4 @@ def _report(parcel: dict[str, Any]) -> UnitReport:
     if parcel["failure"] is not None:
         failure: Exception = pickle.loads(parcel["failure"])  # made by `_pickled` on one of our own workers
         raise failure
-    return UnitReport(Unit(**json.loads(parcel["unit"])), UnitStats(**json.loads(parcel["stats"])))
+    return UnitReport(Unit.of(parcel["unit"]), UnitStats(**json.loads(parcel["stats"])))

@@ -13,12 +13,12 @@ from jobs.corpus.preferences import PreferenceColumns, preference_pairs
 from jobs.corpus.reader import UnitReader
 from jobs.corpus.readings import Reading
 from jobs.options import EngineOptions
+from jobs.scoring.spec import named
 from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.chat_template import template_text
 from serve_app.reward_model.conversation import Conversation
 from serve_app.reward_model.errors import ConversationError, ScoringError
 from serve_app.reward_model.model_files import resolve
-from serve_app.reward_model.tiny import NAME as TINY
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer
 
 
@@ -43,7 +43,7 @@ def preview(
 
 def tokenizer_of(options: EngineOptions) -> Tokenizer:
     """The tokenizer of the model, without its weights."""
-    folder = resolve(options.model or TINY, options.revision, weights=False)
+    folder = resolve(named(options), options.revision, weights=False)
     template = None if options.chat_template is None else template_text(options.chat_template)
     return Tokenizer.from_pretrained(folder, config=DecoderConfig.from_folder(folder), chat_template=template)
 

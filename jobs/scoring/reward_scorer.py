@@ -23,7 +23,7 @@ from jobs.corpus.readings import check_output_names, reading_of
 from jobs.errors import CorpusError
 from jobs.options import ReadingOptions
 from jobs.scoring.run import columns_added, scorer_of
-from jobs.scoring.spec import check_reference, spec_named
+from jobs.scoring.spec import check_reference, check_steps, spec_named
 
 if TYPE_CHECKING:
     import ray.data
@@ -31,7 +31,18 @@ if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
 
 # Options of a job that a pipeline sets itself, or that it has nothing for.
-NOT_HERE = ("via_serve", "num_actors", "gpus_per_actor", "cpus_per_actor", "rows_per_unit", "max_errors", "address")
+NOT_HERE = (
+    "via_serve",
+    "num_actors",
+    "gpus_per_actor",
+    "cpus_per_actor",
+    "rows_per_unit",
+    "max_errors",
+    "progress",
+    "reuse",
+    "remember_scores",
+    "address",
+)
 BATCH_ROWS = 1024
 
 
@@ -58,6 +69,8 @@ class RewardScorer:
         if wrong := [name for name in NOT_HERE if name in options]:
             raise ValueError(f"{', '.join(wrong)}: map_batches says how many actors there are, and what each takes")
         self._options = ReadingOptions(model=model, **options)
+        if self._options.scored_steps is not None:
+            raise ValueError("steps_column: answers in steps are scored by jobs.score alone")
         self._prefix = output_prefix
         self._system_prompt = SystemPrompt.of(
             self._options.system_prompt,
@@ -66,6 +79,7 @@ class RewardScorer:
         )
         spec = spec_named(self._options, self._options.device)
         config, tokenizer = spec.read()
+        check_steps(self._options, model, tokenizer.scores_steps)
         check_reference(replace(spec, takes_reference=tokenizer.takes_reference), self._options.reference_column)
         self._attributes = config.head.attributes
         self._model: RewardModel = spec.on_gpus(gpus_of_actor()).load()
@@ -80,7 +94,8 @@ class RewardScorer:
         if not isinstance(table, pa.Table):
             raise CorpusError(f'a batch is {type(table).__name__}, not an Arrow table: set batch_format="pyarrow"')
         reading = reading_of(table.schema, self._options.choice)
-        added = [self._prefix + name for name in columns_added(reading, bool(self._attributes))]
+        names = columns_added(reading, bool(self._attributes), with_turns=self._options.scores_turns)
+        added = [self._prefix + name for name in names]
         check_output_names(table.schema, added, "the dataset")
         scorer = scorer_of(
             reading,

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
 from cluster.connect import ClusterResources
 from jobs.command import OptionGroup
-from jobs.corpus.conversations import is_list
+from jobs.corpus.candidates import CandidateColumns
+from jobs.corpus.conversations import ConversationColumns, is_list
 from jobs.corpus.files import Corpus
+from jobs.corpus.preferences import PreferenceColumns
+from jobs.corpus.readings import Reading, conversation_columns
+from jobs.corpus.sources import Source
 from jobs.corpus.storage import below, beside
 from jobs.errors import CorpusError
-from jobs.options import ColumnName, CorpusOptions, EngineOptions, ScoringOptions
+from jobs.options import ColumnName, CorpusOptions, EngineOptions, ReadingOptions
 from jobs.runs.ledger import Ledger
 from jobs.scoring.run import ScoringRun
 from serve_app.reward_model import ModelSpec
@@ -27,10 +31,11 @@ logger = logging.getLogger(__name__)
 SCORES = "scores"
 SCORED = "_scored"  # what the name of the scored corpus ends in; earlier versions made it a folder inside the output
 # Engine options that such a job needs for its own work too.
-ALWAYS_USED = ("rows_per_unit", "address")
+SCORING_ONLY = ("reads", "via_serve", "reuse", "remember_scores")
+ALWAYS_USED = ("rows_per_unit", "progress", "address")
 
 
-class ScoredOptions(ScoringOptions, CorpusOptions):
+class ScoredOptions(ReadingOptions, CorpusOptions):
     """A job that reads scores, and may have them made first."""
 
     model: str | None = None
@@ -42,7 +47,7 @@ class ScoredOptions(ScoringOptions, CorpusOptions):
         OptionGroup(
             "scoring_first",
             "They matter where the input is scored first: with --model or --via-serve.",
-            ("via_serve", *(name for name in EngineOptions.model_fields if name not in ALWAYS_USED)),
+            (*SCORING_ONLY, *(name for name in EngineOptions.model_fields if name not in ALWAYS_USED)),
         ),
     )
 
@@ -74,26 +79,27 @@ class ScoredInput:
         Ledger(options.output)  # raises where no output can be
         scores_first = options.model is not None or options.via_serve is not None
         scored = _scored_location(options.output) if scores_first else None
-        self.corpus = Corpus.open(options.input, output=options.output, companion=scored)
+        plan = Ledger(scored or options.output).plan()
+        self.corpus = Corpus.open(options.source, output=options.output, companion=scored, plan=plan)
         """The input as it is."""
         self._scoring: ScoringRun | None = None
-        self.location = options.input
-        """Where the scored rows are, or will be."""
+        self.location = scored
+        """Where the rows are that are scored first; None where the input has its scores."""
         self.candidate_scores: str | None = None
         """The column of lists of scores, where rows hold candidates."""
         self.pair_scores: tuple[str, str] | None = None
         """The columns of the scores of the chosen and of the rejected side, where rows are pairs."""
         if scored is not None:
             self._check_unscored()
-            self.location = scored
             self._scoring = ScoringRun(
                 options,
-                source=options.input,
-                output=self.location,
+                source=options.source,
+                output=scored,
                 prefix=self._prefix(),
                 load=load,
                 corpus=self.corpus,
             )
+            self._take(self._scoring.reading, takes_candidates=takes_candidates, takes_pairs=takes_pairs)
         if scored is None and takes_candidates:
             self.candidate_scores = _candidate_scores(self.corpus, options)
         if scored is None and takes_pairs:
@@ -101,13 +107,46 @@ class ScoredInput:
         if scored is None and self.candidate_scores is None and self.pair_scores is None:
             _check_scored(self.corpus, options.score_column)
 
+    def _take(self, reading: Reading, *, takes_candidates: bool, takes_pairs: bool) -> None:
+        """Note the columns that scoring rows of this reading makes; refuse one that the job cannot have."""
+        prefix = self._prefix()
+        if isinstance(reading, CandidateColumns):
+            if not takes_candidates:
+                raise CorpusError(
+                    f"the input has several responses a row, in {reading.responses!r}: jobs.rank --model makes a row "
+                    "of each, which this job reads"
+                )
+            self.candidate_scores = f"{prefix}{SCORES}"
+        elif isinstance(reading, PreferenceColumns):
+            if not takes_pairs:
+                raise CorpusError(
+                    "the input has pairs, in 'chosen' and 'rejected': jobs.score scores them, and this job then takes "
+                    "--score-column margin with --global-top-k and an --output-prefix"
+                )
+            self.pair_scores = (f"{prefix}chosen_score", f"{prefix}rejected_score")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The entries of a run's identity that say which scores it reads."""
+        return Source.of(self.location or self._options.source).identity
+
+    def conversations(self) -> ConversationColumns:
+        """The columns of conversations, the same in every file.
+
+        Raises:
+            CorpusError: a file has none, several, or others than the file before it.
+        """
+        if self._scoring is not None and isinstance(self._scoring.reading, ConversationColumns):
+            return self._scoring.reading
+        return conversation_columns(self.corpus, self._options.columns)
+
     def scored(self, resources: ClusterResources) -> Corpus:
         """The corpus with its scores, on the connected Ray: what is not scored yet is scored now.
 
         Raises:
             RaywardError: scoring stops; what is committed stays.
         """
-        if self._scoring is None:
+        if self._scoring is None or self.location is None:
             return self.corpus
         self._scoring.run(resources)
         logger.info("%s", self._scoring.summary)

@@ -12,7 +12,7 @@ from serve_app.reward_model.architecture import DecoderConfig
 from serve_app.reward_model.chat_template import template_text
 from serve_app.reward_model.model_files import resolve
 from serve_app.reward_model.spec import ModelFacts
-from serve_app.reward_model.tiny import NAME as TINY
+from serve_app.reward_model.steps import StepEncoder
 
 if TYPE_CHECKING:
     from serve_app.reward_model.tokenizer import Tokenizer
@@ -32,9 +32,31 @@ def check_model_files(options: EngineOptions) -> tuple[DecoderConfig, Tokenizer]
 
     spec = spec_named(options, options.device)
     folder = resolve(spec.model, spec.revision)
-    read = spec.read(folder)
+    config, tokenizer = spec.read(folder)
+    check_steps(options, spec.model, tokenizer.scores_steps)
+    if tokenizer.scores_steps:
+        StepEncoder.of(config, tokenizer)
     check_weight_files(folder, base_model=spec.base_model)
-    return read
+    return config, tokenizer
+
+
+def check_steps(options: EngineOptions, model: str, scores_steps: bool) -> None:
+    """Refuse a process reward model for whole conversations, and any other for answers in steps.
+
+    Raises:
+        CorpusError: it says which flag to give or to leave out.
+    """
+    column = options.scored_steps
+    if scores_steps and column is None:
+        raise CorpusError(
+            f"{model} is a process reward model, which scores the steps of an answer: name their column in jobs.score "
+            "with --steps-column"
+        )
+    if column is not None and not scores_steps:
+        raise CorpusError(
+            f"{model} scores conversations as a whole: leave --steps-column {column} out, or name the rule of a "
+            "process reward model whose files do not say it (--head steps:shepherd, steps:rlhflow or steps:trl)"
+        )
 
 
 def spec_of(options: EngineOptions, resources: ClusterResources) -> ModelSpec:
@@ -48,14 +70,26 @@ def spec_of(options: EngineOptions, resources: ClusterResources) -> ModelSpec:
     return spec_named(options, device).resolved()
 
 
+def named(options: EngineOptions) -> str:
+    """The model's name, which a job without replicas elsewhere has.
+
+    Raises:
+        CorpusError: it is not there.
+    """
+    if options.model is None:
+        raise CorpusError("no model is named: --model takes a folder, a Hugging Face id, or tiny to try it out")
+    return options.model
+
+
 def spec_named(options: EngineOptions, device: str) -> ModelSpec:
     """The model by the names that options have, as they are."""
     return ModelSpec(
-        model=options.model or TINY,
+        model=named(options),
         revision=options.revision,
         device=device,
         dtype=options.dtype,
         token_budget=options.token_budget or "auto",
+        prefix_cache_bytes=options.prefix_cache_bytes,
         quantization=options.quantization or "none",
         chat_template=None if options.chat_template is None else template_text(options.chat_template),
         base_model=options.base_model,

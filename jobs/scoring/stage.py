@@ -6,17 +6,20 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 import pyarrow as pa
 
 from jobs.corpus.conversations import ConversationColumns, SystemPrompt, conversations
 from jobs.corpus.files import Unit
-from jobs.runs.attempts import GuardedModel
+from jobs.runs.attempts import GuardedModel, UnitAttempt
 from jobs.runs.ledger import Ledger, UnitStats
+from jobs.scoring.remembered import memory_of, write_scores
 from serve_app.reward_model import Score, ScoringError
 from serve_app.reward_model.conversation import WARNING_KINDS, Conversation
 from serve_app.reward_model.errors import ConversationError
+from serve_app.reward_model.scores import StepScores
 from serve_app.reward_model.tokenizer import Truncation
 
 SCORE_COLUMNS = ("score", "num_tokens", "truncated", "error")
@@ -45,6 +48,39 @@ class ConversationScorer(Protocol):
         """The score of each conversation, in order, or the error that it alone has."""
         ...
 
+    def step_outcomes(
+        self,
+        conversations: Sequence[Conversation],
+        steps: Sequence[Sequence[str]],
+        *,
+        max_tokens: int | None,
+        strict: bool,
+    ) -> Sequence[StepScores | ScoringError]:
+        """The scores of each answer's steps, in order, or the error that it alone has."""
+        ...
+
+
+class _Reach:
+    """How far an attempt at a unit is: rows, as the share of their conversations that are scored."""
+
+    def __init__(self, attempt: UnitAttempt[ConversationScorer]) -> None:
+        self._attempt = attempt
+        self.begin(0, 0)
+
+    def begin(self, first: int, stop: int) -> None:
+        """A range of rows is begun."""
+        self._first, self._num_rows, self._expected, self._scored = first, stop - first, 0, 0
+
+    def expect(self, num_conversations: int) -> None:
+        """The range holds so many conversations."""
+        self._expected = num_conversations
+
+    def tell(self, num_scored: int, num_tokens: int) -> None:
+        """So many more are scored, for which the model read so many tokens."""
+        self._scored += num_scored
+        share = min(1.0, self._scored / max(1, self._expected))
+        self._attempt.guard.tell_inside(self._first + share * self._num_rows, num_tokens)
+
 
 class TableScorer(ABC, Generic[Columns, Outcome]):
     """A stage that scores tables: columns, the system prompt, limits, and the prefix of what it adds. What rows are,
@@ -68,6 +104,7 @@ class TableScorer(ABC, Generic[Columns, Outcome]):
         strict: bool = False,
         attributes: Sequence[str] = (),
     ) -> None:
+        self._ledger = ledger
         self._guarded = None if ledger is None else GuardedModel(load, ledger)
         self._columns = columns
         self._system_prompt = system_prompt
@@ -76,6 +113,7 @@ class TableScorer(ABC, Generic[Columns, Outcome]):
         self._prefix = prefix
         self._strict = strict
         self._attributes = attributes
+        self._reach: _Reach | None = None
 
     def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
         """The unit's table with the scores of its rows, in input order, and its counts.
@@ -85,11 +123,24 @@ class TableScorer(ABC, Generic[Columns, Outcome]):
         """
         assert self._guarded is not None, "units need a ledger"
         attempt = self._guarded.begin(unit, table.num_rows)
+        memory = memory_of(attempt.model)
+        reach = _Reach(attempt)
+        if memory is not None:
+            memory.begin(reach.tell)
         started = time.perf_counter()
-        outcomes = attempt.results(
-            lambda model, first, stop: self._rows(model, table.slice(first, stop - first)), given_up=self._given_up
-        )
+
+        def work(model: ConversationScorer, first: int, stop: int) -> list[Outcome]:
+            self._reach = reach
+            reach.begin(first, stop)
+            return self._rows(model, table.slice(first, stop - first))
+
+        outcomes = attempt.results(work, given_up=self._given_up)
         stats = self._stats(outcomes, seconds=time.perf_counter() - started)
+        if memory is not None:
+            assert self._ledger is not None
+            scores, counts = memory.noted()
+            write_scores(self._ledger, unit, scores)
+            stats = replace(stats, counts={**stats.counts, **counts})
         return self._with_columns(table, outcomes), stats
 
     def scored(self, model: ConversationScorer, table: pa.Table) -> pa.Table:
@@ -115,6 +166,8 @@ class TableScorer(ABC, Generic[Columns, Outcome]):
     def _outcomes(
         self, model: ConversationScorer, rows: Sequence[Conversation | ConversationError]
     ) -> list[Score | ScoringError]:
+        if self._reach is not None:
+            self._reach.expect(sum(isinstance(row, Conversation) for row in rows))
         return outcomes_of(model, rows, truncation=self._truncation, max_tokens=self._max_tokens, strict=self._strict)
 
 
@@ -150,9 +203,9 @@ def outcomes_of(
     return [next(scored) if isinstance(row, Conversation) else row for row in rows]
 
 
-def warning_counts(outcomes: Sequence[Score | ScoringError]) -> dict[str, int]:
+def warning_counts(outcomes: Sequence[Score | StepScores | ScoringError]) -> dict[str, int]:
     """How many scores carry a warning, by its kind; kinds that none carries are left out."""
-    scores = [outcome for outcome in outcomes if isinstance(outcome, Score)]
+    scores = [outcome for outcome in outcomes if not isinstance(outcome, ScoringError)]
     return dict(Counter(warning.partition(":")[0] for score in scores for warning in score.warnings))
 
 
@@ -163,15 +216,21 @@ def warnings_told(counts: Mapping[str, int]) -> str:
 
 
 def score_columns(
-    table: pa.Table, outcomes: Sequence[Score | ScoringError], *, prefix: str, attributes: Sequence[str] = ()
+    table: pa.Table,
+    outcomes: Sequence[Score | ScoringError],
+    *,
+    prefix: str,
+    attributes: Sequence[str] = (),
+    reasons: Sequence[str | None] | None = None,
 ) -> pa.Table:
     """`table` with four columns more: float32 `score`, int32 `num_tokens`, bool `truncated` and string `error`.
 
     With names of `attributes` there is a fifth. A row that could not be scored has the reason in `error`, and null in
-    the others.
+    the others; `reasons` are those of errors whose text does not say enough.
     """
     scores = [outcome if isinstance(outcome, Score) else None for outcome in outcomes]
-    reasons = [reason_of(outcome) if isinstance(outcome, ScoringError) else None for outcome in outcomes]
+    if reasons is None:
+        reasons = [reason_of(outcome) if isinstance(outcome, ScoringError) else None for outcome in outcomes]
     columns = {
         "score": pa.array([score and score.value for score in scores], pa.float32()),
         "num_tokens": pa.array([score and score.num_tokens for score in scores], pa.int32()),
@@ -191,7 +250,8 @@ def attribute_column(scores: Sequence[Score | None], names: Sequence[str]) -> pa
     return pa.array(rows, pa.struct([(name, pa.float32()) for name in names]))
 
 
-def reason_of(error: ScoringError) -> str:
-    """The text of an error in the column `error`."""
+def reason_of(error: ScoringError, *, part: str | None = None) -> str:
+    """The text of an error in the column `error`; of a row's `part`, such as a "turn", with its number."""
+    where = "" if part is None or error.index is None else f"{part} {error.index}: "
     error.index = None  # its place in a list that the corpus does not know
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {where}{error}"

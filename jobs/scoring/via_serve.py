@@ -15,11 +15,12 @@ from jobs.errors import ServedModelError
 from jobs.options import ScoringOptions
 from jobs.runs.placement import ActorPool, plan_forwarders
 from jobs.scoring.replica_calls import Outcomes, ReplicaCalls, num_replicas
-from serve_app.batching.parts import cut, prompt_keys
+from serve_app.batching.parts import conversation_order, cut
 from serve_app.reward_model import Conversation, Score, ScoringError
 from serve_app.reward_model.model_files import resolve
-from serve_app.reward_model.prefixes import together
+from serve_app.reward_model.scores import StepScores
 from serve_app.reward_model.spec import ModelFacts
+from serve_app.reward_model.steps import StepEncoder, sequences_of, stepped_answers, with_scores
 from serve_app.reward_model.tokenizer import EncodedConversation, Truncation
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ UNITS_AT_ONCE = 4
 """Units that one sending process has under way: while the last part of one is scored, those of others follow."""
 ENCODED_AT_ONCE = 1024
 """Conversations that are encoded and cut into parts at once; those after them are encoded while replicas score."""
+STEPPED_AT_ONCE = 256
+"""Answers in steps that are encoded at once: each is as many sequences as it has steps."""
 MAX_PART_TOKENS = 16384
 """A replica's batch takes in several parts; one of so many tokens keeps a large GPU busy by itself."""
 
@@ -50,8 +53,8 @@ class ServedModel:
                 f"configuration or tokenizer of {facts.model} on {os.uname().nodename} are not those of the replicas; "
                 "serve it with a revision, or from a shared folder"
             )
-        config, self._tokenizer = facts.spec.read(folder)
-        self._attributes = config.head.attributes
+        self._config, self._tokenizer = facts.spec.read(folder)
+        self._attributes = self._config.head.attributes
         self._calls = calls
         self._part_tokens = min(facts.token_budget, MAX_PART_TOKENS)
 
@@ -82,6 +85,38 @@ class ServedModel:
                 answer.cancel()
         return [outcomes[place] for place in range(len(conversations))]
 
+    def step_outcomes(
+        self,
+        conversations: Sequence[Conversation],
+        steps: Sequence[Sequence[str]],
+        *,
+        max_tokens: int | None,
+        strict: bool = False,
+    ) -> list[StepScores | ScoringError]:
+        """The scores of each answer's steps, in order, or the error that it alone has. Raises as `outcomes`."""
+        encoder = StepEncoder.of(self._config, self._tokenizer)
+        answers = stepped_answers(conversations, steps)
+        outcomes: list[StepScores | ScoringError] = []
+        for first in range(0, len(answers), STEPPED_AT_ONCE):
+            own = answers[first : first + STEPPED_AT_ONCE]
+            encoded = encoder.encode_batch(own, max_tokens=max_tokens, strict=strict)
+            outcomes += with_scores(encoded, self._scores(sequences_of(encoded)))
+        return outcomes
+
+    def _scores(self, ids: Sequence[list[int]]) -> list[float | ScoringError]:
+        """The score of each sequence, in order."""
+        parts = cut(ids, max_tokens=self._part_tokens)
+        answers = [self._calls.submit([ids[at] for at in part]) for part in parts]
+        found: dict[int, float | ScoringError] = {}
+        try:
+            for part, answer in zip(parts, answers, strict=True):
+                for at, outputs in zip(part, answer.result(), strict=True):
+                    found[at] = outputs if isinstance(outputs, ScoringError) else outputs[0]
+        finally:
+            for answer in answers:
+                answer.cancel()
+        return [found[at] for at in range(len(ids))]
+
     def _parts(
         self,
         conversations: Sequence[Conversation],
@@ -89,8 +124,7 @@ class ServedModel:
         failed: dict[int, Score | ScoringError],
     ) -> Iterator[dict[int, EncodedConversation]]:
         """Encoded conversations by their places, in parts; what cannot be encoded goes to `failed`."""
-        keys = prompt_keys(conversations)
-        order = together(len(conversations), keys.__getitem__)
+        order = conversation_order(conversations)
         for first in range(0, len(order), ENCODED_AT_ONCE):
             places = order[first : first + ENCODED_AT_ONCE]
             found = encode([conversations[place] for place in places])
@@ -102,7 +136,7 @@ class ServedModel:
                     failed[place] = item
             ready = list(encoded)
             ids = [item.token_ids for item in encoded.values()]
-            for part in cut(ids, [keys[place] for place in ready], max_tokens=self._part_tokens):
+            for part in cut(ids, max_tokens=self._part_tokens):
                 yield {ready[at]: encoded[ready[at]] for at in part}
 
 

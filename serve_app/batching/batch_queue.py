@@ -1,17 +1,18 @@
 """The requests that wait for a model, and which of them run next: plain values, no threads, no clock of its own.
 
-Requests that share prefixes with the oldest one run with it, since the model reads a shared prefix once.
+Requests that share prefixes with the oldest one run with it, since the model reads a shared prefix once. What a batch
+costs is what the engine's own plan reads of it: spines and branches at any depth.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, compress, count, zip_longest
-from operator import ne
+from itertools import chain, zip_longest
 
-from serve_app.reward_model.prefixes import MIN_SHARED_TOKENS
+from serve_app.reward_model.prefixes import MIN_SHARED_TOKENS, num_rows, sort_key
 
 MAX_MISSES = 128
 """Waiting requests that may turn out not to fit before a batch is taken as full: a plan's cost stays the same however
@@ -23,31 +24,30 @@ class Request:
     """Sequences of one caller, which run in one batch; two requests are equal only where they are the same one.
 
     `submitted` and `deadline` are seconds of the batcher's clock. `prefixes` has the hashes of each sequence's first
-    16, 32, 64, ... tokens, shortest first; `distinct_prefixes` those of all sequences, longest first. A request that
-    `is_withdrawn` has nobody who waits for it any more.
+    16, 32, 64, ... tokens, shortest first; `distinct_prefixes` those of all sequences, longest first. `keys` sort the
+    sequences as the engine's plan does. A request that `is_withdrawn` has nobody who waits for it any more.
     """
 
     sequences: list[list[int]]
     submitted: float
     deadline: float
     num_tokens: int = field(init=False)
-    prefixes: list[list[int]] = field(init=False)
+    keys: list[bytes] = field(init=False)
     distinct_prefixes: list[int] = field(init=False)
     is_withdrawn: bool = False
 
     def __post_init__(self) -> None:
         self.num_tokens = sum(map(len, self.sequences))
-        self.prefixes = [_prefix_hashes(sequence) for sequence in self.sequences]
-        levels = reversed(list(zip_longest(*self.prefixes)))
+        self.keys = [_key(sequence) for sequence in self.sequences]
+        levels = reversed(list(zip_longest(*map(_prefix_hashes, self.sequences))))
         self.distinct_prefixes = [prefix for prefix in dict.fromkeys(chain(*levels)) if prefix is not None]
 
 
 class RequestBatch:
     """Requests that run together, of at most `token_budget` tokens, shared prefixes counted once; the first may exceed.
 
-    The count compares a sequence with one other, the first in the batch that has its longest known prefix. So it is at
-    least what the best grouping would need, unless that has to leave sharing on several levels unused; the scorer
-    splits what then exceeds its budget.
+    The count is that of the engine's plan, whatever the order in which requests come. The scorer splits what exceeds
+    its budget all the same.
     """
 
     def __init__(self, token_budget: int) -> None:
@@ -56,7 +56,7 @@ class RequestBatch:
         self.packed_tokens = 0
         self.started = 0.0
         self.left_others = False  # whether requests waited on when it was taken off the queue
-        self._sequences: dict[int, list[int]] = {}  # by the hash of a prefix, the first that has it
+        self._keys: list[bytes] = []  # of the requests' sequences, in order
 
     @property
     def num_tokens(self) -> int:
@@ -71,32 +71,27 @@ class RequestBatch:
 
     def add(self, request: Request) -> bool:
         """Take `request` in and return True, if it is the first or fits."""
-        own: dict[int, list[int]] = {}
         added = 0
-        for sequence, hashes in zip(request.sequences, request.prefixes, strict=True):
-            added += len(sequence) - self._num_shared(sequence, hashes, own)
+        for count, key in enumerate(request.keys):
+            place = bisect_left(self._keys, key)
+            added += self._added(key, place)
             if self.requests and self.packed_tokens + added > self.token_budget:
+                for inserted in request.keys[:count]:
+                    del self._keys[bisect_left(self._keys, inserted)]
                 return False
-            for prefix in hashes:
-                own.setdefault(prefix, sequence)
+            self._keys.insert(place, key)
         self.requests[request] = None
         self.packed_tokens += added
-        for prefix, sequence in own.items():
-            self._sequences.setdefault(prefix, sequence)
         return True
 
-    def _num_shared(self, sequence: list[int], hashes: list[int], own: dict[int, list[int]]) -> int:
-        """Tokens at its start that `sequence` has in common with the one that has its longest known prefix.
-
-        Who has a prefix has all shorter ones: the search ends at the first that nobody has.
-        """
-        nearest = None
-        for prefix in hashes:
-            other = self._sequences.get(prefix) or own.get(prefix)
-            if other is None:
-                break
-            nearest = other
-        return 0 if nearest is None else _common_prefix(sequence, nearest)
+    def _added(self, key: bytes, place: int) -> int:
+        """Rows that a plan has more with a sequence at `place`, between two that stood together."""
+        before = self._keys[place] if place < len(self._keys) else b""
+        added = num_rows(before, key)
+        if place:
+            behind = self._keys[place - 1]
+            added += num_rows(key, behind) - num_rows(before, behind)
+        return added
 
 
 class BatchQueue:
@@ -160,6 +155,14 @@ class BatchQueue:
                     yield from self._by_prefix[prefix]
 
 
+def _key(sequence: list[int]) -> bytes:
+    """The sequence's key; an empty one where it holds what no token id is, since the scorer refuses it then."""
+    try:
+        return sort_key(sequence)
+    except (OverflowError, TypeError, ValueError):
+        return b""
+
+
 def _prefix_hashes(sequence: list[int]) -> list[int]:
     """Hashes of the first 16, 32, 64, ... tokens, as far as one token is left, as sharing needs."""
     tokens = tuple(sequence)
@@ -169,13 +172,3 @@ def _prefix_hashes(sequence: list[int]) -> list[int]:
         hashes.append(hash(tokens[:length]))
         length *= 2
     return hashes
-
-
-def _common_prefix(first: list[int], second: list[int]) -> int:
-    """Tokens the two share at their start, less than the length of either; 0 where that is too few to share.
-
-    Hashes may collide, so nothing is taken from their being equal.
-    """
-    shortest = min(len(first), len(second)) - 1
-    shared = next(compress(count(), map(ne, first, second)), shortest)
-    return min(shared, shortest) if shared >= MIN_SHARED_TOKENS else 0

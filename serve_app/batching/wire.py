@@ -16,25 +16,38 @@ from numpy.typing import NDArray
 
 from serve_app.batching.errors import ForwardError
 from serve_app.reward_model.errors import ScoringError
+from serve_app.reward_model.prefixes import MIN_SHARED_TOKENS
 from serve_app.reward_model.scores import Outputs
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Sequences of token ids, end to end: `ids` int32 [number of tokens], `starts` int64 [number of sequences + 1]."""
+    """Sequences of token ids, in order. Each carries what it does not have in common with the one before it: one long
+    sequence that is read in several places, as after each turn or step, travels once.
+
+    `ids` int32 [tokens carried] are the sequences' own tokens, end to end; `starts` int64 [number of sequences + 1]
+    says where each begins; `shared` int32 [number of sequences] is how many tokens of the one before stand in front of
+    a sequence's own.
+    """
 
     ids: NDArray[np.int32]
     starts: NDArray[np.int64]
+    shared: NDArray[np.int32]
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]]) -> TokenBatch:
         """The batch of sequences, in order; none makes an empty batch."""
-        starts = np.zeros(len(sequences) + 1, dtype=np.int64)
-        np.cumsum([len(sequence) for sequence in sequences], out=starts[1:])
-        ids = np.empty(int(starts[-1]), dtype=np.int32)
-        for (start, stop), sequence in zip(pairwise(starts.tolist()), sequences, strict=True):
-            ids[start:stop] = sequence
-        return cls(ids, starts)
+        own: list[NDArray[np.int32]] = []
+        shared = np.zeros(len(sequences), dtype=np.int32)
+        before = np.empty(0, dtype=np.int32)
+        for place, sequence in enumerate(sequences):
+            whole = np.asarray(sequence, dtype=np.int32)
+            shared[place] = _num_shared(before, whole)
+            own.append(whole[shared[place] :])
+            before = whole
+        starts = np.zeros(len(own) + 1, dtype=np.int64)
+        np.cumsum([len(tokens) for tokens in own], out=starts[1:])
+        return cls(np.concatenate([before[:0], *own]), starts, shared)
 
     @property
     def num_sequences(self) -> int:
@@ -42,18 +55,36 @@ class TokenBatch:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each sequence: int64 [number of sequences]."""
-        return np.diff(self.starts)
+        """Tokens of each sequence, counted whole: int64 [number of sequences]."""
+        own: NDArray[np.int64] = np.diff(self.starts)
+        return own + self.shared
 
     def num_tokens(self, first: int = 0, stop: int | None = None) -> int:
         """Tokens of sequences `first` to `stop` - 1, each counted whole."""
-        return int(self.starts[self.num_sequences if stop is None else stop] - self.starts[first])
+        return int(self.lengths[first:stop].sum())
 
     def lists(self, first: int = 0, stop: int | None = None) -> list[list[int]]:
         """The token ids of sequences `first` to `stop` - 1."""
         stop = self.num_sequences if stop is None else stop
-        bounds = self.starts[first : stop + 1].tolist()
-        return [self.ids[begin:end].tolist() for begin, end in pairwise(bounds)]
+        start = first
+        while 0 < start < stop and self.shared[start]:
+            start -= 1
+        bounds = self.starts[start : stop + 1].tolist()
+        sequences: list[list[int]] = []
+        before: list[int] = []
+        for (begin, end), shared in zip(pairwise(bounds), self.shared[start:stop].tolist(), strict=True):
+            before = before[:shared] + self.ids[begin:end].tolist()
+            sequences.append(before)
+        return sequences[first - start :]
+
+
+def _num_shared(before: NDArray[np.int32], sequence: NDArray[np.int32]) -> int:
+    """Tokens that both begin with; 0 where they are too few to be worth a word."""
+    shortest = min(len(before), len(sequence))
+    if shortest < MIN_SHARED_TOKENS or (before[:MIN_SHARED_TOKENS] != sequence[:MIN_SHARED_TOKENS]).any():
+        return 0
+    differs = before[:shortest] != sequence[:shortest]
+    return int(differs.argmax()) if differs.any() else shortest
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,16 @@
 long lists into requests, sends them and tries again; answers checks what comes back; errors is the exception tree.
 """
 
-from serve_app.client.answers import Comparison, ModelInfo, RankedConversation, RankedResponse, Ranking, Score
+from serve_app.client.answers import (
+    Comparison,
+    ModelInfo,
+    RankedConversation,
+    RankedResponse,
+    Ranking,
+    Score,
+    StepwiseScore,
+    TurnScores,
+)
 from serve_app.client.clients import AsyncRewardClient, RewardClient
 from serve_app.client.errors import (
     AuthenticationError,
@@ -16,9 +25,10 @@ from serve_app.client.errors import (
     TooLongError,
     UnavailableError,
 )
-from serve_app.client.transport import Messages, Truncation
+from serve_app.client.transport import Aggregate, Messages, Truncation
 
 __all__ = [
+    "Aggregate",
     "AsyncRewardClient",
     "AuthenticationError",
     "Comparison",
@@ -34,7 +44,9 @@ __all__ = [
     "RewardClient",
     "RewardClientError",
     "Score",
+    "StepwiseScore",
     "TooLongError",
     "Truncation",
+    "TurnScores",
     "UnavailableError",
 ]

@@ -29,6 +29,32 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnScores:
+    """The scores of one conversation after each message of the assistant, in order, and the tokens read up to each.
+
+    `truncated` says whether any of these turns was shortened to fit. `warnings` are those of the conversation; one that
+    is about a message within it names that in front, as in `"[3]: empty_response: ..."`.
+    """
+
+    values: tuple[float, ...]
+    num_tokens: tuple[int, ...]
+    truncated: bool
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepwiseScore:
+    """A process reward model's score of each step of an answer, in order; `score` is what the aggregate made of them,
+    where one was named.
+    """
+
+    values: tuple[float, ...]
+    num_tokens: int
+    score: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Two scores; `margin` is the first less the second, `probability` its logistic (Bradley-Terry)."""
 
@@ -81,7 +107,7 @@ class ModelInfo:
 
 
 T = TypeVar("T")
-WARNING = re.compile(r"conversations\[(?P<place>\d+)\]: (?P<text>.*)", re.DOTALL)
+WARNING = re.compile(r"conversations\[(?P<place>\d+)\](?:\.messages)?(?:: )?(?P<text>(?<=: ).*|\[\d+\]: .*)", re.DOTALL)
 
 
 def read_json(content: bytes) -> Any:
@@ -117,6 +143,36 @@ def read_scores(answer: object, count: int) -> list[Score]:
         },
         count,
     )
+
+
+def read_turn_scores(answer: object, count: int) -> list[TurnScores]:
+    """`/v1/score` with `every_turn`: the scores of each of `count` conversations' turns, in their order."""
+    warnings = _warnings(answer)
+    results: dict[int, TurnScores] = {}
+    for row in _rows(answer, count):
+        index = _field(row, "index", int)
+        values, num_tokens = _field(row, "turn_scores", list), _field(row, "turn_tokens", list)
+        if len(values) != len(num_tokens) or not values:
+            _refuse(f"there are {len(values)} 'turn_scores' and {len(num_tokens)} 'turn_tokens'")
+        results[index] = TurnScores(
+            tuple(_finite(value, "turn_scores") for value in values),
+            tuple(_count(number, "turn_tokens") for number in num_tokens),
+            _field(row, "truncated", bool),
+            tuple(warnings.get(index, ())),
+        )
+    return _by_index(results, count)
+
+
+def read_step_scores(answer: object, count: int) -> list[StepwiseScore]:
+    """`/v1/steps`: the scores of each of `count` answers' steps, in their order."""
+    warnings = _warnings(answer)
+    results: dict[int, StepwiseScore] = {}
+    for row in _rows(answer, count):
+        index = _field(row, "index", int)
+        values = tuple(_finite(value, "step_scores") for value in _field(row, "step_scores", list))
+        score = _score(row) if "score" in row else None
+        results[index] = StepwiseScore(values, _field(row, "num_tokens", int), score, tuple(warnings.get(index, ())))
+    return _by_index(results, count)
 
 
 def read_comparison(answer: object) -> Comparison:
@@ -224,6 +280,12 @@ def _finite(value: object, name: str) -> float:
     if not abs(value) <= sys.float_info.max:  # 1e999 is JSON, and infinite once read
         _refuse(f"{name!r} is not finite")
     return float(value)
+
+
+def _count(value: object, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        _refuse(f"{name!r} has {type(value).__name__}, not a whole number")
+    return value
 
 
 def _refuse(reason: str) -> NoReturn:

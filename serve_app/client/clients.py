@@ -20,15 +20,20 @@ from serve_app.client.answers import (
     RankedResponse,
     Ranking,
     Score,
+    StepwiseScore,
+    TurnScores,
     read_best_of_n,
     read_comparison,
     read_model,
     read_models,
     read_ranking,
     read_scores,
+    read_step_scores,
+    read_turn_scores,
 )
 from serve_app.client.errors import DeadlineError, InvalidRequestError, RewardClientError, UnavailableError
 from serve_app.client.transport import (
+    Aggregate,
     Batch,
     BatchLimits,
     Messages,
@@ -132,7 +137,51 @@ class AsyncRewardClient:
         """
         batches = cut(_checked_conversations(conversations), self._limits)
         fields = {"truncation": truncation, "strict": strict or None}
-        return await self._within(timeout_s, lambda ends_at: self._score(batches, fields, ends_at))
+        return await self._within(timeout_s, lambda ends_at: self._score(batches, fields, ends_at, read_scores))
+
+    async def score_turns(
+        self,
+        conversations: Sequence[Messages],
+        *,
+        truncation: Truncation | None = None,
+        strict: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[TurnScores]:
+        """The scores of each conversation after each message of the assistant, in order; the options are `score`'s.
+
+        Each score has the bits that `score` gives the conversation cut behind that message. A conversation without such
+        a message is an `InvalidRequestError`.
+        """
+        batches = cut(_checked_conversations(conversations), self._limits)
+        fields = {"truncation": truncation, "strict": strict or None, "every_turn": True}
+        return await self._within(timeout_s, lambda ends_at: self._score(batches, fields, ends_at, read_turn_scores))
+
+    async def score_steps(
+        self,
+        conversations: Sequence[Messages],
+        steps: Sequence[Sequence[str]],
+        *,
+        aggregate: Aggregate | None = None,
+        strict: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[StepwiseScore]:
+        """The scores of the steps of answers, in order, by a process reward model.
+
+        Args:
+            conversations: the messages before each answer.
+            steps: each answer's steps.
+            aggregate: also one score for each answer: the product of its steps' scores, the minimum or the last.
+            strict: as `score` has it.
+        """
+        prompts = _checked_conversations(conversations)
+        if len(prompts) != len(_checked_list(steps, "steps")):
+            raise InvalidRequestError(f"{len(prompts)} conversations have {len(steps)} lists of steps", param="steps")
+        answers = [{"messages": prompt, "steps": list(own)} for prompt, own in zip(prompts, steps, strict=True)]
+        fields = {"aggregate": aggregate, "strict": strict or None}
+        return await self._within(
+            timeout_s,
+            lambda ends_at: self._score(cut(answers, self._limits), fields, ends_at, read_step_scores, "/v1/steps"),
+        )
 
     async def compare(
         self, first: Messages, second: Messages, *, strict: bool = False, timeout_s: float | None = None
@@ -220,19 +269,27 @@ class AsyncRewardClient:
     async def _post(self, path: str, body: bytes, ends_at: float) -> Any:
         return await self._transport.request("POST", path, body, ends_at=ends_at)
 
-    async def _score(self, batches: Iterator[Batch], fields: Mapping[str, Any], ends_at: float) -> list[Score]:
-        results: dict[int, list[Score]] = {}
+    async def _score(
+        self,
+        batches: Iterator[Batch],
+        fields: Mapping[str, Any],
+        ends_at: float,
+        read: Callable[[object, int], list[T]],
+        path: str = "/v1/score",
+    ) -> list[T]:
+        """What `read` makes of the answers to batches of conversations, in order."""
+        results: dict[int, list[T]] = {}
         models: set[str] = set()
 
         async def score_batches() -> None:
             for batch in batches:  # the workers share the iterator, so each takes the next when it is free
                 body = json_object({"model": self._model, **fields}, conversations=batch.conversations)
                 try:
-                    answer = await self._post("/v1/score", body, ends_at)
+                    answer = await self._post(path, body, ends_at)
                 except RewardClientError as error:
                     batch.globalise(error)
                     raise
-                results[batch.start] = read_scores(answer, len(batch))
+                results[batch.start] = read(answer, len(batch))
                 models.add(read_model(answer))
 
         await _run_until_one_fails([score_batches] * self._max_concurrency)
@@ -250,7 +307,7 @@ class AsyncRewardClient:
         if second is None:
             body = json_object({"model": self._model, **fields}, conversations=first.conversations)
             return read_ranking(await self._post("/v1/rank", body, ends_at), len(first))
-        scores = await self._score(chain([first, second], batches), fields, ends_at)
+        scores = await self._score(chain([first, second], batches), fields, ends_at, read_scores)
         return Ranking.of([score.value for score in scores])
 
     async def _best_of_n(self, asked: _BestOfN, ends_at: float) -> list[RankedResponse]:
@@ -263,7 +320,7 @@ class AsyncRewardClient:
             body = json_object(fields, prompt=encoded_prompt, responses=encoded)
             return read_best_of_n(await self._post("/v1/best_of_n", body, ends_at), responses, top_n)
         try:
-            scores = await self._score(cut(asked.conversations(), self._limits), asked.fields, ends_at)
+            scores = await self._score(cut(asked.conversations(), self._limits), asked.fields, ends_at, read_scores)
         except RewardClientError as error:
             if error.param is not None:  # of `/v1/score`, which the caller did not ask for
                 error.param = error.param.replace("conversations[", "responses[", 1)
@@ -392,6 +449,35 @@ class RewardClient:
         """See `AsyncRewardClient.score`."""
         return self._call(
             lambda client: client.score(conversations, truncation=truncation, strict=strict, timeout_s=timeout_s)
+        )
+
+    def score_turns(
+        self,
+        conversations: Sequence[Messages],
+        *,
+        truncation: Truncation | None = None,
+        strict: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[TurnScores]:
+        """See `AsyncRewardClient.score_turns`."""
+        return self._call(
+            lambda client: client.score_turns(conversations, truncation=truncation, strict=strict, timeout_s=timeout_s)
+        )
+
+    def score_steps(
+        self,
+        conversations: Sequence[Messages],
+        steps: Sequence[Sequence[str]],
+        *,
+        aggregate: Aggregate | None = None,
+        strict: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[StepwiseScore]:
+        """See `AsyncRewardClient.score_steps`."""
+        return self._call(
+            lambda client: client.score_steps(
+                conversations, steps, aggregate=aggregate, strict=strict, timeout_s=timeout_s
+            )
         )
 
     def compare(

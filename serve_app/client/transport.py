@@ -29,6 +29,8 @@ Messages: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 a POLAR model it is a mapping with such `messages` and a `reference`.
 """
 Truncation: TypeAlias = Literal["error", "right", "left"]
+Aggregate: TypeAlias = Literal["product", "minimum", "last"]
+"""What makes one score of an answer's steps."""
 
 
 @dataclass(frozen=True, slots=True)

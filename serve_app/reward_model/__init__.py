@@ -2,12 +2,14 @@
 
 A conversation's path:
 
-    conversation     messages, checked at the boundary
+    conversation     messages, checked at the boundary; turn_list: a score after each answer
+    steps            answers in steps, for process reward models
     tokenizer        conversation -> token ids, truncation; markup: typed special tokens kept as text;
                      chat_template: a template checked; polar: the form of POLAR's models
     rendered_text    the way back: rendered text -> conversation
     turn_formats     how families of chat templates write turns, a table
     prefixes         sequences that begin alike, so that the model reads that once
+    prefix_cache     keys and values of prefixes that were read, for the calls after it
     packing          sequences end to end under a token budget
     scorer           packed batches in turn; out of memory and not finite are met here
     decoder          packed batch -> hidden states, by linear (matrix products), attention and rotary;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from serve_app.reward_model.families import (
     Family,
     HeadKind,
     Reading,
+    StepRule,
     attribute_names,
 )
 from serve_app.reward_model.fp8_weights import Fp8Layout
@@ -60,14 +61,19 @@ class Normalization:
 class HeadConfig:
     """What a head makes of hidden states, and where it reads them.
 
-    `prefix` is a name of the head's own from config.json; `logit_row` the vocabulary row of a "logit" head. A gating
-    head has `attributes`, a `temperature` and a `gate_pattern`: the gate reads the first token of the last place that
-    these ids stand at. `normalize` applies `normalization`.
+    `prefix` is a name of the head's own from config.json. `named` is the option that chose the head, where one did;
+    `vocabulary_rows` are then those that a "logit" or "two_logits" head reads, of two the good step's first. A process
+    reward model has `steps`, its rule, and "trl" a `separator`. A gating head has `attributes`, a `temperature` and a
+    `gate_pattern`: the gate reads the first token of the last place that these ids stand at. `normalize` applies
+    `normalization`.
     """
 
     kind: HeadKind = "scalar"
     prefix: str | None = None
-    logit_row: int | None = None
+    named: str | None = None
+    vocabulary_rows: tuple[int, ...] = ()
+    steps: StepRule | None = None
+    separator: str = "\n"
     num_quantiles: int = 1
     temperature: float = 1.0
     gate_pattern: tuple[int, ...] = ()
@@ -189,9 +195,10 @@ class DecoderConfig:
     def from_dict(cls, config: Mapping[str, Any], *, head: str | None = None, normalize: bool = False) -> DecoderConfig:
         """The shape that a checkpoint's parsed config.json describes.
 
-        `head` is needed where the class is that of a language model: `"logit:ID"` reads the logit of a vocabulary row,
-        `"value_head"` says that a value head lies beside the weights. `normalize` asks for the checkpoint's own
-        normalisation of scores.
+        `head` is needed where the class does not say it: `"logit:ID"` reads the logit of a language model's vocabulary
+        row, `"value_head"` says that a value head lies beside its weights, and `"steps:RULE"` that it is a process
+        reward model (`checkpoint.read_config` finds the vocabulary rows that those read). `normalize` asks for the
+        checkpoint's own normalisation of scores.
         """
         fp8 = Fp8Layout.of(config)
         name, architecture = _architecture(config, head)
@@ -313,11 +320,44 @@ def _architecture(config: Mapping[str, Any], head: str | None) -> tuple[str, Arc
     if architecture.is_language_model and head is None:
         raise UnsupportedArchitectureError(
             f"{name} is a language model, not a reward model. Where its authors read the reward from a logit, name the "
-            "vocabulary row, as head='logit:0'; a value head lies in value_head.safetensors beside it"
+            "vocabulary row, as head='logit:0'; a value head lies in value_head.safetensors beside it; of a process "
+            f"reward model name the rule of its steps, as {_rules_told(LANGUAGE_RULES)}"
         )
+    if head is not None and head.startswith(STEPS):
+        return name, _stepwise(config, name, architecture, head)
     if architecture.counts_labels and (num_labels := _num_labels(config)) != 1:
-        raise UnsupportedArchitectureError(f"{name} has {num_labels} labels; a reward model has num_labels == 1")
+        told = f"{name} has {num_labels} labels; a reward model has num_labels == 1"
+        if num_labels == 2 and name.endswith(TOKEN_CLASSIFICATION):
+            told += (
+                ". If TRL's PRMTrainer made it, which its files do not say, it scores the steps of an answer: "
+                "head='steps:trl', or 'steps:trl:SEPARATOR' with another separator than a newline"
+            )
+        raise UnsupportedArchitectureError(told)
     return name, architecture
+
+
+STEPS = "steps:"
+TOKEN_CLASSIFICATION = "ForTokenClassification"
+LANGUAGE_RULES: tuple[StepRule, ...] = ("shepherd", "rlhflow")
+
+
+def _rules_told(rules: Sequence[StepRule]) -> str:
+    return " or ".join(f"head='{STEPS}{rule}'" for rule in rules)
+
+
+def _stepwise(config: Mapping[str, Any], name: str, architecture: Architecture, head: str) -> Architecture:
+    """The class as the process reward model that `head` says it is."""
+    rule = head.removeprefix(STEPS).partition(":")[0]
+    if architecture.is_language_model and rule in LANGUAGE_RULES:
+        if architecture.family in ("gemma", "gemma2", "internlm2"):
+            raise UnsupportedArchitectureError(f"head={head!r} is not supported for {architecture.family}")
+        return replace(architecture, reading="step", head="two_logits", steps=rule)
+    if name.endswith(TOKEN_CLASSIFICATION) and rule == "trl" and _num_labels(config) == 2:
+        return replace(architecture, reading="step", head="two_labels", steps="trl")
+    raise UnsupportedArchitectureError(
+        f"head={head!r} does not fit {name}: {_rules_told(LANGUAGE_RULES)} are for language models, {STEPS}trl is for "
+        f"*{TOKEN_CLASSIFICATION} with two labels, and other process reward models say themselves what they are"
+    )
 
 
 def _family_of(config: Mapping[str, Any], name: str) -> Family:
@@ -340,14 +380,20 @@ def _head(
     if config.get("do_normalize"):
         raise UnsupportedArchitectureError("do_normalize (a score normaliser inside the model) is not supported")
     kind: HeadKind = architecture.head
-    row = None
-    if head is not None and head != "value_head":
-        kind, row = "logit", _logit_row(head, architecture, vocab_size)
+    rows: tuple[int, ...] = ()
+    if head == "value_head":
+        head = None
+    elif head is not None and architecture.steps is None:
+        kind, rows = "logit", (_logit_row(head, architecture, vocab_size),)
+        head = f"logit:{rows[0]}"
     num_attributes = int(config.get("num_objectives") or 19)
     return HeadConfig(
         kind=kind,
         prefix=config.get("value_head_prefix"),
-        logit_row=row,
+        named=head,
+        vocabulary_rows=rows,
+        steps=architecture.steps,
+        separator=_separator(head),
         num_quantiles=_whole(config, "num_quantiles") if kind == "quantile_gating" else 1,
         temperature=float(config.get("gating_temperature") or 10.0),
         gate_pattern=GATE_PATTERN if kind in ("gating", "quantile_gating") else (),
@@ -357,10 +403,19 @@ def _head(
     )
 
 
+def _separator(head: str | None) -> str:
+    """The text between steps, of `"steps:trl:TEXT"`; newlines may be spelled as `\\n`."""
+    text = (head or "").removeprefix(STEPS).partition(":")[2]
+    return text.replace("\\n", "\n") or "\n" if (head or "").startswith(STEPS) else "\n"
+
+
 def _logit_row(head: str, architecture: Architecture, vocab_size: int) -> int:
     kind, _, row = head.partition(":")
     if kind != "logit" or not row.isdigit():
-        raise UnsupportedArchitectureError(f"head is 'logit:ID' with the id of a vocabulary row, not {head!r}")
+        raise UnsupportedArchitectureError(
+            "head is 'logit:ID' with the id of a vocabulary row, or 'steps:RULE' of a process reward model, not "
+            f"{head!r}"
+        )
     if not architecture.is_language_model:
         raise UnsupportedArchitectureError(f"head={head!r} is for language models; this checkpoint has its own head")
     if architecture.family in ("gemma", "gemma2", "internlm2"):

@@ -92,6 +92,8 @@ class BlockAttention:
         self._mask = hidden
         self._triangle = hidden
         self._spans: list[Span] = []
+        self._cached: dict[int, Span] = {}
+        self._num_kept: list[int] = []
         self._reads: dict[int, list[tuple[int, Read]]] = {}
         self._scratch = torch.empty(0, dtype=dtype, device=device)
         self.kernel = (
@@ -102,6 +104,8 @@ class BlockAttention:
 
     def begin(self, batch: PackedBatch) -> None:
         self._spans = batch.spans
+        self._cached = {number: rows.span for number, rows in batch.cached.items()}
+        self._num_kept = [batch.num_kept(number) for number in range(len(batch.spans))]
         self._reads = {}
         for index, read in enumerate(batch.reads):
             self._reads.setdefault(read.span, []).append((index, read))
@@ -109,13 +113,15 @@ class BlockAttention:
     def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TQD: Tensor, *, window: Window = None) -> None:
         for span, k_SKD, v_SKD in self._with_keys(k_TKD, v_TKD):
             for block, end in _blocks(span):
-                row = span.start + block - span.position  # before span.start where the block begins with dummies
+                # Before span.start where the block begins with dummies, which may not be there behind a cached prefix.
+                row = span.start + block - span.position
                 end_row = row + end - block
                 seen = _first_seen(block, window)
                 mask = self._mask_of(end)[block - end :, seen:]
                 if window is not None and end > window:
                     mask = mask + _before_window(block, end, seen, window).to(mask)
-                result_QBD = self.kernel(q_TQD[row:end_row], k_SKD[seen:end], v_SKD[seen:end], mask=mask)
+                q_BQD = q_TQD[row:end_row] if row >= 0 else F.pad(q_TQD[:end_row], (0, 0, 0, 0, -row, 0))
+                result_QBD = self.kernel(q_BQD, k_SKD[seen:end], v_SKD[seen:end], mask=mask)
                 first, stop = max(row, span.start), min(end_row, span.stop)
                 out_TQD[first:stop] = result_QBD.transpose(0, 1)[first - row : stop - row]
 
@@ -135,17 +141,18 @@ class BlockAttention:
     def _with_keys(self, k_TKD: Tensor, v_TKD: Tensor) -> Iterator[tuple[Span, Tensor, Tensor]]:
         """Each span with its keys and values from position 0 on, and finite rows behind them."""
         scratch_k, scratch_v = self._scratch_for(k_TKD)
-        for span, following in zip(self._spans, [*self._spans[1:], None], strict=True):
-            own = slice(span.start, span.stop)
+        for number, (span, following) in enumerate(zip(self._spans, [*self._num_kept[1:], 0], strict=True)):
             if span.position:
-                scratch_k[span.position : span.num_keys] = k_TKD[own]
-                scratch_v[span.position : span.num_keys] = v_TKD[own]
+                cached = self._cached.get(number)
+                for part in (span,) if cached is None else (cached, span):
+                    scratch_k[part.position : part.num_keys] = k_TKD[part.start : part.stop]
+                    scratch_v[part.position : part.num_keys] = v_TKD[part.start : part.stop]
                 yield span, scratch_k, scratch_v
                 continue
             yield span, k_TKD[span.start :], v_TKD[span.start :]
-            if following is not None and following.position:  # the deepest of the spine's branches comes first
-                scratch_k[: following.position] = k_TKD[own][: following.position]
-                scratch_v[: following.position] = v_TKD[own][: following.position]
+            if following:  # the deepest of the spine's branches comes first
+                scratch_k[:following] = k_TKD[span.start :][:following]
+                scratch_v[:following] = v_TKD[span.start :][:following]
 
     def _scratch_for(self, k_TKD: Tensor) -> tuple[Tensor, Tensor]:
         longest = max((span.num_keys for span in self._spans if span.position), default=0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from serve_app.reward_model.errors import WeightError
 from serve_app.reward_model.families import ARCHITECTURES, MODEL_TYPES, Family
 from serve_app.reward_model.fp8_weights import INPUT_SCALE_END, SCALE_ENDS, Fp8Layout
 from serve_app.reward_model.head_weights import HeadPlan
-from serve_app.reward_model.model_files import VALUE_HEAD_FILES, adapter_config, base_folder
+from serve_app.reward_model.model_files import VALUE_HEAD_FILES, adapter_config, base_folder, tokenizer_folder
+from serve_app.reward_model.steps import label_rows
+from serve_app.reward_model.tokenizer import fast_tokenizer
 from serve_app.reward_model.weight_files import (
     StoredTensor,
     first_of,
@@ -56,13 +58,23 @@ def read_config(
     if adapter is None:
         if head is None and first_of(folder, *VALUE_HEAD_FILES) is not None:
             head = "value_head"
-        return DecoderConfig.from_folder(folder, head=head, normalize=normalize)
+        return _with_rows(DecoderConfig.from_folder(folder, head=head, normalize=normalize), folder)
     base = base_folder(adapter, base_model, weights=False)
     if head is None and first_of(folder, *VALUE_HEAD_FILES) is not None:
         head = "value_head"
     path = base / "config.json"
     raw = _adapted(read_json(path), adapter, has_head=head is not None)
-    return DecoderConfig.parse(raw, path=path, head=head, normalize=normalize)
+    config = DecoderConfig.parse(raw, path=path, head=head, normalize=normalize)
+    return _with_rows(config, tokenizer_folder(folder, base_model=base_model))
+
+
+def _with_rows(config: DecoderConfig, folder: Path) -> DecoderConfig:
+    """The shape with the vocabulary rows that a process reward model says its scores with, by its tokenizer."""
+    if config.head.kind != "two_logits" or config.head.steps is None:
+        return config
+    backend = fast_tokenizer(folder).backend_tokenizer
+    rows = label_rows(config.head.steps, lambda text: backend.encode(text, add_special_tokens=False).ids)
+    return replace(config, head=replace(config.head, vocabulary_rows=rows))
 
 
 _TASK_CLASSES = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}

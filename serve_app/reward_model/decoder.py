@@ -35,7 +35,8 @@ from serve_app.reward_model.linear import (
     silu_,
     whole_sums,
 )
-from serve_app.reward_model.packing import PackedBatch, num_rows, on_device
+from serve_app.reward_model.packing import PackedBatch, on_device
+from serve_app.reward_model.prefix_cache import CachedPass, PrefixCache
 from serve_app.reward_model.prefixes import Branch
 from serve_app.reward_model.rotary import RotaryTable, rotate
 from serve_app.reward_model.token_budget import rows_per_key
@@ -167,7 +168,8 @@ class Decoder:
     """A decoder with a head; not thread-safe, since calls share buffers.
 
     It takes the layers out of `weights` as it lays them out for their devices, so that no two copies are in memory.
-    `quantization` "fp8" and `invariant` False trade the contract of the scores for speed on CUDA.
+    `quantization` "fp8" and `invariant` False trade the contract of the scores for speed on CUDA. `cached_pass` is what
+    the last pass took from a cache and left there.
 
     Shape legend: T padded rows, H hidden, Q query heads, K key/value heads, D head dimension, N padded reads, A
     attributes.
@@ -193,6 +195,7 @@ class Decoder:
         self._embedding_scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
         self._invariant = invariant
         self._stages: list[_Stage] = []
+        self.cached_pass: CachedPass | None = None
         windows: Iterator[Window] = iter(config.windows or [None] * len(weights.layers))
         for count in self.device_map.num_layers:
             device = weights.layers[0].qkv.device  # with its number, where the map says "cuda"
@@ -254,20 +257,31 @@ class Decoder:
         gathers = self._stages[0].attention.gathers_keys
         return rows_per_key(self.config) * self.head.num_reads if gathers else 0.0
 
+    def first_read(self, sequence: Sequence[int]) -> int:
+        """The first position of a sequence whose hidden state is read: what is before it may come from a cache."""
+        return self.head.read_positions(sequence)[0]
+
     @torch.inference_mode()
-    def score(self, sequences: Sequence[Sequence[int]], branches: Sequence[Branch]) -> Tensor:
+    def score(
+        self, sequences: Sequence[Sequence[int]], branches: Sequence[Branch], *, cache: PrefixCache | None = None
+    ) -> Tensor:
         """Score the branches' sequences in one packed batch.
 
         Returns float32 on the last device, a row for each branch, in their order: the score, then the attributes of a
-        head that has any.
+        head that has any. Keys and values go to the `cache`, and those that it has of the branches come from it.
         """
+        self.cached_pass = None
         batch = PackedBatch.build(
             sequences,
             branches,
-            num_rows=self.row_rule.padded(num_rows(branches, [len(sequence) for sequence in sequences])),
+            padded=self.row_rule.padded,
             device=self.device,
             read_positions=self.head.read_positions if self.head.num_reads > 1 else None,
         )
+        if cache is not None:
+            self.cached_pass = cache.begin(sequences, batch)
+        elif batch.cached:
+            raise ValueError("branches with cached tokens need the cache that has them")
         with whole_sums(self.device) if self._invariant else nullcontext():
             return self.forward(batch)[: len(batch.members)]
 
@@ -278,7 +292,7 @@ class Decoder:
             if self._embedding_scale != 1.0:
                 hidden *= self._embedding_scale
         for stage in self._stages:
-            hidden = stage.run(batch, hidden, is_last=stage is self._stages[-1])
+            hidden = stage.run(batch, hidden, self.cached_pass, is_last=stage is self._stages[-1])
         with current(hidden.device):
             return self.head(self._stages[-1].norm(hidden, self._norm_weight))
 
@@ -313,6 +327,7 @@ class _Stage:
         self._handover = handover
         self._rotary = RotaryTable(config, self.device)
         self._kernels = kernels
+        self._cached_pass: CachedPass | None = None
         self._buffers: dict[str, Tensor] = {}
 
     def release_buffers(self) -> None:
@@ -320,24 +335,25 @@ class _Stage:
         self._buffers.clear()
         self.attention.release_buffers()
 
-    def run(self, batch: PackedBatch, hidden_TH: Tensor, *, is_last: bool) -> Tensor:
+    def run(self, batch: PackedBatch, hidden_TH: Tensor, cached_pass: CachedPass | None, *, is_last: bool) -> Tensor:
         """The residual stream behind the stage's layers, on its device; of the last one where scores are read: [N, H].
 
         The stream is changed in place where it is on this device already.
         """
+        self._cached_pass = cached_pass
         with current(self.device):
             hidden_TH = self._handover.bring(hidden_TH)
             table_TD = self._rotary.for_spans(batch.spans, len(hidden_TH))
             self.attention.begin(batch)
             added: Tensor | None = None
             for layer in self.layers[:-1] if is_last else self.layers:
-                added = self._layer(layer, hidden_TH, added, table_TD, batch.num_tokens)
+                added = self._layer(layer, hidden_TH, added, table_TD, batch)
             if is_last:
                 return self._last_layer(self.layers[-1], hidden_TH, added, table_TD, batch)
             return hidden_TH if added is None else hidden_TH.add_(added)
 
     def _layer(
-        self, layer: _Layer, hidden_TH: Tensor, added_TH: Tensor | None, table_TD: Tensor, num_tokens: int
+        self, layer: _Layer, hidden_TH: Tensor, added_TH: Tensor | None, table_TD: Tensor, batch: PackedBatch
     ) -> Tensor | None:
         """Run a layer on the residual stream, in place.
 
@@ -345,7 +361,7 @@ class _Stage:
         """
         config, num_rows = self.config, len(hidden_TH)
         slack = self.attention.slack_rows
-        qkv, q, k, v = self._queries_keys_values(num_rows + slack, is_merged=layer.qkv is not None)
+        qkv, q, k, v = self._queries_keys_values(num_rows + batch.num_cached + slack, is_merged=layer.qkv is not None)
         for rows in self.row_rule.chunks(num_rows):
             normed = self._add_norm(hidden_TH[rows], added_TH, layer.attention_norm)
             if layer.qkv is None:
@@ -355,8 +371,10 @@ class _Stage:
                 self._position_merged(layer, layer.qkv(normed, qkv[rows]), table_TD[rows])
         for buffer in (q, k, v) if slack else ():
             buffer[num_rows:] = 0
+        if self._cached_pass is not None:
+            self._cached_pass.exchange(k, v)
         attended = self._buffer("attended", num_rows, config.query_size)
-        attended[num_tokens:] = 0
+        attended[batch.num_tokens :] = 0
         self.attention.attend(
             self._heads(q), self._heads(k), self._heads(v), self._heads(attended), window=layer.window
         )
@@ -389,10 +407,12 @@ class _Stage:
     ) -> Tensor:
         """The residual stream after the last layer, where scores are read: [N, H]."""
         config, num_rows = self.config, len(hidden_TH)
-        k, v = (self._buffer(name, num_rows, config.kv_size) for name in "kv")
+        k, v = (self._buffer(name, num_rows + batch.num_cached, config.kv_size) for name in "kv")
         for rows in self.row_rule.chunks(num_rows):
             normed = self._add_norm(hidden_TH[rows], added_TH, layer.attention_norm)
             self._keys_values(layer, normed, table_TD[rows], k[rows], v[rows])
+        if self._cached_pass is not None:
+            self._cached_pass.exchange(k, v)
         rows_N = self._score_rows(batch)
         hidden_NH = hidden_TH[rows_N]
         q, attended = (self._buffer(name, len(rows_N), config.query_size) for name in ("q", "attended"))

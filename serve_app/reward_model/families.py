@@ -11,16 +11,24 @@ from typing import Literal
 Family = Literal["internlm2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"]
 Activation = Literal["silu", "gelu_tanh"]
 
-Reading = Literal["reward_token", "last_non_pad", "before_first_pad", "last", "eos"]
+Reading = Literal["reward_token", "last_non_pad", "before_first_pad", "last", "eos", "step"]
 """The token whose hidden state the head reads.
 
 "reward_token": the one that every sequence ends in. "last_non_pad": the rightmost that is not `pad_token_id`.
 "before_first_pad": the one before the first `pad_token_id`, else the last. "last": the last of the text, pad id or not.
-"eos": the eos token, which stands right behind the text, its trailing newlines stripped.
+"eos": the eos token, which stands right behind the text, its trailing newlines stripped. "step": where each step of an
+answer ends, by the model's `StepRule`.
 """
 
-HeadKind = Literal["scalar", "logit", "gating", "quantile_gating", "weighted"]
+HeadKind = Literal[
+    "scalar", "logit", "gating", "quantile_gating", "weighted", "probability", "two_labels", "two_logits"
+]
 """The formula from hidden states to the score: see `heads.py`."""
+
+StepRule = Literal["qwen", "skywork", "trl", "shepherd", "rlhflow"]
+"""How a process reward model reads an answer in steps: see `steps.py`."""
+TEMPLATED_RULES: tuple[StepRule, ...] = ("qwen", "rlhflow")
+"""Rules that render a conversation; the others join plain texts, and need no chat template."""
 
 INTERNLM2 = "InternLM2ForRewardModel"
 
@@ -30,6 +38,7 @@ class Architecture:
     """A class of model. `family` None is any of them: config.json's model_type says which.
 
     `is_language_model`: its own head gives words, so that another must be named. `counts_labels`: `num_labels` is one.
+    `steps` is the rule of a process reward model, which scores steps and no whole conversation.
     """
 
     family: Family | None
@@ -37,6 +46,7 @@ class Architecture:
     head: HeadKind = "scalar"
     is_language_model: bool = False
     counts_labels: bool = False
+    steps: StepRule | None = None
 
 
 _CLASSES: dict[str, Family] = {
@@ -71,6 +81,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     # Qwen2.5-Math-RM, WorldPM: vLLM's `qwen2_rm.py` and SGLang's `qwen2_rm.py` pool the last token.
     "Qwen2ForRewardModel": Architecture("qwen2", "last"),
     "Qwen3ForRewardModel": Architecture("qwen3", "last"),
+    # Qwen2.5-Math-PRM's `modeling_qwen2_rm.py` and card; SkyworkAI/skywork-o1-prm-inference.
+    "Qwen2ForProcessRewardModel": Architecture("qwen2", "step", head="two_labels", steps="qwen"),
+    "Qwen2ForPrmModel": Architecture("qwen2", "step", head="probability", steps="skywork"),
     # AceCoder's `rm_utils.py`: the value head of the last attended token.
     "Qwen2ForCausalRM": Architecture("qwen2", "last"),
     # RewardBench's `inform.py`, `openbmb.py`, `starling.py`, `grm.py`, `beaver.py`.
@@ -91,12 +104,9 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 SUPPORTED_ARCHITECTURES = tuple(sorted(name for name, found in ARCHITECTURES.items() if not found.is_language_model))
 
-_STEPS = "it scores the steps of a solution, not a conversation"
 _GATING_GEMMA = "gating heads on Gemma 2 are not"
 _EXPERTS = "mixtures of experts are not"
 REFUSED: dict[str, str] = {
-    "Qwen2ForProcessRewardModel": _STEPS,
-    "Qwen2ForPrmModel": _STEPS,
     "AtheneForSequenceClassification": "it reads a CLS token that its pipeline appends to the text",
     "LDLRewardModel27B": _GATING_GEMMA,
     "Gemma2ForRewardModelWithGating": _GATING_GEMMA,

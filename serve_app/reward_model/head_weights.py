@@ -1,6 +1,7 @@
 """A head's weights: found in a checkpoint by their names, whatever its class called them.
 
-A head is a chain of linear layers, with or without biases, ReLU between them, the last of one row. `NAMES` are what the
+A head is a chain of linear layers, with or without biases, ReLU between them, the last of one row, or of two where
+there are two labels. `NAMES` are what the
 chain is called; `score`, `v_head.summary` and the like may also hold several layers by number, as `score.0`, `score.2`.
 A gating head adds the layers of its gate (`heads.py` has the formulas).
 """
@@ -55,10 +56,11 @@ class HeadPlan:
             WeightError: there is none, or two, or one of another width; it names files and shapes.
         """
         head = config.head
-        if head.kind == "logit":
-            return cls((LinearPlan(LANGUAGE_HEAD, (1, config.hidden_size)),))
-        if head.kind == "scalar":
-            return cls(_chain(stored, _only_name(head, stored), config.hidden_size, 1))
+        if head.vocabulary_rows:
+            return cls((LinearPlan(LANGUAGE_HEAD, (len(head.vocabulary_rows), config.hidden_size)),))
+        if head.kind in ("scalar", "probability", "two_labels"):
+            num_rows = 2 if head.kind == "two_labels" else 1
+            return cls(_chain(stored, _only_name(head, stored), config.hidden_size, num_rows))
         count = len(head.attributes)
         if head.kind == "weighted":
             rows = _chain(stored, "score", config.hidden_size, 2 * count)

@@ -2,6 +2,10 @@
 
 "scalar" is a chain of linear layers with ReLU between; "logit" one vocabulary row of a language model's head.
 
+Process reward models give a probability. "probability" is the sigmoid of a scalar; "two_labels" and "two_logits" are
+the softmax of two, which is the sigmoid of their difference: the second label's over the first one's, the good step's
+row of the vocabulary over the bad one's.
+
 "gating" is ArmoRM's (arXiv 2406.12845): attributes `r = W h` of the last token, weights `g = c softmax(MLP(p) / T)` of
 the prompt's last token, score `sum(g * (r M))`. "quantile_gating" is QRM's (arXiv 2409.10164): each attribute is the
 mean of its quantiles. Where ArmoRM's code gives the attributes before the matrix M, QRM's gives them behind it.
@@ -27,6 +31,8 @@ from serve_app.reward_model.linear import Linear, linear_for, rowwise_
 ROW_MULTIPLE = 16
 """Rows of a matrix that the products of `linear.py` want a multiple of; zero rows fill up."""
 NORM_EPS = 1e-5
+SIGMOID_WIDTH = 32
+"""Elements of a row that `rowwise_` wants a multiple of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,7 @@ class _Product:
 
 
 class Head:
-    """A head, ready to run. Shape legend: R rows read, H hidden, A attributes."""
+    """A head, ready to run. Shape legend: R rows read, H hidden, A attributes, L labels."""
 
     def __init__(self, config: HeadConfig, weights: HeadWeights, *, invariant: bool = True) -> None:
         def products(layers: Sequence[LinearWeights]) -> list[_Product]:
@@ -58,8 +64,8 @@ class Head:
 
         self.config = config
         last = weights.layers[-1]
-        self._row_H: Tensor | None = None if config.attributes else last.weight[0]
-        self._bias: Tensor | None = None if config.attributes else last.bias
+        self._rows_LH: Tensor | None = None if config.attributes else last.weight
+        self._bias_L: Tensor | None = None if config.attributes else last.bias
         self._layers = products(weights.layers if config.attributes else weights.layers[:-1])
         self._gate = products(_folded(weights.gate, weights.norms))
         matrix = weights.transform
@@ -73,7 +79,7 @@ class Head:
 
     def tensors(self) -> tuple[object, ...]:
         """Every weight, in tensors and dataclasses of tensors."""
-        kept = (self._row_H, self._bias, self._logit_scale)
+        kept = (self._rows_LH, self._bias_L, self._logit_scale)
         return (*self.linears, *(tensor for tensor in kept if tensor is not None))
 
     @property
@@ -105,14 +111,24 @@ class Head:
         Rows of one sequence stand together, in the order of `read_positions`.
         """
         rows_RH = hidden_RH.float()
-        if self._row_H is None:
+        if self._rows_LH is None:
             return self._with_attributes(rows_RH)
         for layer in self._layers:
             rows_RH = F.relu_(layer(rows_RH))
-        scores_R = (rows_RH * self._row_H).sum(dim=-1)
-        if self._bias is not None:
-            scores_R = scores_R + self._bias
+        scores_R = self._label(rows_RH, 0)
+        if self.config.kind == "two_labels":
+            scores_R = self._label(rows_RH, 1) - scores_R
+        elif self.config.kind == "two_logits":
+            scores_R = scores_R - self._label(rows_RH, 1)
+        if self.config.steps is not None:
+            scores_R = _sigmoid(scores_R)
         return self._normalized(scores_R)[:, None]
+
+    def _label(self, rows_RH: Tensor, label: int) -> Tensor:
+        """What the last layer gives for a label: float32 [R]."""
+        assert self._rows_LH is not None
+        values_R = (rows_RH * self._rows_LH[label]).sum(dim=-1)
+        return values_R if self._bias_L is None else values_R + self._bias_L[label]
 
     def _with_attributes(self, rows_RH: Tensor) -> Tensor:
         """Every row goes through every product, since few rows would not keep their bits; then those that count are
@@ -152,6 +168,11 @@ class Head:
         if known is None or not self.config.normalize:
             return scores
         return (scores - known.mean) / known.std
+
+
+def _sigmoid(values_R: Tensor) -> Tensor:
+    """The logistic of each value, each repeated so that none is in a row with others: see `rowwise_`."""
+    return rowwise_(values_R[:, None].repeat(1, SIGMOID_WIDTH), torch.sigmoid_)[:, 0]
 
 
 def _selu_(rows: Tensor) -> Tensor:

@@ -23,10 +23,13 @@ from serve_app.reward_model.errors import ConversationError, DeviceError, Scorin
 from serve_app.reward_model.invariance import RowRule, find_variance, narrowest
 from serve_app.reward_model.linear import check_sizes, whole_sums
 from serve_app.reward_model.model_files import fingerprint, resolve, tokenizer_folder
+from serve_app.reward_model.prefix_cache import CacheBytes
 from serve_app.reward_model.prefixes import in_tree_order
 from serve_app.reward_model.scorer import SequenceScorer
-from serve_app.reward_model.scores import Score, ranks
+from serve_app.reward_model.scores import Aggregate, Score, StepScores, ranks
+from serve_app.reward_model.steps import StepEncoder, sequences_of, stepped_answers, with_scores
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
+from serve_app.reward_model.turn_list import TurnList
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -58,6 +61,7 @@ class RewardModel:
         *,
         token_budget: int | Literal["auto"] = "auto",
         memory_share: float = 1.0,
+        prefix_cache_bytes: CacheBytes = 0,
         chat_template: str | None = None,
         base_model: str | None = None,
     ) -> None:
@@ -68,7 +72,9 @@ class RewardModel:
         self.folder = folder
         self.chat_template = chat_template
         self.base_model = base_model
-        self.scorer = SequenceScorer(decoder, token_budget=token_budget, memory_share=memory_share)
+        self.scorer = SequenceScorer(
+            decoder, token_budget=token_budget, memory_share=memory_share, prefix_cache_bytes=prefix_cache_bytes
+        )
 
     @classmethod
     def from_pretrained(
@@ -80,6 +86,7 @@ class RewardModel:
         dtype: str | torch.dtype = "auto",
         token_budget: int | Literal["auto"] = "auto",
         memory_share: float = 1.0,
+        prefix_cache_bytes: CacheBytes = 0,
         quantization: Quantization = "none",
         invariant: bool = True,
         chat_template: str | Path | None = None,
@@ -99,6 +106,9 @@ class RewardModel:
                 what the free memory holds, as a trial pass measures it.
             memory_share: of each card, where processes share it: the budget leaves the rest to them, also while they
                 have not taken it yet.
+            prefix_cache_bytes: memory on the device for keys and values of recent prefixes, which later calls need not
+                read again; 0 keeps none. `"auto"` is 256 MiB on CPU, and on CUDA a sixteenth of what the weights leave
+                free.
             quantization: `"fp8"` multiplies 8-bit floats, for NVIDIA GPUs of the Hopper generation or newer. Scores
                 then drift: the README says how far.
             invariant: False lets CUDA choose kernels by batch size: scores may then change in their last bits with
@@ -107,13 +117,17 @@ class RewardModel:
                 none. It is part of the fingerprint.
             base_model: for an adapter, the folder or id of the model it changes, in place of the one it names.
             head: `"logit:ID"` scores with the logit of vocabulary row ID at the last token, for language models that
-                were trained to give their reward there, such as Llama-3.1-Nemotron-70B-Reward-HF (`"logit:0"`). No
-                file of a checkpoint says so, therefore it is never guessed.
+                were trained to give their reward there, such as Llama-3.1-Nemotron-70B-Reward-HF (`"logit:0"`).
+                `"steps:RULE"` says that it is a process reward model, for `score_steps`: `"steps:shepherd"` and
+                `"steps:rlhflow"` of language models, `"steps:trl"` of a token classification with two labels
+                (`"steps:trl:SEPARATOR"` where the separator of its steps is no newline). No file of a checkpoint says
+                so, therefore it is never guessed.
             normalize: score `(raw - mean) / std` with the checkpoint's own figures, as OpenRLHF does where its reward
                 normalisation is on: see `normalization`.
 
         Raises:
-            DeviceError: the device is not there, or several are of different kinds or more than layers.
+            DeviceError: the device is not there or has not the memory for the prefix cache, or several are of different
+                kinds or more than layers.
             CheckpointError: files are missing or broken.
             UnsupportedArchitectureError: the model's architecture or an option of it is not supported.
             WeightError: a weight is missing, surplus or misshapen.
@@ -137,6 +151,7 @@ class RewardModel:
             folder,
             token_budget=token_budget,
             memory_share=memory_share,
+            prefix_cache_bytes=prefix_cache_bytes,
             chat_template=template,
             base_model=base_model,
         )
@@ -150,13 +165,12 @@ class RewardModel:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that decides a score, but the device and the dtype: see `model_files.fingerprint`."""
-        row, normalize = self.config.head.logit_row, self.config.head.normalize
         return fingerprint(
             self.folder,
             chat_template=self.chat_template,
             base_model=self.base_model,
-            head=None if row is None else f"logit:{row}",
-            normalize=normalize,
+            head=self.config.head.named,
+            normalize=self.config.head.normalize,
         )
 
     @property
@@ -278,10 +292,76 @@ class RewardModel:
 
         A conversation that is malformed or has no message of the assistant's yields one error.
         """
-        turns = [_turns(conversation) for conversation in _listed(conversations)]
-        flat = [turn for item in turns if isinstance(item, list) for turn in item]
-        outcomes = iter(self.outcomes(flat, truncation=truncation, max_tokens=max_tokens, strict=strict))
-        return [item if isinstance(item, ConversationError) else [next(outcomes) for _ in item] for item in turns]
+        turns = TurnList.of([_parsed(conversation) for conversation in _listed(conversations)])
+        return turns.outcomes(self.outcomes(turns.flat, truncation=truncation, max_tokens=max_tokens, strict=strict))
+
+    @overload
+    def score_steps(
+        self, conversation: ConversationLike, steps: Sequence[str], *, max_tokens: int | None = ..., strict: bool = ...
+    ) -> list[float]: ...
+    @overload
+    def score_steps(
+        self,
+        conversation: ConversationLike,
+        steps: Sequence[str],
+        *,
+        aggregate: Aggregate,
+        max_tokens: int | None = ...,
+        strict: bool = ...,
+    ) -> float: ...
+    def score_steps(
+        self,
+        conversation: ConversationLike,
+        steps: Sequence[str],
+        *,
+        aggregate: Aggregate | None = None,
+        max_tokens: int | None = None,
+        strict: bool = False,
+    ) -> list[float] | float:
+        """A process reward model's score of each step of an answer: the probability that it is good.
+
+        Args:
+            conversation: the messages before the answer.
+            steps: the answer's steps, in order; `steps.py` says how each kind of model reads them.
+            aggregate: one number in place of the list: the `"product"` of the scores, their `"minimum"` or the
+                `"last"` one.
+            max_tokens: a limit below the model's own. Nothing is shortened: a longer answer is an error.
+            strict: as `score` has it.
+
+        Raises:
+            ConversationError: the model scores no steps, the conversation is malformed, or there are no steps.
+            ScoringError: the first step that cannot be scored, its place in `error.index`.
+        """
+        (outcome,) = self.step_outcomes([conversation], [steps], max_tokens=max_tokens, strict=strict)
+        if isinstance(outcome, ScoringError):
+            raise outcome
+        return list(outcome.values) if aggregate is None else outcome.aggregate(aggregate)
+
+    def step_outcomes(
+        self,
+        conversations: Sequence[ConversationLike],
+        steps: Sequence[Sequence[str]],
+        *,
+        max_tokens: int | None = None,
+        strict: bool = False,
+    ) -> list[StepScores | ScoringError]:
+        """Like `score_steps`, for a list: the scores of each answer's steps, in order, or the error that it alone has.
+
+        What answers begin with alike, as those of one prompt and the branches of a search, is computed once.
+        """
+        answers = stepped_answers(_listed(conversations), steps)
+        outcomes: list[StepScores | ScoringError] = []
+        for at in range(0, len(answers), ENCODED_AHEAD):
+            encoded = self.step_encoder.encode_batch(
+                answers[at : at + ENCODED_AHEAD], max_tokens=max_tokens, strict=strict
+            )
+            outcomes += with_scores(encoded, self.scorer.score(sequences_of(encoded)))
+        return outcomes
+
+    @cached_property
+    def step_encoder(self) -> StepEncoder:
+        """What makes token ids of answers in steps. Raises `ConversationError` where the model scores no steps."""
+        return StepEncoder.of(self.config, self.tokenizer)
 
     def score_token_ids(self, sequences: Sequence[Sequence[int] | NDArray[np.integer]]) -> NDArray[np.float32]:
         """Score sequences of token ids as they are: float32 [len(sequences)].
@@ -349,13 +429,6 @@ def _listed(conversations: Sequence[ConversationLike]) -> Sequence[ConversationL
     if isinstance(conversations, Conversation | str):
         raise TypeError(f"a list of conversations is wanted, not one {type(conversations).__name__}")
     return conversations
-
-
-def _turns(conversation: ConversationLike) -> list[Conversation] | ConversationError:
-    try:
-        return Conversation.parse(conversation).turns()
-    except ConversationError as error:
-        return error
 
 
 def _parsed(conversation: ConversationLike) -> Conversation | ConversationError:

@@ -3,7 +3,8 @@
 A packed batch is a list of spans. The first of a run is a whole sequence, the spine; each span behind it holds what a
 branch has of its own, at its true positions. The rows of one sequence, from position 0 on, are its path: what the
 spans before its own left there, then its own. A sequence that shares nothing is a span of its own, and one that is a
-prefix of what was laid before has no span, only reads.
+prefix of what was laid before has no span, only reads. Where keys and values of a sequence's first tokens are in a
+cache, its path has rows behind the batch's own, which nobody computes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from serve_app.reward_model.prefixes import Branch
 BRANCHES_OVER_BUDGET = 1 / 8
 # A batch that is not filled costs what it lacks, times this, in tokens.
 COST_OF_LACKING = 1 / 32
+UNREAD = -1
+"""In place of a row's number, where a path's keys are in a cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,14 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class CachedRows:
+    """Rows of keys and values behind a batch's own, that a cache fills: `span` of the sequence numbered `sequence`."""
+
+    sequence: int
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
     """A place where a hidden state is read: `row` of the packed batch, which sees the first `num_keys` rows of the path
     that the spans up to number `span` make.
@@ -62,13 +73,16 @@ class PackedBatch:
     """Spans end to end. Shape legend: T rows, padding rows at the end included.
 
     `token_ids_T` is int64 on the device. `members` are the indices of the sequences, in the order of their branches,
-    and `reads` are in that order too, as many for each.
+    and `reads` are in that order too, as many for each. `ends` are the numbers of the spans that end the members'
+    paths, and `cached` has what is put on the path before a span, by its number.
     """
 
     token_ids_T: Tensor
     spans: list[Span]
     members: list[int]
     reads: list[Read]
+    ends: list[int] = field(default_factory=list)
+    cached: dict[int, CachedRows] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -80,12 +94,24 @@ class PackedBatch:
         """Whether any span attends to rows of another."""
         return any(span.position for span in self.spans)
 
+    @property
+    def num_cached(self) -> int:
+        """Rows of keys and values behind the batch's own."""
+        return sum(rows.span.num_rows for rows in self.cached.values())
+
+    def num_kept(self, number: int) -> int:
+        """Positions before span `number` whose rows the spans before it left on the path."""
+        cached = self.cached.get(number)
+        return self.spans[number].position if cached is None else cached.span.position
+
     def paths(self) -> list[NDArray[np.int64]]:
         """The rows of each span's sequence from position 0 on, its own at the end: int64 [num_keys] each."""
         path = np.empty(max(span.num_keys for span in self.spans), dtype=np.int64)
         paths = []
-        for span in self.spans:
-            path[span.position : span.num_keys] = np.arange(span.start, span.stop)
+        for number, span in enumerate(self.spans):
+            cached = self.cached.get(number)
+            for part in (span,) if cached is None else (cached.span, span):
+                path[part.position : part.num_keys] = np.arange(part.start, part.stop)
             paths.append(path[: span.num_keys].copy())
         return paths
 
@@ -95,30 +121,63 @@ class PackedBatch:
         sequences: Sequence[Sequence[int]],
         branches: Sequence[Branch],
         *,
-        num_rows: int,
+        padded: Callable[[int], int],
         device: torch.device,
         read_positions: Callable[[Sequence[int]], Sequence[int]] | None = None,
     ) -> PackedBatch:
-        """Lay the branches' sequences out in `num_rows` rows; those left over repeat the last token, for nobody.
+        """Lay the branches' sequences out.
 
-        `read_positions` tells where in a sequence hidden states are read; None is its last token.
+        Args:
+            padded: how many rows to make of a number of tokens; those left over repeat the last token, for nobody.
+            read_positions: tells where in a sequence hidden states are read; None is its last token.
         """
-        ids: list[int] = []
-        path: list[int] = []
-        spans: list[Span] = []
+        layout = _Layout()
         reads: list[Read] = []
+        ends: list[int] = []
         for branch in branches:
             sequence = sequences[branch.sequence]
-            own = sequence[branch.num_shared :]
-            if own:
-                spans.append(Span(len(ids), len(own), branch.num_shared))
-                path[branch.num_shared :] = range(len(ids), len(ids) + len(own))
-                ids += own
             positions = [len(sequence) - 1] if read_positions is None else read_positions(sequence)
-            reads += (Read(len(spans) - 1, position + 1, path[position]) for position in positions)
+            layout.add(sequence, branch, positions)
+            ends.append(len(layout.spans) - 1)
+            reads += (Read(ends[-1], position + 1, layout.path[position]) for position in positions)
+        ids = layout.ids
+        num_rows = padded(len(ids))
         ids += ids[-1:] * (num_rows - len(ids))
         members = [branch.sequence for branch in branches]
-        return cls(on_device(torch.tensor(ids, dtype=torch.int64), device), spans, members, reads)
+        token_ids_T = on_device(torch.tensor(ids, dtype=torch.int64), device)
+        return cls(token_ids_T, layout.spans, members, reads, ends, dict(layout.cached(num_rows)))
+
+
+@dataclass(slots=True)
+class _Layout:
+    """The batch that is being built. On `path` are the rows of the sequence added last, `UNREAD` where a cache has
+    its keys, and `known` has sequence, first position and end of those that a cache has, by span.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    path: list[int] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    known: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+
+    def add(self, sequence: Sequence[int], branch: Branch, positions: Sequence[int]) -> None:
+        """Lay out what the branch has of its own, from the first position on that is read and that nobody computes."""
+        path, kept = self.path, branch.num_shared
+        path[kept:] = [UNREAD] * (branch.num_known - kept)
+        first = min((place for place in positions if place >= len(path) or path[place] == UNREAD), default=len(path))
+        first = min(first, len(path))
+        if first > kept:
+            self.known[len(self.spans)] = (branch.sequence, kept, first)
+        own = sequence[first:]
+        if own:
+            path[first:] = range(len(self.ids), len(self.ids) + len(own))
+            self.spans.append(Span(len(self.ids), len(own), first))
+            self.ids += own
+
+    def cached(self, num_rows: int) -> Iterator[tuple[int, CachedRows]]:
+        """What a cache puts behind the batch's rows, by span."""
+        for number, (sequence, first, stop) in self.known.items():
+            yield number, CachedRows(sequence, Span(num_rows, stop - first, first))
+            num_rows += stop - first
 
 
 def on_device(host: Tensor, device: torch.device) -> Tensor:
@@ -167,38 +226,43 @@ def halves(branches: Sequence[Branch]) -> tuple[list[Branch], list[Branch]]:
 
 
 def _from_spine(branches: Sequence[Branch]) -> list[Branch]:
-    """The branches, the first of them read whole."""
-    return [Branch(branch.sequence, branch.num_shared if place else 0) for place, branch in enumerate(branches)]
+    """The branches, the first of them without one before it."""
+    return [branch if place else branch.alone for place, branch in enumerate(branches)]
 
 
 @dataclass(slots=True)
 class _OpenBatch:
-    """The batch that is being filled, and what its first branches come to: rows and keys of the first 0, 1, 2..."""
+    """The batch that is being filled, and what its first branches come to: rows and keys of the first 0, 1, 2...
+
+    `num_runs` counts branches that share with none before them, `num_whole` those that are read whole.
+    """
 
     lengths: Sequence[int]
     rows_per_key: float
     branches: list[Branch] = field(default_factory=list)
     num_rows: list[int] = field(default_factory=lambda: [0])
     num_keys: list[int] = field(default_factory=lambda: [0])
-    num_spines: int = 0
+    num_runs: int = 0
+    num_whole: int = 0
 
     def add(self, branch: Branch) -> None:
         if not self.branches:
-            branch = Branch(branch.sequence)
+            branch = branch.alone
         self.branches.append(branch)
         self.num_rows.append(self.num_rows[-1] + max(1, branch.num_own(self.lengths)))
-        self.num_keys.append(self.num_keys[-1] + self.lengths[branch.sequence])
-        self.num_spines += branch.num_shared == 0
+        self.num_keys.append(self.num_keys[-1] + self._keys_of(branch))
+        self.num_runs += branch.num_shared == 0
+        self.num_whole += branch.num_known == 0
 
     def has_room(self, branch: Branch, budget: int) -> bool:
         if not self.branches:
             return True
         rows = self.num_rows[-1] + max(1, branch.num_own(self.lengths))
-        keys = self.num_keys[-1] + self.lengths[branch.sequence]
-        if not branch.num_shared and self.num_spines == len(self.branches):
+        keys = self.num_keys[-1] + self._keys_of(branch)
+        if not branch.num_known and self.num_whole == len(self.branches):
             keys = 0
-        if branch.num_shared and self.num_spines == 1:
-            spine = self.lengths[self.branches[0].sequence]
+        if branch.num_shared and self.num_runs == 1:
+            spine = self.num_rows[1]
             budget = max(budget, spine + int(spine * BRANCHES_OVER_BUDGET))
         return rows + self.rows_per_key * keys <= budget
 
@@ -206,10 +270,14 @@ class _OpenBatch:
         """Take branches off the front, as many as make the best batch; those left stay, with a spine of their own."""
         ends = [*self.branches[1:], following]
         lacking = [max(0, budget - rows) * COST_OF_LACKING for rows in self.num_rows[1:]]
-        costs = [end.num_shared + lack for end, lack in zip(ends, lacking, strict=True)]
+        costs = [end.num_known - end.num_cached + lack for end, lack in zip(ends, lacking, strict=True)]
         count = max(range(1, len(costs) + 1), key=lambda count: (-costs[count - 1], count))
         taken, left = self.branches[:count], self.branches[count:]
-        self.branches, self.num_rows, self.num_keys, self.num_spines = [], [0], [0], 0
+        self.branches, self.num_rows, self.num_keys, self.num_runs, self.num_whole = [], [0], [0], 0, 0
         for branch in left:
             self.add(branch)
         return taken
+
+    def _keys_of(self, branch: Branch) -> int:
+        """Keys that are copied for a branch where sequences share: its own path, and what a cache gives for it."""
+        return self.lengths[branch.sequence] + branch.num_known - branch.num_shared

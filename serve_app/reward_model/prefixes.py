@@ -24,15 +24,27 @@ _TOKEN = np.dtype(">u4")  # bytes of big-endian numbers sort as the numbers do
 class Branch:
     """A sequence, by index, and how many of its first tokens the sequence before it in the plan begins with, too.
 
-    With 0 it is read whole. With its full length it is a prefix of what was read before, and nothing is.
+    With 0 it is read whole. With its full length it is a prefix of what was read before, and nothing is. The keys of
+    its first `num_cached` tokens are in a `PrefixCache`.
     """
 
     sequence: int
     num_shared: int = 0
+    num_cached: int = 0
+
+    @property
+    def num_known(self) -> int:
+        """Its first tokens that the model need not read again."""
+        return max(self.num_shared, self.num_cached)
+
+    @property
+    def alone(self) -> Branch:
+        """The same sequence without one before it."""
+        return Branch(self.sequence, num_cached=self.num_cached)
 
     def num_own(self, lengths: Sequence[int]) -> int:
         """Tokens that the model reads for it."""
-        return lengths[self.sequence] - self.num_shared
+        return lengths[self.sequence] - self.num_known
 
 
 def branch_by_prefix(sequences: Sequence[Sequence[int]], *, longest: int | None = None) -> list[Branch]:
@@ -42,7 +54,7 @@ def branch_by_prefix(sequences: Sequence[Sequence[int]], *, longest: int | None 
     shares nothing: its rotary angles are its own. Runs of sequences that share come in the order of the least index
     among them. Time and memory grow with the number of tokens, and with n log n comparisons.
     """
-    keys = [np.asarray(sequence, dtype=_TOKEN).tobytes() for sequence in sequences]
+    keys = [sort_key(sequence) for sequence in sequences]
     able = [place for place in range(len(keys)) if longest is None or len(sequences[place]) <= longest]
     order = sorted(able, key=keys.__getitem__, reverse=True)
     runs = [[Branch(place)] for place in range(len(keys)) if longest is not None and len(sequences[place]) > longest]
@@ -56,6 +68,16 @@ def branch_by_prefix(sequences: Sequence[Sequence[int]], *, longest: int | None 
         before = keys[place]
     runs.sort(key=lambda run: min(branch.sequence for branch in run))
     return [branch for run in runs for branch in run]
+
+
+def sort_key(sequence: Sequence[int]) -> bytes:
+    """The key of a sequence: in descending order of these, each shares most with its predecessor."""
+    return np.asarray(sequence, dtype=_TOKEN).tobytes()
+
+
+def num_rows(before: bytes, key: bytes) -> int:
+    """Rows of a pass for a sequence, by its key, behind another or none (an empty one): its own tokens, at least 1."""
+    return max(1, len(key) // _TOKEN.itemsize - _num_shared(before, key))
 
 
 def _num_shared(before: bytes, key: bytes) -> int:

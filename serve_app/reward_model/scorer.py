@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from serve_app.reward_model.errors import (
     TokenIdsError,
 )
 from serve_app.reward_model.packing import halves, num_rows, pack
+from serve_app.reward_model.prefix_cache import CACHE_BLOCK_TOKENS, CacheBytes, CachedPass, PrefixCache, cache_bytes
 from serve_app.reward_model.prefixes import Branch, branch_by_prefix
 from serve_app.reward_model.scores import Outputs
 from serve_app.reward_model.token_budget import (
@@ -42,10 +43,20 @@ class SequenceScorer:
 
     `token_budget` is how many tokens one forward pass reads at most, shared ones once; a longer sequence runs alone.
     Where memory lacks it is lowered, and comes back when it is enough again. `memory_share` is how much of each card
-    this process was given. `share_prompts` may be turned off for measurements: the scores keep their bits.
+    this process was given. `share_prompts` may be turned off for measurements: the scores keep their bits. With a
+    `prefix_cache`, no prefix is read again that an earlier call had.
     """
 
-    def __init__(self, decoder: Decoder, *, token_budget: int | Literal["auto"], memory_share: float = 1.0) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        token_budget: int | Literal["auto"],
+        memory_share: float = 1.0,
+        prefix_cache_bytes: CacheBytes = 0,
+    ) -> None:
+        self.prefix_cache = _cache(decoder, prefix_cache_bytes)
+        self._given_up_tokens = 0
         if token_budget != "auto" and (not isinstance(token_budget, int) or token_budget < 1):
             raise ValueError(f"token_budget is 'auto' or a positive whole number of tokens, not {token_budget!r}")
         self.share_prompts = True
@@ -67,6 +78,11 @@ class SequenceScorer:
             with self._lock:
                 self.token_budget = _measured_budget(self.decoder, self._memory_share)
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens whose keys and values came from the prefix cache so far."""
+        return self._given_up_tokens + (0 if self.prefix_cache is None else self.prefix_cache.num_read)
+
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float | ScoringError]:
         """The score of each sequence, in order, or the error that it alone has.
 
@@ -87,6 +103,7 @@ class SequenceScorer:
         rows_per_key = self.decoder.rows_per_key
         num_devices, total_rows = len(self.decoder.devices), num_rows(branches, lengths)
         with self._lock:
+            branches = self._with_cached(branches, sequences)
             under_way: deque[_Started] = deque()
             for batch in pack(
                 branches,
@@ -132,14 +149,31 @@ class SequenceScorer:
         plan = branch_by_prefix([sequences[index] for index in able], longest=longest)
         return [Branch(able[branch.sequence], branch.num_shared) for branch in plan]
 
+    def _with_cached(self, branches: list[Branch], sequences: Sequence[Sequence[int]]) -> list[Branch]:
+        """The plan of a call, with what the cache has of each sequence before the first place where it is read."""
+        cache = self._cache_in_use
+        if cache is None:
+            return branches
+        cache.begin_call()
+        found = [cache.find(one := sequences[branch.sequence], self.decoder.first_read(one)) for branch in branches]
+        return [replace(branch, num_cached=tokens) for branch, tokens in zip(branches, found, strict=True)]
+
+    @property
+    def _cache_in_use(self) -> PrefixCache | None:
+        return self.prefix_cache if self.share_prompts else None
+
     def _start(self, branches: list[Branch], sequences: Sequence[Sequence[int]]) -> _Started:
         """Launch one forward pass. On CUDA the next one is prepared while this one runs."""
+        cache = self._cache_in_use
+        if cache is None:  # perhaps it was given up after the call was planned
+            branches = [replace(branch, num_cached=0) for branch in branches]
         try:
-            return _Started(branches, _HostCopy.of(self.decoder.score(sequences, branches)))
+            scores = _HostCopy.of(self.decoder.score(sequences, branches, cache=cache))
+            return _Started(branches, scores, self.decoder.cached_pass)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            return _Started(branches, str(error))
+            return _Started(branches, str(error), self.decoder.cached_pass)
 
     def _finish(self, started: _Started, sequences: Sequence[Sequence[int]]) -> dict[int, Outputs | ScoringError]:
         """The scores of a pass that was started; where memory lacked, of two of half the size."""
@@ -148,9 +182,15 @@ class SequenceScorer:
         num_tokens = num_rows(branches, [len(sequence) for sequence in sequences])
         if isinstance(started.scores, _HostCopy):
             self._fitted(num_tokens)
-            pairs = zip(members, started.scores.wait(), strict=True)
+            found = started.scores.wait()
+            started.settle(is_sound=bool(np.isfinite(found).all()))
+            pairs = zip(members, found, strict=True)
             return {member: self._finite(outputs, sequences, branches, member) for member, outputs in pairs}
+        started.settle(is_sound=False)
         self._release_memory()
+        if self.prefix_cache is not None:
+            self._give_up_cache()
+            return self._score_batch(sequences, branches)
         if len(members) == 1:
             return {members[0]: DeviceMemoryError(f"{num_tokens} tokens do not fit in memory: {started.scores}")}
         before = self.token_budget
@@ -184,6 +224,20 @@ class SequenceScorer:
         dtype = str(self.decoder.dtype).removeprefix("torch.")
         return NonFiniteScoreError(f"the score is {outputs[0]}: the model's numbers leave the range of {dtype}")
 
+    def release_memory(self) -> None:
+        """Give back the memory that is kept between calls: buffers, and prefixes."""
+        with self._lock:
+            if self.prefix_cache is not None:
+                self.prefix_cache.clear()
+            self._release_memory()
+
+    def _give_up_cache(self) -> None:
+        assert self.prefix_cache is not None
+        logger.warning("out of memory: the prefix cache is given up; prefixes are read again in each call")
+        self.prefix_cache.clear()
+        self._given_up_tokens, self.prefix_cache = self.cached_tokens, None
+        self._release_memory()
+
     def _release_memory(self) -> None:
         self.decoder.release_buffers()
         if self.decoder.device.type == "cuda":
@@ -216,10 +270,38 @@ class _HostCopy:
 
 @dataclass(frozen=True, slots=True)
 class _Started:
-    """A forward pass that was launched: its scores, or why there was no memory for it."""
+    """A forward pass that was launched: its scores, or why there was no memory for it; and its part of the cache."""
 
     branches: list[Branch]
     scores: _HostCopy | str
+    cached: CachedPass | None
+
+    def settle(self, *, is_sound: bool) -> None:
+        if self.cached is not None:
+            self.cached.settle(is_sound=is_sound)
+
+
+def _cache(decoder: Decoder, wanted: CacheBytes) -> PrefixCache | None:
+    """The cache that is wanted, if any; on CUDA its memory is taken now, before the token budget is measured.
+
+    Raises:
+        ValueError: it would be smaller than a block.
+        DeviceError: the device has not the memory.
+    """
+    num_bytes = cache_bytes(wanted, decoder.device)
+    smallest = PrefixCache.block_bytes(decoder.config, decoder.dtype)
+    if num_bytes == 0 or (wanted == "auto" and num_bytes < smallest):
+        return None
+    cache = PrefixCache(num_bytes, decoder.config, decoder.dtype)
+    if decoder.device.type == "cuda":
+        try:
+            decoder.score([[0] * CACHE_BLOCK_TOKENS], [Branch(0)], cache=cache).tolist()
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise DeviceError(f"prefix_cache_bytes={num_bytes} do not fit the device beside the weights") from error
+        cache.forget()
+    return cache
 
 
 def _measured_budget(decoder: Decoder, memory_share: float) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 Outputs: TypeAlias = Sequence[float]
 """What a model says of one sequence: its score, then the attributes of `HeadConfig.attributes`."""
@@ -25,6 +27,31 @@ class Score:
     truncated: bool = False
     warnings: tuple[str, ...] = ()
     attributes: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StepScores:
+    """A process reward model's probability for each step of an answer that it is good, in order; the tokens read up to
+    the last one, and what looks wrong in the conversation: see `conversation.warnings_of`.
+    """
+
+    values: tuple[float, ...]
+    num_tokens: int
+    warnings: tuple[str, ...] = ()
+
+    def aggregate(self, name: Aggregate) -> float:
+        """One number for the answer: see `AGGREGATES`."""
+        return AGGREGATES[name](self.values)
+
+
+Aggregate = Literal["product", "minimum", "last"]
+AGGREGATES: Mapping[Aggregate, Callable[[Sequence[float]], float]] = {
+    "product": math.prod,
+    "minimum": min,
+    "last": operator.itemgetter(-1),
+}
+"""Ways to make one number of the scores of an answer's steps. Which one is best depends on the model, so none is taken
+unasked."""
 
 
 def order(scores: Sequence[float]) -> list[int]:

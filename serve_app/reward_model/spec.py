@@ -36,6 +36,7 @@ class ModelSpec:
         device: `"auto"`, `"cpu"` or `"cuda"`.
         dtype: `"auto"`, `"float32"`, `"bfloat16"` or `"float16"`.
         token_budget: tokens in one forward pass.
+        prefix_cache_bytes: memory for recent prefixes: see `RewardModel.from_pretrained`. It changes no score.
         quantization: `"none"` or `"fp8"`.
         fingerprint: the one that the model's files must have; None takes them as they are.
         chat_template: the text of a Jinja template in place of the checkpoint's.
@@ -46,6 +47,7 @@ class ModelSpec:
         attributes: names of what a gating head gives beside the score; `resolved` finds them out.
         num_devices: devices that the layers are spread over; the bits are those of one.
         memory_share: of a card, where several processes share it.
+        scores_steps: whether it is a process reward model; `resolved` finds it out.
     """
 
     model: str = tiny.NAME
@@ -61,6 +63,8 @@ class ModelSpec:
     normalize: bool = False
     takes_reference: bool = False
     attributes: tuple[str, ...] = ()
+    scores_steps: bool = False
+    prefix_cache_bytes: int | Literal["auto"] = 0
     num_devices: int = 1
     memory_share: float = 1.0
 
@@ -114,6 +118,7 @@ class ModelSpec:
             fingerprint=self._checked(folder),
             takes_reference=tokenizer.takes_reference,
             attributes=config.head.attributes,
+            scores_steps=tokenizer.scores_steps,
         )
         found.check_device()
         return found
@@ -142,6 +147,7 @@ class ModelSpec:
             dtype=self.dtype,
             token_budget=self.token_budget,
             memory_share=self.memory_share,
+            prefix_cache_bytes=self.prefix_cache_bytes,
             quantization=self.quantization,
             chat_template=self.chat_template,
             base_model=self.base_model,
@@ -216,6 +222,7 @@ class ModelFacts:
     normalize: bool = False
     takes_reference: bool = False
     attributes: tuple[str, ...] = ()
+    scores_steps: bool = False
 
     @classmethod
     def of(cls, spec: ModelSpec, model: RewardModel) -> ModelFacts:
@@ -235,6 +242,7 @@ class ModelFacts:
             normalize=spec.normalize,
             takes_reference=model.tokenizer.takes_reference,
             attributes=model.config.head.attributes,
+            scores_steps=model.tokenizer.scores_steps,
         )
 
     @property

@@ -38,6 +38,7 @@ from serve_app.reward_model.errors import (
     ScoringError,
     TokenIdsError,
 )
+from serve_app.reward_model.families import TEMPLATED_RULES
 from serve_app.reward_model.markup import MARK, MarkedTextEncoder, Markup, escape
 from serve_app.reward_model.polar import SEPARATOR, read_polar, render_polar
 from serve_app.reward_model.rendered_text import RenderedTextReader
@@ -79,10 +80,17 @@ class Tokenizer:
         reward_token_id: the id every sequence ends in, or None where the score is read at the template's last token.
         max_tokens: the model's longest sequence, in tokens.
         ends_in_eos: whether every text ends in the eos token, trailing newlines stripped, as OpenRLHF has it.
+        scores_steps: whether the model scores the steps of answers, which `steps.py` encodes, and no conversations.
     """
 
     def __init__(
-        self, tokenizer: Any, *, reward_token_id: int | None, max_tokens: int, ends_in_eos: bool = False
+        self,
+        tokenizer: Any,
+        *,
+        reward_token_id: int | None,
+        max_tokens: int,
+        ends_in_eos: bool = False,
+        scores_steps: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._backend: BackendTokenizer = tokenizer.backend_tokenizer
@@ -96,6 +104,7 @@ class Tokenizer:
         self._eos: str | None = tokenizer.eos_token if ends_in_eos else None
         self._end_id: int | None = tokenizer.eos_token_id if ends_in_eos else reward_token_id
         self.max_tokens = max_tokens
+        self.scores_steps = scores_steps
         self.takes_reference = _is_polar(self._backend, reward_token_id)
         """Whether conversations need a `reference`, which the response is compared with: POLAR's models do."""
 
@@ -124,8 +133,12 @@ class Tokenizer:
             reward_token_id=config.reward_token_id,
             max_tokens=config.max_tokens,
             ends_in_eos=ends_in_eos,
+            scores_steps=config.head.steps is not None,
         )
-        if not made.takes_reference:
+        if config.head.steps is not None and config.head.steps not in TEMPLATED_RULES:
+            if chat_template is not None:
+                raise CheckpointError(f"{folder} reads a question and steps as they are: leave chat_template out")
+        elif not made.takes_reference:
             tokenizer.chat_template = checked_template(tokenizer, folder, is_given=chat_template is not None, date=DATE)
         elif chat_template is not None:
             raise CheckpointError(f"{folder} is a POLAR model, which reads no chat template: leave chat_template out")
@@ -217,6 +230,11 @@ class Tokenizer:
             try:
                 if isinstance(source, ConversationError):
                     raise source
+                if self.scores_steps:
+                    raise ConversationError(
+                        "this model scores the steps of an answer, and no conversation as a whole: use score_steps "
+                        "(--steps-column in jobs, /v1/steps over HTTP)"
+                    )
                 conversation = Conversation.parse(source)
                 if strict and (found := warnings_of(conversation)):
                     raise MalformedConversationError("; ".join(found))
@@ -230,6 +248,34 @@ class Tokenizer:
             except ScoringError as error:
                 results[index] = error
         return results
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token that the vocabulary has by this name."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    def plain_ids(self, text: str) -> list[int]:
+        """The ids of a text by itself, with nothing around it; special tokens that it spells stay text."""
+        if self._markup.is_spelled(text):
+            return self._marked.encode(self._markup.mark(text))
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def framed_ids(self, text: str) -> list[int]:
+        """The ids of a text with the special tokens that the tokenizer puts around one; those it spells stay text."""
+        return self._frame(self.plain_ids(text))
+
+    def rendered_ids(
+        self, messages: Sequence[Message], *, pieces: Sequence[str] = (), separator: str = ""
+    ) -> list[int]:
+        """The ids of messages by the chat template. With `pieces` the last one's content is these, with the token
+        `separator` behind each: the same typed in a piece stays text.
+        """
+        if not pieces:
+            return self._encode_texts([self._render(messages)])[0]
+        texts = [(message.role, self._markup.mark_if_spelled(message.content)) for message in messages[:-1]]
+        content = "".join(self._markup.mark_if_spelled(piece) + separator for piece in pieces)
+        return self._encode_texts([self._apply_template([*texts, (messages[-1].role, content)], None)])[0]
 
     def _limit(self, max_tokens: int | None) -> int:
         if max_tokens is None:

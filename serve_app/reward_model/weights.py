@@ -51,17 +51,17 @@ def places_of(
     """
     internlm2 = config.family == "internlm2"
     embedding = "model.tok_embeddings.weight" if internlm2 else "model.embed_tokens.weight"
-    row = config.head.logit_row
+    rows = list(config.head.vocabulary_rows)
     yield embedding, _whole(weights.embedding)
     yield "model.norm.weight", _norm(config, weights.norm)
-    if row is None:
+    if not rows:
         yield from ((name, _whole(target)) for name, target in head_targets(plan, weights.head))
     else:
         shape, target = tuple(weights.embedding.shape), weights.head.layers[0].weight
         if LANGUAGE_HEAD in stored:
-            yield LANGUAGE_HEAD, Place(shape, (target,), lambda head: (head[row : row + 1],))
+            yield LANGUAGE_HEAD, Place(shape, (target,), lambda head: (head[rows],))
         else:  # tied: the later of the two places for one name counts
-            yield embedding, Place(shape, (weights.embedding, target), lambda head: (head, head[row : row + 1]))
+            yield embedding, Place(shape, (weights.embedding, target), lambda head: (head, head[rows]))
     layer_places = _internlm2_layer if internlm2 else _llama_layer
     for index, layer in enumerate(weights.layers):
         for name, place in layer_places(config, layer):

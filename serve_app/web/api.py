@@ -13,8 +13,9 @@ from pydantic_core import PydanticCustomError
 
 from serve_app import reward_model
 from serve_app.reward_model import Score
-from serve_app.reward_model.scores import order, ranks
+from serve_app.reward_model.scores import Aggregate, StepScores, order, ranks
 from serve_app.reward_model.tokenizer import Truncation
+from serve_app.reward_model.turn_list import TurnList
 from serve_app.web.service import ApiError, ScoringService
 
 QUESTION: dict[str, JsonValue] = {"role": "user", "content": "What is the capital of France?"}
@@ -105,6 +106,36 @@ class ScoreRequest(_Request):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"conversations": [GOOD, BAD]}]})
 
     conversations: Conversations
+    every_turn: bool = Field(
+        False,
+        description="Also give the score after each message of the assistant, which takes little longer than the last "
+        "one alone; a conversation without such a message is an error",
+    )
+
+
+class ConversationInSteps(_Schema):
+    """A conversation up to an answer, and the answer in steps."""
+
+    messages: Annotated[list[MessageBody], Field(min_length=1, description="Messages before the answer")]
+    steps: list[str] = Field(min_length=1, description="The answer's steps, in order")
+
+
+class StepsRequest(_Schema):
+    """Answers in steps to score, for a process reward model."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"conversations": [{"messages": [QUESTION], "steps": ["It is in the north.", "Paris."]}]}]
+        },
+    )
+
+    model: ModelName = None
+    conversations: list[ConversationInSteps]
+    aggregate: Aggregate | None = Field(
+        None, description="Also give one score for each answer: the product of its steps' scores, the minimum, the last"
+    )
+    strict: bool = Field(False, description="Refuse what is a warning otherwise, as /v1/score has it")
 
 
 class CompareRequest(_Request):
@@ -160,10 +191,25 @@ class ScoredConversation(_Schema):
     attributes: dict[str, float] | None = Field(
         None, description="What a gating head weighs to make the score, by name; left out for models without"
     )
+    turn_scores: list[float] | None = Field(
+        None, description="With every_turn: the score of the conversation up to each message of the assistant, in order"
+    )
+    turn_tokens: list[int] | None = Field(None, description="With every_turn: the tokens up to each of these messages")
 
 
 class ScoreResponse(_Response):
     results: list[ScoredConversation] = Field(description="In the order of the request")
+
+
+class ScoredSteps(_Schema):
+    index: int = Field(description="Its place in the request")
+    step_scores: list[float] = Field(description="The probability that each step is good, in order")
+    score: float | None = Field(None, description="What the aggregate makes of them, where one was named")
+    num_tokens: int = Field(description="Tokens up to where the last step is read")
+
+
+class StepsResponse(_Response):
+    results: list[ScoredSteps] = Field(description="In the order of the request")
 
 
 class CompareResponse(_Response):
@@ -246,20 +292,33 @@ def routes(service: ScoringService) -> APIRouter:
     @router.post("/v1/score", summary="Score conversations", response_model_exclude_none=True)
     async def score(request: ScoreRequest) -> ScoreResponse:
         model = service.model_name(request.model)
+        if request.every_turn:
+            return await _every_turn(service, model, request)
         scores = await service.score(
             model, _messages(request.conversations), truncation=request.truncation, strict=request.strict
         )
-        results = [
-            ScoredConversation(
-                index=index,
-                score=score.value,
-                num_tokens=score.num_tokens,
-                truncated=score.truncated,
-                attributes=dict(score.attributes) or None,
-            )
-            for index, score in enumerate(scores)
-        ]
+        results = [_scored(index, score) for index, score in enumerate(scores)]
         return ScoreResponse(model=model, results=results, usage=_usage(scores), warnings=_warnings(scores))
+
+    @router.post("/v1/steps", summary="Score the steps of answers", response_model_exclude_none=True)
+    async def steps(request: StepsRequest) -> StepsResponse:
+        model = service.model_name(request.model)
+        prompts: list[reward_model.ConversationLike] = [
+            [message.model_dump() for message in each.messages] for each in request.conversations
+        ]
+        found = await service.score_steps(
+            model, prompts, [each.steps for each in request.conversations], strict=request.strict
+        )
+        results = [
+            ScoredSteps(
+                index=index,
+                step_scores=list(scores.values),
+                score=None if request.aggregate is None else scores.aggregate(request.aggregate),
+                num_tokens=scores.num_tokens,
+            )
+            for index, scores in enumerate(found)
+        ]
+        return StepsResponse(model=model, results=results, usage=_usage(found), warnings=_warnings(found))
 
     @router.post("/v1/compare", summary="Compare two conversations")
     async def compare(request: CompareRequest) -> CompareResponse:
@@ -324,6 +383,63 @@ def routes(service: ScoringService) -> APIRouter:
     return router
 
 
+async def _every_turn(service: ScoringService, model: str, request: ScoreRequest) -> ScoreResponse:
+    """The response with the score after each answer, beside that of each conversation as a whole."""
+    turns = TurnList.of([_parsed(each) for each in _messages(request.conversations)], with_whole=True)
+    wholes: list[int] = []
+    for place, part in enumerate(turns.parts):
+        if isinstance(part, reward_model.ScoringError):
+            raise ApiError(422, str(part), "invalid_conversation", f"conversations[{place}]")
+        wholes.append(part[-1])
+    params = [
+        f"conversations[{owner}]" if at == wholes[owner] else _message_path(request.conversations[owner], owner, length)
+        for at, (owner, length) in enumerate(zip(turns.owners, turns.lengths, strict=True))
+    ]
+    scores = await service.score(model, turns.flat, truncation=request.truncation, params=params, strict=request.strict)
+    results = []
+    for index, own in enumerate(turns.scored(scores)):
+        assert isinstance(own, list), "service.score raises errors"
+        result = _scored(index, own[-1])
+        result.truncated = any(score.truncated for score in own)
+        result.turn_scores = [score.value for score in own[:-1]]
+        result.turn_tokens = [score.num_tokens for score in own[:-1]]
+        results.append(result)
+    found: dict[tuple[int, str], str] = {}
+    for at in (*wholes, *range(len(scores))):  # what is told of the whole is not told again of its turns
+        for warning in scores[at].warnings:
+            found.setdefault((turns.owners[at], warning), params[at])
+    warnings = [f"{param}: {warning}" for (_, warning), param in sorted(found.items(), key=lambda item: item[0][0])]
+    usage = _usage([scores[at] for at in wholes])
+    return ScoreResponse(model=model, results=results, usage=usage, warnings=warnings)
+
+
+def _message_path(conversation: Conversation, owner: int, length: int) -> str:
+    """The field of a conversation's message that is the last of so many."""
+    messages = ".messages" if isinstance(conversation, ConversationWithReference) else ""
+    return f"conversations[{owner}]{messages}[{length - 1}]"
+
+
+def _parsed(
+    conversation: reward_model.ConversationLike,
+) -> reward_model.Conversation | reward_model.ConversationError:
+    try:
+        return reward_model.Conversation.parse(conversation)
+    except reward_model.ConversationError as error:
+        return error
+
+
+def _scored(index: int, score: Score) -> ScoredConversation:
+    return ScoredConversation(
+        index=index,
+        score=score.value,
+        num_tokens=score.num_tokens,
+        truncated=score.truncated,
+        attributes=dict(score.attributes) or None,
+        turn_scores=None,
+        turn_tokens=None,
+    )
+
+
 def _add_status(router: APIRouter, service: ScoringService) -> None:
     def entry(name: str) -> ModelEntry:
         return ModelEntry(id=name, max_tokens=service.max_tokens(name))
@@ -357,7 +473,7 @@ def _plain(value: str | list[MessageBody]) -> str | list[dict[str, str]]:
     return value if isinstance(value, str) else [message.model_dump() for message in value]
 
 
-def _warnings(scores: Sequence[Score], params: Sequence[str] | None = None) -> list[str]:
+def _warnings(scores: Sequence[Score | StepScores], params: Sequence[str] | None = None) -> list[str]:
     """The warnings of all scores, each with the field that it is about in front."""
     return [
         f"{params[place] if params else f'conversations[{place}]'}: {warning}"
@@ -366,7 +482,7 @@ def _warnings(scores: Sequence[Score], params: Sequence[str] | None = None) -> l
     ]
 
 
-def _usage(scores: Sequence[Score]) -> Usage:
+def _usage(scores: Sequence[Score | StepScores]) -> Usage:
     return Usage(prompt_tokens=sum(score.num_tokens for score in scores))
 
 

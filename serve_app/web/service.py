@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any, Protocol
 
 from serve_app.reward_model import Conversation, ConversationLike, Score
+from serve_app.reward_model.scores import StepScores
 from serve_app.reward_model.tokenizer import Truncation
 
 
@@ -162,6 +163,19 @@ class ScoringService(Protocol):
         """As `score`, with each conversation's own error in its place; an error among `conversations` stays.
 
         Raises `ApiError` for what keeps the whole request from being answered: overload, a deadline.
+        """
+        ...
+
+    async def score_steps(
+        self,
+        model: str,
+        prompts: Sequence[ConversationLike],
+        steps: Sequence[Sequence[str]],
+        *,
+        strict: bool = False,
+    ) -> list[StepScores]:
+        """A process reward model's scores of each answer's steps, in order, or `ApiError` for the first that has none,
+        also where the model scores no steps.
         """
         ...
 

@@ -8,6 +8,7 @@ conversation that is scored after each of its turns counted once for every turn.
 ceiling fraction is the useful tokens' matrix products over the time, as a share of the rate of bare matrix products of
 the model's shapes, the fastest of several ways to call them. Peers take minutes for what the engine does in seconds:
 they take fewer turns and run a share of the sequences, spread evenly over all; their time per useful token counts.
+"one-by-one" are the candidates of a prompt in a call each, with a prefix cache that is empty at first, and without one.
 The last line is JSON.
 """
 
@@ -49,7 +50,7 @@ SHAPES = {  # hidden, layers, heads, key/value heads, intermediate; DESIGN: the 
 }
 VOCAB_SIZE = 92544
 Item = TypeVar("Item")
-WORKLOADS = ("mixed", "best-of-16", "uniform-short", "long", "turns", "tree")
+WORKLOADS = ("mixed", "best-of-16", "uniform-short", "long", "turns", "tree", "one-by-one")
 REWARD_TOKEN = 92527
 NUM_CONVERSATIONS, NUM_TURNS = 6, 8
 TREE_DEPTH, TREE_BRANCHES = 4, 3
@@ -153,10 +154,15 @@ def measure(
         "engine": lambda: timed(lambda: model.score_token_ids(sequences), model.device) / tokens,
         "unshared": unshared_seconds(model, sample(sequences, max(4, len(sequences) // 4))),
     }
+    if workload == "one-by-one":
+        kept = RewardModel(
+            model.scorer.decoder, Path(), token_budget=model.scorer.token_budget, prefix_cache_bytes="auto"
+        )
+        ways = {"engine": one_by_one_seconds(kept, sequences), "uncached": one_by_one_seconds(model, sequences)}
     if workload == "turns":
         last = sequences[NUM_TURNS - 1 :: NUM_TURNS]
         ways["last_alone"] = lambda: timed(lambda: model.score_token_ids(last), model.device) / tokens
-    for name, peer in contenders.peers.items():
+    for name, peer in contenders.peers.items() if workload != "one-by-one" else ():
         batches = peer.batches(sequences)
         if len(batches) == 1:  # half of a batch of equal lengths costs half
             batches = [sample(batches[0], max(1, len(batches[0]) // 2))]
@@ -167,7 +173,7 @@ def measure(
     for turn in range(args.repeats):
         rates.append(matmul_rate(contenders.matrices))
         for name, way in ways.items():
-            if name in ("engine", "last_alone") or turn < args.peer_repeats:
+            if name in ("engine", "last_alone", "uncached") or turn < args.peer_repeats:
                 seconds[name].append(way())
     ours = statistics.median(seconds["engine"])
     rate = statistics.median(rates)
@@ -218,6 +224,21 @@ def unshared_seconds(model: RewardModel, sequences: list[list[int]]) -> Callable
     return run
 
 
+def one_by_one_seconds(model: RewardModel, sequences: list[list[int]]) -> Callable[[], float]:
+    """A run of the engine with a call for each sequence, in seconds per useful token; its cache is empty at first."""
+
+    def calls() -> None:
+        for sequence in sequences:
+            model.score_token_ids([sequence])
+
+    def run() -> float:
+        if model.scorer.prefix_cache is not None:
+            model.scorer.prefix_cache.forget()
+        return timed(calls, model.device) / num_tokens(sequences)
+
+    return run
+
+
 def workload_sequences(workload: str) -> list[list[int]]:
     """Token ids of a workload: random, with a fixed seed.
 
@@ -231,8 +252,8 @@ def workload_sequences(workload: str) -> list[list[int]]:
 
     if workload == "mixed":
         return [ids(min(1024, max(24, round(chooser.lognormvariate(5.2, 0.8))))) for _ in range(96)]
-    if workload == "best-of-16":
-        prompts = [ids(512) for _ in range(4)]
+    if workload in ("best-of-16", "one-by-one"):
+        prompts = [ids(512) for _ in range(4 if workload == "best-of-16" else 1)]
         return [prompt + ids(chooser.randint(48, 192)) for prompt in prompts for _ in range(16)]
     if workload == "uniform-short":
         return [ids(32) for _ in range(256)]

@@ -121,6 +121,7 @@ def score_and_rank(folder: Path, config: BenchConfig) -> dict[str, float]:
         engine.append(tokens / (time.perf_counter() - started))
         output = folder / f"ranked{repeat}"
         command = ["-m", "jobs.rank", "--input", config.candidates, "--output", str(output), "--model", config.model]
+        command.append("--no-remember-scores")
         job.append(tokens / measured(command, folder=ROOT).seconds)
         ratios.append(job[-1] / engine[-1])
         print(f"engine {engine[-1]:,.0f} tokens/s, score and rank {job[-1]:,.0f} with start-up", flush=True)

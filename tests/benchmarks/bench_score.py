@@ -103,7 +103,8 @@ def _job_rate(config: BenchConfig) -> float:
         corpus, output = Path(folder) / "in", str(Path(folder) / "out")
         for copy in range(config.copies):
             shutil.copytree(config.input, corpus / str(copy))
-        run(ScoreConfig(input=str(corpus), output=output, model=config.model))
+        # The copies hold equal conversations, and all are to be computed.
+        run(ScoreConfig(input=str(corpus), output=output, model=config.model, remember_scores=False))
         return commit_rate(Path(output))
 
 

@@ -1,10 +1,12 @@
-"""The endpoint against the engine in one process: throughput of many clients, latency of one, and overload.
+"""The endpoint against the engine in one process: throughput of many clients, latency of one, and overload; and the
+candidates of a prompt one after another, with a prefix cache and without.
 
     python -m tests.benchmarks.bench_serve --preset mid
 
 Starts its own Ray and an endpoint of one replica on a free port. The model has a preset's shape and random weights,
 written to a temporary folder with the embedded tokenizer. The in-process engine runs before and after the endpoint is
-asked; the median of both counts. The last line is JSON.
+asked; the median of both counts. The candidates go in turn to two models that differ in the cache alone, each time with
+another prompt. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,9 @@ from tests.benchmarks.bench_engine import RESULTS, SHAPES, hardware
 WORDS = ("the", "sea", "is", "wide", "while", "rivers", "run", "to", "it", "from", "hills", "since", "spring")
 MODEL_NAME = "bench"
 NUM_CLIENTS = 64
+NUM_CANDIDATES = 16
+PROMPT_TOKENS = 512
+ANSWER_TOKENS = (48, 192)
 WAITED_S = 30.0
 
 
@@ -52,13 +57,16 @@ def main() -> int:
     parser.add_argument("--preset", choices=("tiny", "mid"), default="mid", help="the model's shape")
     parser.add_argument("--conversations", type=int, default=128, help="how many the 64 clients ask for, one at a time")
     parser.add_argument("--overload-s", type=float, default=60.0, help="how long five times too much is offered")
+    parser.add_argument("--prompts", type=int, default=3, help="prompts whose candidates come one after another")
+    parser.add_argument("--only-candidates", action="store_true", help="measure nothing else")
     parser.add_argument("--save", action="store_true", help="write the JSON to tests/benchmarks/results")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     folder = Path(tempfile.mkdtemp(prefix="rayward-bench-"))
     try:
         write_checkpoint(folder, args.preset)
-        result = measure(folder, args)
+        figures = {} if args.only_candidates else measure(folder, args)
+        result = figures | {"one_by_one": one_by_one(folder, args.prompts)}
     finally:
         shutil.rmtree(folder)
     if args.save:
@@ -106,6 +114,53 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def one_by_one(folder: Path, num_prompts: int) -> dict[str, Any]:
+    """Candidates a second of one client that asks for one at a time, with a cache and without, and their ratio.
+
+    The ratio is the median over prompts; between those of a kind, every prompt is new to the cache.
+    """
+    model = RewardModel.from_pretrained(str(folder), device="cpu")
+    chooser = random.Random(77)
+    cases = [candidates(model, chooser) for _ in range(num_prompts)]
+    seconds: dict[str, list[float]] = {name: [] for name in ("cached", "uncached")}
+    same = True
+    with endpoint(folder, {"cached": {}, "uncached": {"prefix_cache_bytes": 0}}) as url:
+        for name in seconds:
+            asyncio.run(ask_all(url, candidates(model, chooser), num_clients=1, model=name))
+        for case in cases:
+            expected = model.get_scores(case)
+            for name, taken in seconds.items():
+                elapsed, scores = asyncio.run(ask_all(url, case, num_clients=1, model=name))
+                taken.append(elapsed)
+                same &= scores == expected
+    ratios = [plain / kept for kept, plain in zip(seconds["cached"], seconds["uncached"], strict=True)]
+    return {
+        "hardware": hardware(torch.device("cpu")),
+        "prompts": num_prompts,
+        "candidates": NUM_CANDIDATES,
+        **{f"{name}_per_s": round(NUM_CANDIDATES / statistics.median(taken), 2) for name, taken in seconds.items()},
+        "times_as_fast": round(statistics.median(ratios), 2),
+        "same_scores": same,
+    }
+
+
+def candidates(model: RewardModel, chooser: random.Random) -> list[Any]:
+    """Answers to one prompt of `PROMPT_TOKENS` tokens or a few more, each of `ANSWER_TOKENS`."""
+
+    def text(num_tokens: int) -> str:
+        words = chooser.choices(WORDS, k=num_tokens)
+        low, high = 1, num_tokens
+        while low < high:
+            middle = (low + high) // 2
+            enough = len(model.tokenizer.encode([{"role": "user", "content": " ".join(words[:middle])}])) >= num_tokens
+            low, high = (low, middle) if enough else (middle + 1, high)
+        return " ".join(words[:low])
+
+    prompt = {"role": "user", "content": text(PROMPT_TOKENS)}
+    answers = [text(chooser.randint(*ANSWER_TOKENS)) for _ in range(NUM_CANDIDATES)]
+    return [[prompt, {"role": "assistant", "content": answer}] for answer in answers]
+
+
 def rate_in_process(model: RewardModel, chats: list[Any]) -> float:
     """Conversations a second of one call for all of them."""
     started = time.perf_counter()
@@ -127,14 +182,17 @@ def lone_latency(url: str, chat: Any) -> float:
         )
 
 
-async def ask_all(url: str, chats: list[Any], *, num_clients: int) -> tuple[float, list[float]]:
+async def ask_all(
+    url: str, chats: list[Any], *, num_clients: int, model: str = MODEL_NAME
+) -> tuple[float, list[float]]:
     """Seconds until clients with one conversation in flight each have asked for all, and the scores in order."""
     scores = [0.0] * len(chats)
     waiting = iter(range(len(chats)))
 
     async def client() -> None:
         for place in waiting:
-            async with http.post("/v1/score", json={"conversations": [chats[place]]}) as response:
+            body = {"model": model, "conversations": [chats[place]]}
+            async with http.post("/v1/score", json=body) as response:
                 response.raise_for_status()
                 scores[place] = (await response.json())["results"][0]["score"]
 
@@ -251,8 +309,8 @@ def replica_bytes() -> int:
 
 
 @contextmanager
-def endpoint(folder: Path) -> Iterator[str]:
-    """The address of an endpoint of one replica that uses every core."""
+def endpoint(folder: Path, models: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[str]:
+    """The address of an endpoint with a replica that uses every core, or one of each of `models`, names and options."""
     from ray import serve
 
     from serve_app.app import build_app
@@ -263,8 +321,10 @@ def endpoint(folder: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     with connect(num_cpus=4):
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        options = {"model": str(folder), "name": MODEL_NAME, "max_wait_s": WAITED_S, "burst": 0}
-        serve.run(build_app(ServiceConfig.model_validate(options)), name="rayward", route_prefix="/")
+        named = {MODEL_NAME: {"max_wait_s": WAITED_S, "burst": 0}} if models is None else models
+        common = {"model": str(folder), "threads": torch.get_num_threads()}
+        options = [{**common, "name": name, **each} for name, each in named.items()]
+        serve.run(build_app(ServiceConfig.model_validate({"models": options})), name="rayward", route_prefix="/")
         yield f"http://127.0.0.1:{port}"
         serve.shutdown()
 

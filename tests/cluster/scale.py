@@ -134,7 +134,8 @@ class _Job:
         asked = conversations(self._config.rows_per_replica * replicas, self._config.words, seed=replicas)
         _write(place / "in", asked, row_group_size=self._config.rows_per_unit)
         output = place / "out"
-        options = {"input": str(place / "in"), "output": str(output), "rows_per_unit": self._config.rows_per_unit}
+        options = {"input": str(place / "in"), "output": str(output), "model": "tiny", "remember_scores": False}
+        options |= {"rows_per_unit": self._config.rows_per_unit}
         with ThreadPoolExecutor(1) as pool:
             watcher = pool.submit(_at_first_part, output, lose, len(asked)) if lose else None
             total = run(ScoreConfig.model_validate(options | {"num_actors": replicas}), load=sleeping_model)

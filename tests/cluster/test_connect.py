@@ -110,4 +110,4 @@ def test_jobs_refuse_ray_client_and_say_how_to_submit(from_environment: bool, mo
     address = "ray://head:10001"
     monkeypatch.setenv("RAY_ADDRESS", address if from_environment else "auto")
     with pytest.raises(ValidationError, match="ray job submit"):
-        ScoreConfig(input="a", output="b", address=None if from_environment else address)
+        ScoreConfig(input="a", output="b", model="tiny", address=None if from_environment else address)

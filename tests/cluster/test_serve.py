@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from cluster import serve
 from cluster.serve import ServeConfig, ServeError, cause, run
+from jobs.cli import main
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.errors import RaywardError
 from serve_app.reward_model.tiny import cached_folder
@@ -53,15 +54,15 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "told"),
     [
         ({"model": ()}, "name a model"),
-        ({"port": 0}, "--port 0: a port is a number from 1 to 65535"),
-        ({"num_replicas": 0}, "--num-replicas: input should be greater than 0"),
-        ({"gpus_per_replica": -1.0}, "--gpus-per-replica: input should be greater than or equal to 0"),
         ({"model": ("tiny", "tiny")}, "write NAME=MODEL"),
         ({"model": ("/no/such/model",)}, "model folder /no/such/model does not exist"),
         ({"chat_template": "/no/such/template.jinja"}, "/no/such/template.jinja"),
+        ({"head": "steps:"}, "--head"),
+        ({"head": "steps:trl"}, "does not fit InternLM2ForRewardModel"),
         ({"host": "no.such.host.invalid"}, "--host no.such.host.invalid"),
         ({"host": "0.0.0.0"}, "no API key is set and the HTTP host is 0.0.0.0"),
         ({"api_keys_file": "/no/such/keys"}, "--api-keys-file /no/such/keys"),
+        ({"prefix_cache_bytes": -1}, "--prefix-cache-bytes: input should be greater than or equal to 0"),
         ({"quantization": "fp8", "gpus_per_replica": 0.0}, "fp8 is for GPUs"),
         ({"gpus_per_replica": 2.5}, "a replica takes a part of a GPU, or a whole number of them"),
     ],
@@ -71,6 +72,29 @@ def test_a_mistake_is_told_in_one_line_before_ray_starts(options: dict[str, Any]
         run(ServeConfig.model_validate({"model": ("tiny",), "port": free_port()} | options))
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--port", "0"], "--port 0: input should be greater than 0"),
+        (["--port", "65536"], "--port 65536: input should be less than 65536"),
+        (["--port", "http"], "--port: invalid literal for int() with base 10: 'http'"),
+        (["--num-replicas", "0"], "--num-replicas 0: input should be greater than 0"),
+        (["--gpus-per-replica", "-1"], "--gpus-per-replica -1.0: input should be greater than or equal to 0"),
+        (["--dtype", "int7"], "invalid choice 'int7' for argument '--dtype'. Expected one of ('auto', 'float32',"),
+        (["--truncation"], "Missing value for argument '--truncation'. Expected 1 values."),
+    ],
+)
+def test_a_value_that_no_option_has_is_told_in_one_line(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["serve", "tiny", *words])
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"rayward serve: {told}")
+    assert last == "rayward serve --help shows all options"
 
 
 @pytest.mark.usefixtures("no_ray")

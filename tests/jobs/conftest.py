@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import signal
 import subprocess
 import time
@@ -35,7 +33,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, threads: None) -> None:
     def run_units(
         units: list[Unit], *, filesystem: fs.FileSystem, ledger: Ledger, stages: Sequence[Stage]
     ) -> Iterator[UnitReport]:
-        task = pa.table({"units": [json.dumps([dataclasses.asdict(unit) for unit in units])]})
+        task = pa.table({"units": [[unit.text() for unit in units]]})
         workers = [pipeline._ActorStage(stage.make, stage.pool.num_threads) for stage in stages]
         for parcel in pipeline._read(task, filesystem=filesystem):
             for worker in workers:

@@ -54,7 +54,7 @@ def test_jobs_tell_it_before_ray_starts(
     (folder / "model.safetensors").write_bytes(b"")
     row = {"prompt": "hi", "chosen": "yes", "rejected": "no", "subset": "s", "response": "yes"}
     write_rows(tmp_path / "in.parquet", [{key: row[key] for key in columns_of(job)}])
-    monkeypatch.setattr(job, "connect", lambda address: pytest.fail("Ray was started"))
+    monkeypatch.setattr(job, "joined", lambda address, style: pytest.fail("Ray was started"))
     source = "--prompts" if job is best_of_n else "--input"
     arguments = [source, str(tmp_path / "in.parquet"), "--output", str(tmp_path / "out"), "--model", str(folder)]
     assert job.main([*arguments, *(["--generator", "tiny"] if job is best_of_n else [])]) == 1

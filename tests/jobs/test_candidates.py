@@ -15,7 +15,7 @@ from serve_app.reward_model import RewardModel
 from tests.conftest import chat
 from tests.jobs.conftest import read_parts, write
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = pytest.mark.usefixtures("local_ray", "in_process")
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -30,7 +30,7 @@ def test_candidates_are_scored_in_lists_and_ranked_as_rows(
     tmp_path: Path, tiny: RewardModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "in" / "a.parquet", [*ROWS, {"instruction": "Why?", "completions": []}])
-    engine: dict[str, Any] = {"dtype": "float32", "cpus_per_actor": 1, "rows_per_unit": 3}
+    engine: dict[str, Any] = {"model": "tiny", "dtype": "float32", "cpus_per_actor": 1, "rows_per_unit": 3}
     total = score(ScoreConfig(input=str(tmp_path / "in"), output=str(tmp_path / "out"), **engine))
     assert (total.rows, total.errors) == (5, 1)
     assert "; 12 of 12 candidates scored; this run" in capsys.readouterr().out
@@ -50,3 +50,6 @@ def test_candidates_are_scored_in_lists_and_ranked_as_rows(
     assert "4 of 13 rows in" in capsys.readouterr().out
     again = rank(RankConfig(input=str(tmp_path / "out"), output=str(tmp_path / "best"), top_k=1))
     assert again == counts
+
+    rank(RankConfig(input=str(tmp_path / "in"), output=str(tmp_path / "direct"), top_k=1, **engine))
+    assert read_parts(tmp_path / "direct").equals(best)

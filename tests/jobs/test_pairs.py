@@ -121,6 +121,21 @@ def test_an_unscored_corpus_is_scored_first(tmp_path: Path) -> None:
         assert pair["score_chosen"] == scored[pair["chosen"][0]["content"]] > pair["score_rejected"]
 
 
+@pytest.mark.usefixtures("in_process")
+def test_pairs_that_have_no_scores_are_scored_and_filtered(tmp_path: Path, tiny: RewardModel) -> None:
+    sides = [(chat(f"Count to {n}.", "one, two"), chat(f"Count to {n}.", "I would rather not.")) for n in range(8)]
+    write(tmp_path / "in" / "a.parquet", [{"chosen": one, "rejected": other} for one, other in sides])
+    engine: dict[str, Any] = {"model": "tiny", "dtype": "float32", "cpus_per_actor": 1}
+    total = run(config(tmp_path, disagreement="flip", **engine))
+    assert (total.prompts, total.pairs) == (8, 8)
+    scores = [sorted(tiny.get_scores(list(both)), reverse=True) for both in sides]
+    found = read_parts(tmp_path / "out")
+    assert [[row["score_chosen"], row["score_rejected"]] for row in found.to_pylist()] == scores
+    write(tmp_path / "lists" / "a.parquet", [{"prompt": "hi", "responses": ["yes", "no"]}])
+    with pytest.raises(CorpusError, match=r"jobs\.rank --model makes a row of each"):
+        run(config(tmp_path, input=str(tmp_path / "lists"), output=str(tmp_path / "none"), **engine))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of the training libraries
 def test_dpo_takes_a_step_on_the_pairs(tmp_path: Path, tiny: RewardModel) -> None:

@@ -26,7 +26,7 @@ ODD: list[dict[str, Any]] = [
 
 
 def config(tmp_path: Path, **options: Any) -> ScoreConfig:
-    defaults = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out"), "dtype": "float32"}
+    defaults = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out"), "model": "tiny", "dtype": "float32"}
     return ScoreConfig(**{**defaults, "cpus_per_actor": 1, **options})
 
 

@@ -49,6 +49,18 @@ def write_tables(folder: Path, table: pa.Table, *ends: int) -> None:
         pq.write_table(table.slice(first, last - first), folder / f"{number}.parquet")
 
 
+def test_scores_after_each_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = [[1.0, 2.0], [3.0, 4.5, 6.0], None]
+    table = pa.table(
+        {"score": pa.array([2.0, 6.0, None], pa.float32()), "turn_scores": pa.array(scores, pa.list_(pa.float32()))}
+    )
+    write_tables(tmp_path / "in", table, 1)
+    run(config(tmp_path))
+    assert "mean after each answer (conversations): 2 (2), 3.25 (2), 6 (1)" in capsys.readouterr().out
+    assert "Scores after each answer" in headings(tmp_path)
+    assert re.search(r"<th[^>]*>2</th>\s*<td[^>]*>2</td>\s*<td[^>]*>3.25</td>", text_of(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def real_page(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
     """A report of real candidates in three files, with scores that like right answers and long ones; some rows are

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
+from jobs.best_of_n import BestOfNConfig
 from jobs.errors import CorpusError, OutputError, ResourceError, ScorerError, TooManyErrorsError
+from jobs.rewardbench import RewardBenchConfig
 from jobs.runs.placement import ActorPool
 from jobs.score import ScoreConfig, main, run
 from serve_app.reward_model import CheckpointError, ModelSpec, RewardModel
 from tests.conftest import chat
 from tests.jobs.conftest import read_parts, write
 from tests.jobs.faults import POISON, BrokenModel, DyingModel, Loader, OnceDyingModel
+from tests.reward_model import stepwise
 
 pytestmark = pytest.mark.usefixtures("local_ray")
+U = {"role": "user", "content": "And?"}
 
 
 def config(tmp_path: Path, **options: Any) -> ScoreConfig:
-    defaults = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out"), "dtype": "float32"}
+    defaults = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out"), "model": "tiny", "dtype": "float32"}
     return ScoreConfig(**{**defaults, "cpus_per_actor": 2, **options})
 
 
@@ -55,9 +61,13 @@ def again(finished: Path, tmp_path: Path) -> dict[str, str]:
     return {"input": str(finished / "in")}
 
 
-def test_every_row_is_scored_with_its_columns_and_in_order(tmp_path: Path, tiny: RewardModel) -> None:
+def test_every_row_is_scored_with_its_columns_and_in_order(
+    tmp_path: Path, tiny: RewardModel, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = corpus(tmp_path / "in", 60)
     total = run(config(tmp_path, rows_per_unit=16))
+    spent = r"rows in T \(start T, load T, score T\), [\d,]+ tokens/s while scoring$".replace("T", r"\d+:\d\d")
+    assert re.search(spent, capsys.readouterr().out.strip())
     table = read_parts(tmp_path / "out")
     assert table.select(["id", "messages"]).to_pylist() == rows
     scores = tiny.score([row["messages"] for row in rows])
@@ -80,9 +90,8 @@ def test_the_manifest_records_the_run_and_working_folders_go(finished: Path) -> 
     assert {"rayward", "ray", "torch", "transformers"} == manifest["versions"].keys()
     assert manifest["tokens"] > 0
     assert manifest["seconds"] > 0
-    assert [path.name for path in (finished / "out").iterdir() if not path.name.startswith("part-")] == [
-        "_manifest.json"
-    ]
+    others = {path.name for path in (finished / "out").iterdir() if not path.name.startswith("part-")}
+    assert others == {"_manifest.json", "_plan.json", "_scores"}
 
 
 @pytest.mark.usefixtures("in_process")
@@ -99,6 +108,89 @@ def test_a_bad_row_carries_its_error_and_the_job_goes_on(tmp_path: Path) -> None
     assert null == "ConversationError: the response is null"
     assert long.startswith("ConversationTooLongError: conversation has ")
     assert table["num_tokens"].null_count == table["truncated"].null_count == 2
+
+
+@pytest.mark.usefixtures("in_process")
+def test_every_turn_of_real_conversations(tmp_path: Path, tiny: RewardModel, shared: Path) -> None:
+    source = pq.read_table(shared / "data" / "hh_harmless" / "part-00.parquet", columns=["messages"]).slice(0, 3)
+    talks = source["messages"].to_pylist()
+    broken = [chat("only a question"), [*chat("a", "b", "c"), {"role": "assistant", "content": " "}], [*talks[0], U]]
+    write(tmp_path / "in" / "a.parquet", [{"messages": talk} for talk in [*talks, *broken]])
+    total = run(config(tmp_path, every_turn=True, strict=True, output_prefix="my_"))
+    table = read_parts(tmp_path / "out")
+    rows = table.to_pylist()
+    for talk, row in zip(talks, rows, strict=False):
+        turns = tiny.score_turns(talk)
+        assert row["my_turn_scores"] == [turn.value for turn in turns]
+        assert row["my_turn_tokens"] == [turn.num_tokens for turn in turns]
+        assert row["my_score"] == tiny.get_score(talk)
+    kinds = [str(table.schema.field(f"my_{name}").type) for name in ("turn_scores", "turn_tokens")]
+    assert kinds == ["list<element: float>", "list<element: int32>"]
+    silent, empty, unanswered = rows[-3:]
+    assert silent["my_error"].startswith("ConversationError: no message has the role 'assistant'")
+    assert empty["my_error"].startswith("MalformedConversationError: turn 1: empty_response")
+    assert unanswered["my_error"].startswith("MalformedConversationError: turn ")
+    assert [row["my_turn_scores"] for row in rows[-3:]] == [None] * 3
+    assert (total.errors, total.counts["turns"]) == (3, sum(len(tiny.score_turns(talk)) for talk in talks))
+    with pytest.raises(OutputError, match="every_turn: True there, None now"):
+        run(config(tmp_path, strict=True, output_prefix="my_"))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_answers_in_steps(tmp_path: Path) -> None:
+    model = RewardModel.from_pretrained(
+        stepwise.KINDS["trl"].write(tmp_path / "prm"), device="cpu", dtype="float32", head="steps:trl"
+    )
+    answers = [*stepwise.ANSWERS, None, [], ["so on " * 90]]
+    rows = [{"prompt": stepwise.QUESTION, "completions": steps} for steps in answers]
+    write(tmp_path / "in" / "a.parquet", [*rows, {"prompt": None, "completions": ["a"]}])
+    options = {"model": str(tmp_path / "prm"), "head": "steps:trl", "steps_column": "completions", "max_tokens": 200}
+    total = run(config(tmp_path, aggregate="minimum", **options))
+    table = read_parts(tmp_path / "out")
+    assert table.column_names == ["prompt", "completions", "score", "step_scores", "num_tokens", "error"]
+    assert str(table.schema.field("step_scores").type) == "list<element: float>"
+    prompt = [{"role": "user", "content": stepwise.QUESTION}]
+    expected = [model.score_steps(prompt, steps) for steps in stepwise.ANSWERS]
+    assert table["step_scores"].to_pylist() == [*expected, None, None, None, None]
+    assert table["score"].to_pylist()[:2] == [min(scores) for scores in expected]
+    null, empty, long, bad = table["error"].to_pylist()[2:]
+    assert (null, empty) == (
+        "ConversationError: the steps are null",
+        "ConversationError: an answer is a list of one or more steps, each a string",
+    )
+    assert long.startswith("ConversationTooLongError: ")
+    assert bad.startswith("ConversationError: ")
+    assert (total.rows, total.errors, total.counts["steps"]) == (6, 4, 6)
+    with pytest.raises(OutputError, match="aggregate: 'minimum' there, None now"):
+        run(config(tmp_path, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"steps_column": "steps"}, "tiny scores conversations as a whole: leave --steps-column steps out"),
+        ({"steps_column": "prompt"}, "--steps-column takes lists of strings"),
+        ({"steps_column": "other"}, "no column 'other' for --steps-column"),
+        ({"model": "prm", "response_column": "prompt"}, "name their column in jobs.score with --steps-column"),
+    ],
+)
+def test_steps_and_models_that_do_not_fit_are_refused(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
+    write(tmp_path / "in" / "a.parquet", [{"prompt": "a", "steps": ["b"]}])
+    if options.get("model") == "prm":
+        options = options | {"model": str(stepwise.KINDS["qwen"].write(tmp_path / "prm"))}
+    with pytest.raises(CorpusError, match=reason):
+        run(config(tmp_path, **options))
+    for wrong in ({"aggregate": "last"}, {"steps_column": "a", "every_turn": True}, {"steps_column": "a", "show": 1}):
+        with pytest.raises(ValidationError, match="steps-column"):
+            config(tmp_path, **wrong)
+
+
+def test_every_turn_is_for_conversations(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.parquet", [{"chosen": chat("a", "b"), "rejected": chat("a", "c")}])
+    with pytest.raises(CorpusError, match="--messages-column chosen reads one side"):
+        run(config(tmp_path, every_turn=True))
+    with pytest.raises(ValidationError, match="--every-turn is for conversations"):
+        config(tmp_path, every_turn=True, reads="pairs")
 
 
 @pytest.mark.usefixtures("in_process")
@@ -161,8 +253,10 @@ def test_more_errors_than_allowed_stop_the_job(tmp_path: Path) -> None:
 def test_files_without_rows_keep_their_schema(tmp_path: Path) -> None:
     corpus(tmp_path / "in", 4)
     empty = pq.read_table(tmp_path / "in" / "a.parquet").slice(0, 0)
+    for file in (tmp_path / "in").iterdir():
+        file.unlink()
     pq.write_table(empty, tmp_path / "in" / "c.parquet")
-    assert run(config(tmp_path)).rows == 4
+    assert run(config(tmp_path)).rows == 0
     parts = sorted((tmp_path / "out").glob("part-c-*"))
     assert [pq.read_table(part).schema.names for part in parts] == [
         ["id", "messages", "score", "num_tokens", "truncated", "error"]
@@ -265,17 +359,17 @@ def test_data_that_cannot_be_read_stops_the_job_and_names_the_file(tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_row_that_kills_the_scorer_is_marked_and_the_others_scored(tmp_path: Path, tiny: RewardModel) -> None:
-    rows = corpus(tmp_path / "in", 16, poison=(13,))
-    total = run(config(tmp_path, rows_per_unit=8), load=Loader(DyingModel, tmp_path))
+    rows = corpus(tmp_path / "in", 8, poison=(5,))
+    total = run(config(tmp_path, rows_per_unit=4), load=Loader(DyingModel, tmp_path))
     table = read_parts(tmp_path / "out")
-    assert table["id"].to_pylist() == list(range(16))
+    assert table["id"].to_pylist() == list(range(8))
     assert total.errors == 1
     errors, scores = table["error"].to_pylist(), table["score"].to_pylist()
-    assert errors.pop(13) == "DeadRowError: the scoring process died 2 times on this row alone"
-    assert errors == [None] * 15
-    del rows[13], scores[13]
+    assert errors.pop(5) == "DeadRowError: the scoring process died 2 times on this row alone"
+    assert errors == [None] * 7
+    del rows[5], scores[5]
     assert scores == tiny.get_scores([row["messages"] for row in rows])
-    assert len(list(tmp_path.glob("death-*"))) == 5  # on 8, 4, 2, 1 and again 1 rows
+    assert len(list(tmp_path.glob("death-*"))) == 4  # on 4, 2, 1 and again 1 rows
 
 
 def test_an_actor_that_dies_once_is_replaced_and_its_unit_redone(tmp_path: Path, tiny: RewardModel) -> None:
@@ -314,13 +408,30 @@ def test_the_exit_status_says_whether_rows_failed(
 ) -> None:
     rows: list[dict[str, Any]] = [{"prompt": "hi", "response": "yes"}, {"prompt": "hi", "response": None}]
     path = write(tmp_path / "a.parquet", rows)
-    arguments = ["--input", str(path), "--output", str(tmp_path / "out"), "--cpus-per-actor", "2"]
+    arguments = ["--input", str(path), "--output", str(tmp_path / "out"), "--cpus-per-actor", "2", "--model", "tiny"]
     assert command(monkeypatch, *arguments) == 3
-    assert f"2 rows in {tmp_path / 'out'}: 1 scored, 1 with errors" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"2 rows in {tmp_path / 'out'}: 1 scored, 1 with errors" in told
+    assert told.endswith(f"\nnext: rayward rank --input {tmp_path / 'out'} --output ranked\n")
     assert command(monkeypatch, *arguments, "--truncation", "left") == 1
     assert "jobs.score stopped: " in capsys.readouterr().err
-    assert command(monkeypatch, "--input", str(tmp_path / "no"), "--output", str(tmp_path / "o")) == 1
+    assert (
+        command(monkeypatch, "--input", str(tmp_path / "no"), "--output", str(tmp_path / "o"), "--model", "tiny") == 1
+    )
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_job_that_names_no_model_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command(monkeypatch, "--input", "a", "--output", "b")
+    assert caught.value.code == 2
+    assert "--model is required" in capsys.readouterr().err
+    for kind, own in ((BestOfNConfig, {"prompts": "a"}), (RewardBenchConfig, {"input": "a"})):
+        with pytest.raises(ValidationError, match="--model is required"):
+            kind.model_validate({"output": "b", **own})
+    assert ScoreConfig(input="a", output="b", via_serve="app").model is None
 
 
 def test_the_help_tells_what_every_option_does(

@@ -39,6 +39,26 @@ def test_the_bits_are_those_of_one_device(tiny: RewardModel, tiny_bf16: RewardMo
         assert np.array_equal(spread.score_token_ids(SEQUENCES + shared), one.score_token_ids(SEQUENCES + shared))
 
 
+@pytest.mark.parametrize("emulated", [False, True])
+def test_kept_prefixes_are_those_of_every_device(
+    tiny: RewardModel, emulated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if emulated:
+        emulate_cuda(monkeypatch)
+    one, spread = (
+        RewardModel.from_pretrained(
+            str(tiny.folder), device=device, dtype="float32", prefix_cache_bytes=size, invariant=not emulated
+        )
+        for device, size in (("cpu", 0), (TWO_CARDS, 1 << 22))
+    )
+    prompt = list(range(5, 90))
+    for token in (100, 200, 300):
+        ids = [[1, *prompt, token, 3]]
+        near = spread.score_token_ids(ids) - one.score_token_ids(ids)
+        assert abs(near[0]) <= (1e-5 if emulated else 0.0)  # emulated products are not the same in every row
+    assert spread.scorer.cached_tokens >= 160
+
+
 @pytest.mark.parametrize("variant", sorted(WEIGHTS)[:2])
 def test_cudas_path_has_them_too(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_golden(variant, tmp_path / variant)
@@ -91,7 +111,7 @@ class SleepingCards:
         self.free = [0.0] * self.num_cards
         cards, wait = self, scorer._HostCopy.wait
 
-        def run(stage: Any, batch: PackedBatch, hidden_TH: Tensor, *, is_last: bool) -> Tensor:
+        def run(stage: Any, batch: PackedBatch, hidden_TH: Tensor, cached_pass: Any, *, is_last: bool) -> Tensor:
             cards._slept(stage, batch)
             return stage._last_rows(batch, hidden_TH) if is_last else hidden_TH
 

@@ -107,7 +107,7 @@ def test_halves_hold_the_same_sequences() -> None:
 def test_branches_keep_their_positions_and_reads_find_their_rows() -> None:
     sequences = [[5, 6, 7, 8], [5, 6], [5, 6, 7, 9, 3], [5, 6, 2], [4]]
     plan = [Branch(0), Branch(2, 3), Branch(3, 2), Branch(1, 2), Branch(4)]
-    batch = PackedBatch.build(sequences, plan, num_rows=16, device=torch.device("cpu"))
+    batch = PackedBatch.build(sequences, plan, padded=lambda count: 16, device=torch.device("cpu"))
     assert batch.token_ids_T.tolist() == [5, 6, 7, 8, 9, 3, 2, 4] + [4] * 8
     assert batch.spans == [Span(0, 4), Span(4, 2, 3), Span(6, 1, 2), Span(7, 1)]
     assert batch.reads == [Read(0, 4, 3), Read(1, 5, 5), Read(2, 3, 6), Read(2, 2, 1), Read(3, 1, 7)]
@@ -120,7 +120,11 @@ def test_every_path_holds_its_sequence() -> None:
     for _ in range(100):
         plan, sequences = random_plan(chooser)
         batch = PackedBatch.build(
-            sequences, plan, num_rows=999, device=torch.device("cpu"), read_positions=lambda ids: (len(ids) // 2, -1)
+            sequences,
+            plan,
+            padded=lambda count: 999,
+            device=torch.device("cpu"),
+            read_positions=lambda ids: (len(ids) // 2, len(ids) - 1),
         )
         paths = batch.paths()
         for place, member in enumerate(batch.members):

@@ -34,11 +34,13 @@ from serve_app.client import (
     RewardClient,
     RewardClientError,
     Score,
+    StepwiseScore,
     TooLongError,
+    TurnScores,
     UnavailableError,
     transport,
 )
-from serve_app.client.answers import read_scores
+from serve_app.client.answers import read_scores, read_turn_scores
 from tests.conftest import chat
 from tests.serve_app.scripted_server import Reply, Request, ScriptedServer, refusal, serving
 
@@ -56,10 +58,14 @@ def order_of(scores: list[float]) -> list[int]:
 
 
 def answer_score(body: dict[str, Any]) -> dict[str, Any]:
-    results = [
+    results: list[dict[str, Any]] = [
         {"index": index, "score": value_of(conversation), "num_tokens": 5, "truncated": False}
         for index, conversation in enumerate(body["conversations"])
     ]
+    if body.get("every_turn"):
+        for result, conversation in zip(results, body["conversations"], strict=True):
+            values = [float(message["content"]) for message in conversation if message["role"] == "assistant"]
+            result |= {"turn_scores": values, "turn_tokens": list(range(1, len(values) + 1))}
     return {"model": "tiny", "results": results, "usage": USAGE}
 
 
@@ -88,8 +94,19 @@ def answer_best_of_n(body: dict[str, Any]) -> dict[str, Any]:
     return {"model": "tiny", "results": results[: body.get("top_n")], "usage": USAGE}
 
 
+def answer_steps(body: dict[str, Any]) -> dict[str, Any]:
+    results: list[dict[str, Any]] = [
+        {"index": place, "step_scores": [float(step) for step in each["steps"]], "num_tokens": len(each["messages"])}
+        for place, each in enumerate(body["conversations"])
+    ]
+    if body.get("aggregate") == "minimum":
+        results = [result | {"score": min(result["step_scores"])} for result in results]
+    return {"model": "tiny", "results": results, "usage": USAGE, "warnings": ["conversations[0]: unknown_role: a"]}
+
+
 ROUTES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "/v1/score": answer_score,
+    "/v1/steps": answer_steps,
     "/v1/rank": answer_rank,
     "/v1/compare": answer_compare,
     "/v1/best_of_n": answer_best_of_n,
@@ -155,6 +172,33 @@ class TestCalls:
         assert client.score(conversations, truncation="left") == [Score(1.5, 5, False), Score(-2.0, 5, False)]
         assert server.requests[0].body == {"truncation": "left", "conversations": conversations}
         assert "Authorization" not in server.requests[0].headers
+
+    def test_score_turns(self, server: ScriptedServer) -> None:
+        with RewardClient(server.url, max_conversations_per_request=2) as client:
+            talks = [chat(*"123456"[: 2 * turns]) for turns in (1, 3, 2)]
+            found = client.score_turns(talks, truncation="left", strict=True)
+        assert [turns.values for turns in found] == [(2.0,), (2.0, 4.0, 6.0), (2.0, 4.0)]
+        assert [turns.num_tokens for turns in found] == [(1,), (1, 2, 3), (1, 2)]
+        asked = {"truncation": "left", "strict": True, "every_turn": True}
+        assert [request.body.items() >= asked.items() for request in server.requests] == [True, True]
+
+    def test_score_steps(self, server: ScriptedServer) -> None:
+        with RewardClient(server.url, max_conversations_per_request=2) as client:
+            found = client.score_steps([chat("a")] * 3, [["1", "0.5"], ["2"], ["3", "4"]], aggregate="minimum")
+            (plain,) = client.score_steps([chat("a", "b", "c")], [["1", "2"]], strict=True)
+            with pytest.raises(InvalidRequestError, match="1 conversations have 2 lists of steps"):
+                client.score_steps([chat("a")], [["1"], ["2"]])
+        told = ("unknown_role: a",)
+        assert found == [
+            StepwiseScore((1.0, 0.5), 1, 0.5, told),
+            StepwiseScore((2.0,), 1, 2.0),
+            StepwiseScore((3.0, 4.0), 1, 3.0, told),
+        ]
+        assert plain == StepwiseScore((1.0, 2.0), 3, None, told)
+        assert server.requests[-1].body == {
+            "strict": True,
+            "conversations": [{"messages": chat("a", "b", "c"), "steps": ["1", "2"]}],
+        }
 
     def test_the_servers_own_truncation_is_the_default(self, client: RewardClient, server: ScriptedServer) -> None:
         client.score([chat("a", "1")])
@@ -615,6 +659,18 @@ class TestAnswers:
         for broken in ({"warnings": ["of nothing"]}, {"results": [rows[0] | {"attributes": {"a": "b"}}, rows[1]]}):
             with pytest.raises(MalformedAnswerError):
                 read_scores({"results": rows, "warnings": told} | broken, 2)
+
+    def test_turns_that_do_not_fit_are_refused(self) -> None:
+        row = {"index": 0, "num_tokens": 9, "truncated": True, "turn_scores": [0.5, 1], "turn_tokens": [4, 9]}
+        told = ["conversations[0]: unknown_role: a", "conversations[0].messages[1]: empty_response: b"]
+        (turns,) = read_turn_scores({"results": [row], "warnings": told}, 1)
+        assert turns == TurnScores((0.5, 1.0), (4, 9), True, ("unknown_role: a", "[1]: empty_response: b"))
+        wrong: list[dict[str, Any]] = [{"turn_tokens": [4]}, {"turn_scores": [0.5, None]}, {"turn_scores": []}]
+        for broken in wrong:
+            with pytest.raises(MalformedAnswerError):
+                read_turn_scores({"results": [row | broken]}, 1)
+        with pytest.raises(MalformedAnswerError, match="'turn_scores' is missing"):
+            read_turn_scores(answer_score({"conversations": [chat("1", "2")]}), 1)
 
     def test_strict_is_asked_for(self, client: RewardClient, server: ScriptedServer) -> None:
         client.score([chat("a", "1")], strict=True)

@@ -39,6 +39,7 @@ def test_one_model_needs_no_list() -> None:
         ({"model": "tiny", "max_replicas": 2, "min_replicas": 3}, "less than min_replicas"),
         ({"models": [{"model": "a/tiny"}, {"model": "b/tiny"}]}, "different names"),
         ({"model": "tiny", "token_budget": 0}, "token_budget"),
+        ({"model": "tiny", "prefix_cache_bytes": -1}, "prefix_cache_bytes"),
         ({"model": "tiny", "gpu_type": "L4", "num_gpus": 0}, "leave one of them out"),
         ({"model": "tiny", "quantization": "fp8", "num_gpus": 0}, "fp8 is for GPUs"),
         ({"model": "tiny", "num_gpus": 1.5}, "a part of a GPU, or a whole number of them"),
@@ -47,6 +48,11 @@ def test_one_model_needs_no_list() -> None:
 def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         parsed(**options)
+
+
+def test_prefixes_are_kept_unless_it_says_otherwise() -> None:
+    assert parsed(model="tiny").models[0].spec().prefix_cache_bytes == "auto"
+    assert parsed(model="tiny", prefix_cache_bytes="0").models[0].spec().prefix_cache_bytes == 0
 
 
 def test_serve_knows_how_to_read_its_command_line() -> None:

@@ -18,10 +18,17 @@ from serve_app.batching.errors import ForwardError
 from serve_app.batching.wire import Refusal, ScoreReply, TokenBatch
 from serve_app.config import ModelConfig
 from serve_app.model_handle import MAX_PART_RETRIES, PART_TOKENS, PARTS_AT_ONCE, ModelHandle
-from serve_app.reward_model import DeviceMemoryError, NonFiniteScoreError, RewardModel, Score, ScoringError
+from serve_app.reward_model import (
+    Conversation,
+    DeviceMemoryError,
+    NonFiniteScoreError,
+    RewardModel,
+    Score,
+    ScoringError,
+)
 from serve_app.web.service import ApiError, deadline_in
 from tests.conftest import chat
-from tests.reward_model import classifiers
+from tests.reward_model import classifiers, stepwise
 
 Answer = Callable[[TokenBatch], ScoreReply]
 
@@ -82,9 +89,9 @@ def handle(replicas: Replicas, **options: Any) -> ModelHandle:
     return ModelHandle(config, replicas, ThreadPoolExecutor(1))  # type: ignore[arg-type]
 
 
-def score(replicas: Replicas, conversations: Sequence[Any], **options: Any) -> list[Score]:
+def score(replicas: Replicas, conversations: Sequence[Any], *, model: str = "tiny", **options: Any) -> list[Score]:
     asked = {"truncation": "error", "max_tokens": None, "params": None} | options
-    return asyncio.run(handle(replicas).score(conversations, **asked))
+    return asyncio.run(handle(replicas, model=model).score(conversations, **asked))
 
 
 CHATS = [chat("Why?", "Because."), chat("Who?", "Nobody knows it."), chat("Why?", "I do not know.")]
@@ -95,7 +102,39 @@ def test_those_with_one_prompt_stand_together_and_scores_are_in_order(tiny: Rewa
     scores = score(replicas, CHATS)
     ids = [tiny.tokenizer.encode(conversation) for conversation in CHATS]
     assert [item.value for item in scores] == [item.num_tokens for item in scores] == [len(each) for each in ids]
-    assert replicas.requests[0].lists() == [ids[0], ids[2], ids[1]]
+    assert sorted(replicas.requests[0].lists()) == sorted(ids)
+    assert replicas.requests[0].lists()[1] in (ids[0], ids[2])
+
+
+def test_turns_travel_once_and_keep_their_bits(tiny: RewardModel) -> None:
+    """8 answers of one conversation: each id crosses to the replica once."""
+    talk = chat(*(f"{place} " + "and on it goes " * 6 for place in range(16)))
+    turns = Conversation.parse(talk).turns()
+    replicas = Replicas(lambda request: ScoreReply.of(tiny.scorer.outputs(request.lists())))
+    assert score(replicas, turns) == tiny.score_turns(talk)
+    (request,) = replicas.requests
+    assert len(request.ids) < tiny.score(turns)[-1].num_tokens + 2 * len(turns)
+
+
+def test_steps_of_a_process_reward_model(tmp_path: Path, tiny: RewardModel) -> None:
+    model = RewardModel.from_pretrained(stepwise.KINDS["qwen"].write(tmp_path), device="cpu", dtype="float32")
+    replicas = Replicas(lambda request: ScoreReply.of(model.scorer.outputs(request.lists())))
+    served = handle(replicas, model=str(tmp_path), max_tokens=200)
+    prompt = [{"role": "user", "content": stepwise.QUESTION}]
+    found = asyncio.run(served.score_steps([prompt] * 2, stepwise.ANSWERS))
+    assert [list(scores.values) for scores in found] == [model.score_steps(prompt, own) for own in stepwise.ANSWERS]
+    assert len(replicas.requests[0].ids) < sum(scores.num_tokens for scores in found)
+    for prompts, steps, param in (
+        ([prompt, chat("a", "b")], [["a"], ["b"]], "conversations[1]"),
+        ([prompt], [["so on " * 200]], "conversations[0]"),
+    ):
+        with pytest.raises(ApiError) as raised:
+            asyncio.run(served.score_steps(prompts, steps))
+        assert (raised.value.status, raised.value.param) == (422, param)
+    with pytest.raises(ApiError, match="use score_steps"):
+        score(replicas, CHATS[:1], model=str(tmp_path))
+    with pytest.raises(ApiError, match="tiny scores conversations, and no steps"):
+        asyncio.run(handle(replicas).score_steps([prompt], [["a"]]))
 
 
 def test_attributes_have_their_names_in_each_score(tmp_path: Path) -> None:
@@ -153,11 +192,13 @@ def test_a_request_that_was_taken_on_waits_for_room_for_its_other_parts(monkeypa
         (DeviceMemoryError("too much"), 422, "does_not_fit_in_memory"),
     ],
 )
-def test_an_error_of_one_conversation_names_it(error: ScoringError, status: int, code: str) -> None:
+def test_an_error_of_one_conversation_names_it(error: ScoringError, status: int, code: str, tiny: RewardModel) -> None:
+    replicas = Replicas(failing(error))
     with pytest.raises(ApiError) as raised:
-        score(Replicas(failing(error)), CHATS)
-    # The second sequence of the part is the third conversation, which has the first one's prompt.
-    assert (raised.value.status, raised.value.code, raised.value.param) == (status, code, "conversations[2]")
+        score(replicas, CHATS)
+    second = [tiny.tokenizer.encode(each) for each in CHATS].index(replicas.requests[0].lists()[1])
+    assert second in (0, 2)  # the two that have one prompt
+    assert (raised.value.status, raised.value.code, raised.value.param) == (status, code, f"conversations[{second}]")
 
 
 @pytest.mark.usefixtures("no_pause")

@@ -6,12 +6,15 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
 import torch
 
 from cluster.reward_pool.actor import RewardActor
+from cluster.reward_pool.batch import score_answers
+from cluster.reward_pool.dispatch import Part
 from cluster.reward_pool.encoder import Encoding, RewardEncoder, values_of
 from cluster.reward_pool.errors import (
     AsleepError,
@@ -19,6 +22,7 @@ from cluster.reward_pool.errors import (
     RewardInputError,
     RewardPoolError,
 )
+from serve_app.batching.wire import ScoreReply, TokenBatch
 from serve_app.reward_model import (
     ConversationError,
     ConversationTooLongError,
@@ -28,10 +32,11 @@ from serve_app.reward_model import (
     ScoringError,
 )
 from serve_app.reward_model.scores import Outputs
+from serve_app.reward_model.steps import stepped_answers
 from serve_app.reward_model.tokenizer import EncodedConversation
 from tests.cluster.reward_pool import policies
 from tests.conftest import chat
-from tests.reward_model import polar
+from tests.reward_model import polar, stepwise
 
 T = TypeVar("T")
 CHATML = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
@@ -54,6 +59,36 @@ def run(work: Callable[[RewardActor], Awaitable[T]], tiny: RewardModel, **encodi
         return await work(actor)
 
     return asyncio.run(opened())
+
+
+def test_answers_in_steps(tmp_path: Path, tiny: RewardModel) -> None:
+    """An actor's, and a pool's whose actors are this process."""
+    folder = stepwise.KINDS["qwen"].write(tmp_path)
+    model = RewardModel.from_pretrained(folder, device="cpu", dtype="float32")
+    prompt = [{"role": "user", "content": stepwise.QUESTION}]
+    expected = [model.score_steps(prompt, steps) for steps in stepwise.ANSWERS]
+    prompts, steps = [prompt, CHATS[0], prompt], [stepwise.ANSWERS[0], ["a"], stepwise.ANSWERS[1]]
+
+    async def asked() -> list[Any]:
+        actor = RewardActor(num_threads=torch.get_num_threads())
+        await actor.open(ModelSpec(str(folder), device="cpu", dtype="float32"))
+        null = await actor.score_steps(prompts, steps, on_error="null")
+        return [null, await actor.score_steps([prompt] * 2, stepwise.ANSWERS, aggregate="minimum")]
+
+    assert asyncio.run(asked()) == [[expected[0], None, expected[1]], [min(scores) for scores in expected]]
+
+    class Actors:
+        roster = SimpleNamespace(token_budget=40, members=[0, 1])
+
+        async def score(self, batch: TokenBatch, parts: Sequence[Part]) -> list[ScoreReply]:
+            return [ScoreReply.of(model.scorer.outputs(batch.lists(part.first, part.stop))) for part in parts]
+
+    encoder = RewardEncoder(ModelSpec(str(folder)), Encoding())
+    found = asyncio.run(score_answers(stepped_answers(prompts, steps), encoder, Actors()))  # type: ignore[arg-type]
+    assert [list(found[place].values) for place in (0, 2)] == expected  # type: ignore[union-attr]
+    assert isinstance(found[1], ConversationError)
+    with pytest.raises(ConversationError, match="scores a conversation as a whole"):
+        run(lambda actor: actor.score_steps([prompt], [["a"]]), tiny)
 
 
 def padded(rows: list[list[int]], *, left: bool, pad: int) -> tuple[torch.Tensor, torch.Tensor]:

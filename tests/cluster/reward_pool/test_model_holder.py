@@ -10,6 +10,7 @@ from cluster.reward_pool.errors import AsleepError, RewardPoolError, SleepError,
 from cluster.reward_pool.model_holder import ModelSlot, WeightsVersion
 from serve_app.reward_model import CheckpointError, ModelSpec, RewardModel, WeightError
 from tests.cluster.reward_pool.checkpoints import copied, reshaped, retrained
+from tests.reward_model import classifiers, stepwise
 
 SEQUENCES = [[1, *range(10, 10 + length), 3] for length in (5, 60, 200)]
 
@@ -55,6 +56,19 @@ def test_weights_whose_files_changed_are_not_taken_for_the_old_ones(slot: ModelS
     slot.wake()
 
 
+def test_a_process_reward_model_is_exchanged_where_its_steps_stay_the_same_ids(tmp_path: Path) -> None:
+    first, second = (stepwise.KINDS["qwen"].write(tmp_path / name) for name in "ab")
+    slot = ModelSlot(ModelSpec(str(first), device="cpu", dtype="float32"))
+    slot.open(None, asleep=False)
+    assert len(slot.stage(str(second), None)) == 16
+    for file in second.glob("chat_template*"):
+        file.unlink()
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    classifiers.change_json(second / "tokenizer_config.json", chat_template=template)
+    with pytest.raises(WeightsUpdateError, match="makes other token ids"):
+        slot.stage(str(second), None)
+
+
 def test_an_exchange_is_final_or_taken_back(slot: ModelSlot, folder: Path, tiny: RewardModel, tmp_path: Path) -> None:
     before, version = slot.outputs(SEQUENCES), slot.version
     new = retrained(tiny.folder, tmp_path / "new")
@@ -77,6 +91,28 @@ def test_an_exchange_is_final_or_taken_back(slot: ModelSlot, folder: Path, tiny:
     slot.wake()
     assert slot.outputs(SEQUENCES) == expected
     assert slot.version.number == 1
+
+
+def test_an_exchange_and_sleep_empty_the_prefix_cache(folder: Path, tiny: RewardModel, tmp_path: Path) -> None:
+    """Keys of other weights are never read: a new model has a cache of its own, and the old one's is empty."""
+    slot = ModelSlot(ModelSpec(str(folder), device="cpu", dtype="float32", prefix_cache_bytes=1 << 20))
+    slot.open(None, asleep=False)
+    before, cache = slot.outputs(SEQUENCES), slot.model.scorer.prefix_cache
+    assert cache is not None
+    assert cache.num_kept
+    slot.commit(of_retrained(slot, retrained(tiny.folder, tmp_path / "new")))
+    assert not cache.num_kept
+    new = [slot.outputs(SEQUENCES) for _ in range(2)]
+    assert new[0] == new[1] != before
+    assert slot.cached_tokens == 192  # of the longest, which the others begin as
+    slot.roll_back()
+    assert slot.outputs(SEQUENCES) == before
+    assert slot.cached_tokens == 0
+    slot.empty_cache()
+    assert not cache.num_kept
+    slot.sleep()
+    slot.wake()
+    assert slot.outputs(SEQUENCES) == before
 
 
 def test_staging_alone_changes_nothing(slot: ModelSlot, tiny: RewardModel, tmp_path: Path) -> None:

@@ -67,6 +67,15 @@ def test_scores_are_the_engines(pool: RewardActorPool, chats: Chats, expected: l
     assert pool.score([]) == []
 
 
+def test_every_turn_has_the_engines_bits(pool: RewardActorPool, tiny: RewardModel) -> None:
+    talks = [chat(*(f"{talk} {WORDS[place]} and so on" for place in range(2 * talk))) for talk in range(1, 5)]
+    expected = [[turn.value for turn in tiny.score_turns(talk)] for talk in talks]
+    assert pool.score_turns(talks) == expected
+    assert pool.score_turns([[{"role": "user", "content": "Hi"}], *talks], on_error="null") == [None, *expected]
+    with pytest.raises(ConversationError, match="item 1: no message has the role 'assistant'"):
+        pool.score_turns([talks[0], [{"role": "user", "content": "Hi"}]])
+
+
 def test_many_callers_at_once_each_get_their_own(pool: RewardActorPool, chats: Chats, expected: list[float]) -> None:
     async def one_each() -> list[Any]:
         return await asyncio.gather(*(pool.score_async([conversation]) for conversation in chats[:150]))

@@ -35,7 +35,7 @@ class Config(BaseModel):
 def main(config: Config) -> None:
     with tempfile.TemporaryDirectory() as folder:
         with connect(), chdir(folder):
-            score.run(score.ScoreConfig(input=str(SAMPLE), output="scored-sample", dtype="float32"))
+            score.run(score.ScoreConfig(input=str(SAMPLE), output="scored-sample", model="tiny", dtype="float32"))
             rank.run(rank.RankConfig(input="scored-sample", output="ranked-sample"))
             report.run(report.ReportConfig(input="ranked-sample", output="report.html"))
         _photograph(Path(folder, "report.html"), config)

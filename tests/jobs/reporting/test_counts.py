@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.reporting.counts import MAX_KINDS, ErrorKinds, ScoreCounts, counts_of
+from jobs.reporting.counts import MAX_KINDS, MAX_TURNS, ErrorKinds, ScoreCounts, counts_of, turn_moments
 from jobs.reporting.extremes import Extremes, shown_row
 from jobs.reporting.scales import finite_scores
 from jobs.reporting.stats import CoMoments
@@ -30,6 +30,15 @@ def counts() -> ScoreCounts:
         for place, table in enumerate(STRETCHES)
     ]
     return reduce(add, parts)
+
+
+def test_scores_after_each_answer() -> None:
+    rows = [[1.0, 2.0], None, [3.0], [], [5.0, float("nan"), 7.0], [0.5] * (MAX_TURNS + 9)]
+    whole = pa.chunked_array([pa.array(rows[:2], pa.list_(pa.float32())), pa.array(rows[2:], pa.list_(pa.float32()))])
+    found = turn_moments(whole.slice(0, 4)) + turn_moments(whole.slice(4))
+    assert found.count.tolist() == [4, 2, 2, *[1] * (MAX_TURNS - 4), 10]
+    assert found.mean[:3].tolist() == [2.375, 1.25, 3.75]
+    assert turn_moments(whole.slice(1, 1)).count.sum() == 0
 
 
 def test_scores_are_counted_by_group_and_by_side(counts: ScoreCounts) -> None:

@@ -16,6 +16,7 @@ from jobs.corpus.files import Corpus, Unit
 from jobs.errors import OutputError
 from jobs.options import ScoringOptions
 from jobs.runs.ledger import Ledger, UnitStats, recorded
+from jobs.scoring.remembered import write_scores
 from tests.jobs.conftest import write
 
 IDENTITY = {"model_fingerprint": "abc", "dtype": "float32", "truncation": "error"}
@@ -186,6 +187,7 @@ def test_the_facts_of_a_run_are_in_its_manifest_from_the_start(tmp_path: Path) -
 def test_other_libraries_read_the_output_folder_as_it_is(ledger: Ledger, units: list[Unit], tmp_path: Path) -> None:
     datasets, pandas = pytest.importorskip("datasets"), pytest.importorskip("pandas")
     for unit in units:
+        write_scores(ledger, unit, pa.table({"key": [b"k"], "outputs": [[1.0]]}))
         commit(ledger, unit)
     ledger.finish({"identity": IDENTITY})
     found = datasets.load_dataset("parquet", data_files=f"{ledger.folder}/*.parquet", cache_dir=str(tmp_path / "cache"))

@@ -73,4 +73,4 @@ def test_a_row_with_a_response_that_failed_is_an_error() -> None:
 def test_options_that_name_another_reading_are_refused() -> None:
     for wrong in ({"reads": "pairs"}, {"chosen_column": "a"}, {"messages_column": "a"}, {"response_column": "a"}):
         with pytest.raises(ValueError, match="candidates have --responses-column"):
-            ScoreConfig(input="a", output="b", responses_column="c", **wrong)  # type: ignore[arg-type]
+            ScoreConfig(input="a", output="b", model="tiny", responses_column="c", **wrong)  # type: ignore[arg-type]

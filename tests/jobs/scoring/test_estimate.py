@@ -88,9 +88,10 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
 def test_a_dry_run_tells_rows_tokens_and_hours_and_writes_nothing(
     tmp_path: Path, tiny: RewardModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score, "connect", None)  # Ray is not started
+    monkeypatch.setattr(score, "joined", None)  # Ray is not started
     corpus(tmp_path / "in", 20, 20)
     words = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--dry-run", "--dtype", "float32"]
+    words += ["--model", "tiny"]
     assert main([*words, "--tokens-per-s", "100"]) == 0
     told = capsys.readouterr().out
     tokens = sum(len(tiny.tokenizer.encode(chat(f"Say {place}.", "so"))) for place in range(40))
@@ -108,6 +109,6 @@ def test_a_dry_run_tells_rows_tokens_and_hours_and_writes_nothing(
 
 def test_options_of_a_dry_run_belong_to_it() -> None:
     with pytest.raises(ValueError, match="--tokens-per-s is for --dry-run"):
-        ScoreConfig(input="a", output="b", tokens_per_s=1.0)
+        ScoreConfig(input="a", output="b", model="tiny", tokens_per_s=1.0)
     with pytest.raises(ValueError, match="leave --via-serve out"):
-        ScoreConfig(input="a", output="b", dry_run=True, via_serve="app")
+        ScoreConfig(input="a", output="b", model="tiny", dry_run=True, via_serve="app")

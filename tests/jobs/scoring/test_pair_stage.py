@@ -63,4 +63,4 @@ def test_options_that_name_two_readings_are_refused() -> None:
     )
     for wrong in wrong_ones:
         with pytest.raises(ValueError, match="leave"):
-            ScoreConfig(input="a", output="b", **wrong)
+            ScoreConfig(input="a", output="b", model="tiny", **wrong)

@@ -18,15 +18,15 @@ from tests.jobs.conftest import write
 def shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """What is printed for rows, with the options given; starting Ray fails."""
 
-    def no_ray(address: str | None) -> None:
+    def no_ray(address: str | None, style: str) -> None:
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr(score, "connect", no_ray)
+    monkeypatch.setattr(score, "joined", no_ray)
 
     def run(rows: list[dict[str, Any]], *options: str) -> str:
         write(tmp_path / "in" / "a.parquet", rows[:2])
         write(tmp_path / "in" / "b.parquet", rows[2:] or rows)
-        arguments = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), *options]
+        arguments = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--model", "tiny", *options]
         assert main(arguments) == 0
         assert not (tmp_path / "out").exists()
         return capsys.readouterr().out
@@ -57,4 +57,4 @@ def test_a_pair_is_shown_on_both_sides_and_a_bad_row_with_its_reason(shown: Any)
 
 def test_a_served_models_tokenizer_is_not_here() -> None:
     with pytest.raises(ValueError, match="leave --via-serve out"):
-        ScoreConfig(input="a", output="b", show=1, via_serve="app")
+        ScoreConfig(input="a", output="b", model="tiny", show=1, via_serve="app")

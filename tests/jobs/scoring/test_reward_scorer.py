@@ -25,6 +25,10 @@ def test_conversations_pairs_and_candidates_are_scored(tiny: RewardModel) -> Non
     assert table["score"].to_pylist() == [good, None, bad]
     assert table["error"].to_pylist() == [None, "ConversationError: the messages are null", None]
 
+    talk = [*GOOD, *BAD]
+    table = RewardScorer("tiny", dtype="float32", every_turn=True)(pa.table({"messages": [talk]}))
+    assert table["turn_scores"].to_pylist() == [[turn.value for turn in tiny.score_turns(talk)]]
+
     pairs = RewardScorer("tiny", dtype="float32", reads="pairs", output_prefix="x_")
     table = pairs(pa.table({"messages": [GOOD], "chosen": [GOOD], "rejected": [BAD]}))
     assert table.column_names[3:] == [f"x_{name}" for name in PAIR_SCORE_COLUMNS]
@@ -56,6 +60,8 @@ def test_options_of_actors_are_the_pipelines() -> None:
         RewardScorer("tiny", num_actors=2, address="auto")
     with pytest.raises(ValueError, match="no_such_option"):
         RewardScorer("tiny", no_such_option=1)
+    with pytest.raises(ValueError, match="scored by jobs.score alone"):
+        RewardScorer("tiny", steps_column="steps")
 
 
 @pytest.mark.slow

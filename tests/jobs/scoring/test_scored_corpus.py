@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from jobs.corpus import files
+from jobs.corpus import sources
 from jobs.pairs import PairsConfig
 from jobs.rank import RankConfig
 from jobs.scoring.scored_corpus import ScoredInput, ScoredOptions
@@ -49,7 +49,7 @@ def test_planning_reads_each_footer_once(
         write(tmp_path / "in" / f"{name}.parquet", [row])
     handler = CountingHandler()
     counting = fs.PyFileSystem(handler)
-    monkeypatch.setattr(files, "filesystem_of", lambda location: (counting, location))
+    monkeypatch.setattr(sources, "filesystem_of", lambda location: (counting, location))
     ScoredInput(kind(input=str(tmp_path / "in"), output=str(tmp_path / "out"), model=model))
     assert handler.opened == {"a.parquet": 1, "b.parquet": 1}
 

@@ -19,13 +19,14 @@ GPUS = ClusterResources(num_nodes=1, num_gpus=2, node_cpus=4)
 
 
 def options(**given: Any) -> EngineOptions:
-    return EngineOptions.model_validate({"address": "local"} | given)
+    return EngineOptions.model_validate({"address": "local", "model": "tiny"} | given)
 
 
 def test_what_the_options_leave_out_is_found(tiny: RewardModel) -> None:
-    spec = spec_of(options(model=None, dtype="float32"), CPUS)
+    spec = spec_of(options(dtype="float32"), CPUS)
     assert spec == ModelSpec("tiny", None, "cpu", "float32", "auto", "none", tiny.fingerprint)
     assert spec_of(options(token_budget=512), CPUS).token_budget == 512
+    assert spec_of(options(prefix_cache_bytes="auto"), CPUS).prefix_cache_bytes == "auto"
     record = {"device": "cpu", "dtype": "float32", "quantization": "none"}
     assert record_of_model(spec)["model"] == {
         "name": "tiny",

@@ -63,6 +63,14 @@ def check(output: Path, tiny: RewardModel) -> None:
     assert "ConversationTooLongError" in rows[77]["error"]
 
 
+def test_every_turn_has_the_same_bits_through_the_application(app: None, tmp_path: Path, tiny: RewardModel) -> None:
+    talks = [chat(*(f"{talk} goes on, and {place}" for place in range(2 * talk))) for talk in range(1, 9)]
+    write(tmp_path / "in" / "a.parquet", [{"messages": talk} for talk in talks])
+    run(config(tmp_path / "in", tmp_path / "out", every_turn=True, max_tokens=None))
+    expected = [[turn.value for turn in tiny.score_turns(talk)] for talk in talks]
+    assert read_parts(tmp_path / "out")["turn_scores"].to_pylist() == expected
+
+
 @pytest.mark.slow
 def test_replicas_that_die_cost_no_row_and_own_actors_take_the_output_over(
     app: None, corpus: Path, tmp_path: Path, tiny: RewardModel

@@ -8,6 +8,7 @@ import random
 import pytest
 
 from serve_app.batching.batch_queue import MAX_MISSES, BatchQueue, Request, RequestBatch
+from serve_app.reward_model.prefixes import branch_by_prefix
 
 
 def ids(seed: int, length: int) -> list[int]:
@@ -46,6 +47,27 @@ def test_shared_tokens_count_once_within_a_request_and_between_requests() -> Non
     assert batch.packed_tokens == 100
     assert batch.add(request(ids(4, 100)))
     assert batch.is_full
+
+
+def test_the_count_is_that_of_the_engines_plan_in_any_order() -> None:
+    """Branches of branches, prefixes and copies, in requests of several; what did not fit leaves nothing behind."""
+    chooser = random.Random(4)
+    left_out = 0
+    for _ in range(40):
+        sequences = [ids(chooser.randrange(10**6), 40)]
+        while len(sequences) < 24:
+            start = chooser.choice(sequences)[: chooser.choice([0, 5, 15, 16, 30, 50, 70])]
+            sequences.append(start + ids(chooser.randrange(10**6), chooser.choice([0, 1, 20]) or int(not start)))
+        chooser.shuffle(sequences)
+        batch = RequestBatch(200)
+        for first in range(0, 24, 3):
+            batch.add(request(*sequences[first : first + 3]))
+        taken = [sequence for each in batch.requests for sequence in each.sequences]
+        lengths = list(map(len, taken))
+        plan = branch_by_prefix(taken)
+        assert batch.packed_tokens == sum(max(1, branch.num_own(lengths)) for branch in plan) <= 200
+        left_out += 24 - len(taken)
+    assert left_out > 100
 
 
 def test_what_shares_with_the_batch_comes_before_what_is_older() -> None:

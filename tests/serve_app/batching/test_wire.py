@@ -32,6 +32,23 @@ def test_a_stretch_of_a_batch_is_read_alone() -> None:
             assert batch.num_tokens(first, stop) == sum(map(len, SEQUENCES[first:stop]))
 
 
+def test_what_a_sequence_shares_with_the_one_before_travels_once() -> None:
+    """Turns: each is the one before with more behind it, and ends in a token of its own; then pure prefixes."""
+    spine = list(range(1000))
+    turns = [[*spine[: 100 * turn], 9999] for turn in range(1, 11)]
+    reads = [spine[: 100 * step] for step in range(10, 0, -1)]
+    short = [[1, 2, 3], [1, 2, 3, 4], []]
+    sequences = [*turns, *reads, *short, *reads[:2]]
+    batch = pickle.loads(pickle.dumps(TokenBatch.of(sequences)))
+    assert batch.lists() == sequences
+    assert len(batch.ids) == 1010 + 0 + 7 + 1000
+    assert batch.lengths.tolist() == list(map(len, sequences))
+    for first in range(len(sequences)):
+        for stop in (first, first + 1, len(sequences)):
+            assert batch.lists(first, stop) == sequences[first:stop]
+            assert batch.num_tokens(first, stop) == sum(map(len, sequences[first:stop]))
+
+
 def test_an_empty_batch_is_one() -> None:
     batch = TokenBatch.of([])
     assert (batch.lists(), batch.num_sequences, batch.num_tokens()) == ([], 0, 0)

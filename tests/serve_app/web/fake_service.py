@@ -8,6 +8,7 @@ from typing import Any
 
 from serve_app.reward_model import Conversation, ConversationError, ConversationLike, Score
 from serve_app.reward_model.conversation import warnings_of
+from serve_app.reward_model.scores import StepScores
 from serve_app.reward_model.tokenizer import Truncation
 from serve_app.web.service import ApiError, served_name
 
@@ -81,6 +82,18 @@ class FakeService:
             warnings = warnings_of(parsed)
             scores.append(Score(float(length), length + 1, warnings=warnings, attributes=self.attributes))
         return scores
+
+    async def score_steps(
+        self,
+        model: str,
+        prompts: Sequence[ConversationLike],
+        steps: Sequence[Sequence[str]],
+        *,
+        strict: bool = False,
+    ) -> list[StepScores]:
+        """A step's score is its length."""
+        self.asked.append({"model": model, "prompts": prompts, "steps": steps, "strict": strict})
+        return [StepScores(tuple(float(len(step)) for step in own), len(own)) for own in steps]
 
     async def ready(self) -> dict[str, bool]:
         return {"first": True, "second": self.is_ready}

@@ -13,11 +13,13 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.reward_model import Conversation
+from serve_app.reward_model import Conversation, RewardModel
 from serve_app.web.gate import MAX_BODY_BYTES, http_app
 from serve_app.web.security import Guard
+from serve_app.web.service import ScoringService
 from tests.conftest import chat
 from tests.serve_app.web.fake_service import FakeService
+from tests.serve_app.web.playground.engine_service import EngineService
 
 SHORT, LONG = chat("What?", "No."), chat("What?", "Certainly.")
 KEYS = Guard(["first-key", "second-key"])
@@ -29,7 +31,7 @@ def basic(user_and_password: str) -> str:
 
 
 def request(
-    method: str, path: str, *, service: FakeService | None = None, guard: Guard | None = None, **options: Any
+    method: str, path: str, *, service: ScoringService | None = None, guard: Guard | None = None, **options: Any
 ) -> httpx.Response:
     client_address = options.pop("client", ("127.0.0.1", 1))
 
@@ -68,6 +70,44 @@ def test_score() -> None:
     service.attributes = {"helpfulness": 0.5}
     response = request("POST", "/v1/score", json=body, service=service)
     assert [row["attributes"] for row in response.json()["results"]] == [{"helpfulness": 0.5}] * 2
+
+
+def test_every_turn_has_the_bits_of_the_conversation_cut_there(tiny: RewardModel) -> None:
+    talk = [U, {"role": "assistant", "content": ""}, *chat("Well?", "Yes, well.", "And?")]
+    body = {"conversations": [SHORT, talk], "every_turn": True}
+    answer = request("POST", "/v1/score", json=body, service=EngineService({"tiny": tiny})).json()
+    first, second = answer["results"]
+    assert first == {
+        "index": 0,
+        "score": tiny.get_score(SHORT),
+        "num_tokens": first["num_tokens"],
+        "truncated": False,
+    } | {
+        "turn_scores": [tiny.get_score(SHORT)],
+        "turn_tokens": [first["num_tokens"]],
+    }
+    turns = tiny.score_turns(talk)
+    assert (second["turn_scores"], second["score"]) == ([turn.value for turn in turns], tiny.get_score(talk))
+    assert second["turn_tokens"] == [turn.num_tokens for turn in turns]
+    assert answer["usage"]["prompt_tokens"] == first["num_tokens"] + second["num_tokens"]
+    paths = [warning.partition(": the last")[0] for warning in answer["warnings"]]
+    assert paths == ["conversations[1]: last_not_assistant", "conversations[1][1]: empty_response"]
+
+
+@pytest.mark.parametrize(
+    ("conversations", "options", "param"),
+    [
+        ([SHORT, [U]], {}, "conversations[1]"),
+        ([SHORT, [U, {"role": "assistant", "content": ""}, *SHORT]], {"strict": True}, "conversations[1][1]"),
+        ([{"messages": [*SHORT, U], "reference": "No."}], {}, "conversations[0].messages[1]"),
+    ],
+)
+def test_the_turn_without_a_score_is_named(
+    tiny: RewardModel, conversations: list[Any], options: dict[str, Any], param: str
+) -> None:
+    body = {"conversations": conversations, "every_turn": True, **options}
+    response = request("POST", "/v1/score", json=body, service=EngineService({"tiny": tiny}))
+    assert (response.status_code, error_of(response)["param"]) == (422, param)
 
 
 def test_what_looks_wrong_is_told_with_its_place() -> None:
@@ -137,6 +177,27 @@ def test_an_empty_list_has_no_scores() -> None:
     for path in ("/v1/score", "/v1/rank"):
         response = request("POST", path, json={"conversations": []})
         assert (response.status_code, response.json()["results"]) == (200, [])
+
+
+def test_answers_in_steps() -> None:
+    service = FakeService()
+    answers = [{"messages": [U], "steps": ["one", "three"]}, {"messages": [U], "steps": ["four"]}]
+    body = {"conversations": answers, "aggregate": "product", "strict": True, "model": "second"}
+    response = request("POST", "/v1/steps", json=body, service=service)
+    assert response.json() == {
+        "model": "second",
+        "usage": {"prompt_tokens": 3},
+        "warnings": [],
+        "results": [
+            {"index": 0, "step_scores": [3.0, 5.0], "score": 15.0, "num_tokens": 2},
+            {"index": 1, "step_scores": [4.0], "score": 4.0, "num_tokens": 1},
+        ],
+    }
+    assert service.asked == [
+        {"model": "second", "prompts": [[U], [U]], "steps": [["one", "three"], ["four"]], "strict": True}
+    ]
+    (first, _) = request("POST", "/v1/steps", json={"conversations": answers}).json()["results"]
+    assert "score" not in first
 
 
 def test_compare() -> None:
@@ -235,6 +296,19 @@ def test_another_content_type_is_named() -> None:
         response = request("POST", "/v1/score", content=b"{}", headers={"Content-Type": given})
         assert (response.status_code, error_of(response)["param"]) == (415, "content-type")
         assert "Content-Type: application/json" in error_of(response)["message"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"conversations": [{"messages": [U], "steps": []}]}, "conversations[0].steps"),
+        ({"conversations": [{"messages": [U]}]}, "conversations[0].steps"),
+        ({"conversations": [], "aggregate": "mean"}, "aggregate"),
+    ],
+)
+def test_bad_answers_in_steps(wrong: dict[str, Any], param: str) -> None:
+    response = request("POST", "/v1/steps", json=wrong)
+    assert (response.status_code, error_of(response)["param"]) == (422, param)
 
 
 def test_models_and_health() -> None:

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
 from serve_app.reward_model import Conversation, ConversationLike, RewardModel, Score, ScoringError
+from serve_app.reward_model.scores import StepScores
 from serve_app.reward_model.tokenizer import Tokenizer, Truncation
 from serve_app.web.dialects import all_routes
 from serve_app.web.service import ApiError, served_name
@@ -98,6 +99,17 @@ class FakeService:
             Score(score_of(*(message.content for message in item.messages)), len(tokens))
             for item, tokens in zip(parsed, ids, strict=True)
         ]
+
+    async def score_steps(
+        self,
+        model: str,
+        prompts: Sequence[ConversationLike],
+        steps: Sequence[Sequence[str]],
+        *,
+        strict: bool = False,
+    ) -> list[StepScores]:
+        """As an endpoint of `tiny` does."""
+        raise ApiError(422, f"{model} scores conversations, and no steps", "no_steps", "model")
 
     def max_tokens(self, model: str) -> int:
         return 1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from serve_app.reward_model import Conversation, ConversationLike, RewardModel, Score, ScoringError
+from serve_app.reward_model.scores import StepScores
 from serve_app.reward_model.tokenizer import Truncation
 from serve_app.web.service import ApiError, served_name
 
@@ -60,6 +61,17 @@ class EngineService:
                 where = params[place] if params else f"conversations[{place}]"
                 raise ApiError(422, str(outcome), "invalid_conversation", where)
         return [outcome for outcome in outcomes if isinstance(outcome, Score)]
+
+    async def score_steps(
+        self,
+        model: str,
+        prompts: Sequence[ConversationLike],
+        steps: Sequence[Sequence[str]],
+        *,
+        strict: bool = False,
+    ) -> list[StepScores]:
+        outcomes = self._models[model].step_outcomes(prompts, steps, strict=strict)
+        return [outcome for outcome in outcomes if isinstance(outcome, StepScores)]
 
     async def ready(self) -> dict[str, bool]:
         return dict.fromkeys(self._models, True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import CorpusError, WorkerError
-from jobs.grouping.exchange import gathered, results, scatter
+from jobs.runs.exchange import gathered, results, scatter
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
