@@ -54,7 +54,8 @@ class SequenceScorer:
     @property
     def cached_tokens(self) -> int:
         """Tokens whose keys and values came from the prefix cache so far."""
-        return self._given_up_tokens + (0 if self.prefix_cache is None else self.prefix_cache.num_read)
+        cache = self.prefix_cache  # another thread may give it up
+        return self._given_up_tokens + (0 if cache is None else cache.num_read)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float | ScoringError]:
         """The score of each sequence, in order, or the error that it alone has.
@@ -243,7 +244,7 @@ class _Started:
 
 
 def _cache(decoder: Decoder, wanted: CacheBytes) -> PrefixCache | None:
-    """The cache that is wanted, if any; on CUDA its memory is taken now, before the token budget is measured.
+    """The cache that is wanted, if any; its memory is taken now, before the token budget is measured.
 
     Raises:
         ValueError: it would be smaller than a block.
@@ -254,14 +255,15 @@ def _cache(decoder: Decoder, wanted: CacheBytes) -> PrefixCache | None:
     if num_bytes == 0 or (wanted == "auto" and num_bytes < smallest):
         return None
     cache = PrefixCache(num_bytes, decoder.config, decoder.dtype)
-    if decoder.device.type == "cuda":
-        try:
-            decoder.score([[0] * CACHE_BLOCK_TOKENS], [Branch(0)], cache=cache).tolist()
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise DeviceError(f"prefix_cache_bytes={num_bytes} do not fit the device beside the weights") from error
-        cache.forget()
+    try:
+        decoder.score([_trial(decoder, CACHE_BLOCK_TOKENS)], [Branch(0)], cache=cache).tolist()
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"prefix_cache_bytes={num_bytes} do not fit the device's memory beside the weights"
+        ) from error
+    cache.forget()
     return cache
 
 
@@ -272,12 +274,18 @@ def _measured_budget(decoder: Decoder) -> int:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(decoder.device)
     before = torch.cuda.memory_allocated(decoder.device)
-    decoder.score([[0] * num_tokens], [Branch(0)]).tolist()
+    decoder.score([_trial(decoder, num_tokens)], [Branch(0)]).tolist()
     taken = torch.cuda.max_memory_allocated(decoder.device) - before
     decoder.release_buffers()
     torch.cuda.empty_cache()
     free, _total = torch.cuda.mem_get_info(decoder.device)
     return budget_for(free, taken / num_tokens)
+
+
+def _trial(decoder: Decoder, num_tokens: int) -> list[int]:
+    """A sequence of about so many tokens that the head can read."""
+    gate = decoder.config.head.gate_pattern or ()
+    return [*[0] * (num_tokens - len(gate)), *gate]
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
