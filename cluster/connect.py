@@ -96,11 +96,24 @@ class ClusterError(RaywardError):
 
 @dataclass(frozen=True, slots=True)
 class ClusterResources:
-    """What a cluster has: nodes, GPUs in all, and the CPUs of its smallest node that has any."""
+    """What a cluster has: nodes, GPUs in all, and the CPUs of its smallest node that has any.
+
+    `gpus_of_nodes` are the GPUs of each node that has any; without it all are taken to be on one.
+    """
 
     num_nodes: int
     num_gpus: int
     node_cpus: int
+    gpus_of_nodes: tuple[int, ...] = ()
+
+    def places_for(self, gpus: float) -> int:
+        """Processes of so many GPUs that have a place, each on one node."""
+        return sum(int(there / gpus) for there in self.gpus_of_nodes or (self.num_gpus,))
+
+    @property
+    def most_gpus(self) -> int:
+        """GPUs of the node with the most."""
+        return max(self.gpus_of_nodes, default=self.num_gpus)
 
 
 def local_cores() -> int:
@@ -190,7 +203,17 @@ def _resources() -> ClusterResources:
         num_nodes=len(cpus),
         num_gpus=int(sum(resources.get("GPU", 0) for resources in nodes)),
         node_cpus=min(cpus, default=1),
+        gpus_of_nodes=tuple(int(resources["GPU"]) for resources in nodes if resources.get("GPU", 0) >= 1),
     )
+
+
+def gpus_of_process() -> float:
+    """GPUs that Ray set aside for this worker, parts allowed; 0 without Ray."""
+    import ray
+
+    if not ray.is_initialized():
+        return 0.0
+    return float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0))
 
 
 def _set_quiet_environment(*, is_shown: bool) -> None:

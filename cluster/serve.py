@@ -56,7 +56,8 @@ class ServeConfig(BaseModel):
     num_replicas: PositiveInt = 1
     """Replicas of each model."""
     gpus_per_replica: NonNegativeFloat | None = None
-    """GPUs of one replica, parts allowed; by default 1 where the cluster has any, else 0."""
+    """GPUs of one replica: a part shares one, several share the model's layers; by default 1 where the cluster has any,
+    else 0."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
     head: str | None = None

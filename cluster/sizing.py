@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.reward_model.architecture import DecoderConfig, RopeConfig
-from serve_app.reward_model.token_budget import budget_for
+from serve_app.reward_model.device_map import embedding_bytes, layer_bytes, layers_of_devices
+from serve_app.reward_model.token_budget import CUDA_CONTEXT_BYTES, budget_for, waiting_bytes
 
 GB = 10**9
 GIB = 2**30
 WEIGHT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "fp8": 1}
 
-# What a CUDA context and its libraries keep, and what a loading process holds beside one shard of the weights.
-CUDA_CONTEXT_BYTES = GIB
+# What a loading process holds beside one shard of the weights.
 HOST_PROCESS_BYTES = 4 * GIB
 # Hugging Face cuts checkpoints into files of at most this size; the host holds one beside the model (`checkpoint.py`).
 SHARD_BYTES = 5 * GB
@@ -29,6 +29,9 @@ ASSUMED_EFFICIENCY = 0.4
 """Share of a GPU's peak that a forward pass reaches. Assumed: no GPU figure of rayward's own exists yet."""
 ASSUMED_SCALING = 0.9
 """Share of linear scaling that a job reaches over its replicas: what `bench_scale` measures."""
+ASSUMED_SPREAD = 0.85
+"""Share of their GPUs' rate that replicas of several reach, whose layers are spread: what a simulation shows."""
+MOST_GPUS_OF_REPLICA = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +86,38 @@ INTERNLM2_MODELS = {
 """Their shapes, so that nothing has to be downloaded to plan with them."""
 
 
+def _of_seventy_billions(architecture: str, vocab: int, intermediate: int, max_positions: int) -> DecoderConfig:
+    return DecoderConfig(
+        architecture=architecture,
+        vocab_size=vocab,
+        hidden_size=8192,
+        num_layers=80,
+        num_heads=64,
+        num_kv_heads=8,
+        head_dim=128,
+        intermediate_size=intermediate,
+        rms_eps=1e-5,
+        max_positions=max_positions,
+        rope=RopeConfig(theta=1e6),
+        dtype="bfloat16",
+    )
+
+
+KNOWN_MODELS = INTERNLM2_MODELS | {
+    "allenai/Llama-3.1-70B-Instruct-RM-RB2": _of_seventy_billions(
+        "LlamaForSequenceClassification", 128256, 28672, 131072
+    ),
+    "Qwen/Qwen2.5-Math-RM-72B": _of_seventy_billions("Qwen2ForRewardModel", 152064, 29568, 4096),
+}
+"""These, and two that fit no single card of most kinds."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicaSize:
-    """What one replica takes of its GPU and its host, in bytes; `token_budget` is what the engine then chooses."""
+    """What one replica takes of its GPUs and its host, in bytes; `token_budget` is what the engine then chooses.
+
+    `weight_bytes` and `gpu_bytes` are those of the fullest of its `num_gpus`.
+    """
 
     weight_bytes: int
     bytes_per_token: int
@@ -93,6 +125,7 @@ class ReplicaSize:
     gpu_bytes: int
     host_bytes: int
     disk_bytes: int
+    num_gpus: int = 1
 
 
 def weight_bytes(config: DecoderConfig, dtype: str) -> int:
@@ -114,25 +147,55 @@ def bytes_per_token(config: DecoderConfig) -> int:
     return streams + attention + 2 * 2 * config.intermediate_size
 
 
-def replica_size(config: DecoderConfig, gpu: Gpu, *, dtype: str = "float16") -> ReplicaSize | None:
-    """What a replica takes on `gpu`, with the token budget that the engine chooses there; None where it does not fit.
+def fullest_bytes(config: DecoderConfig, dtype: str, num_gpus: int) -> int:
+    """Bytes of the weights on the fullest of so many devices that share the layers."""
+    if num_gpus == 1:
+        return weight_bytes(config, dtype)
+    itemsize = WEIGHT_BYTES[dtype]
+    layers = layers_of_devices(config, num_gpus, itemsize=itemsize)
+    of_layers = [count * layer_bytes(config, itemsize=itemsize) for count in layers]
+    return max(of_layers[0] + embedding_bytes(config), *of_layers[1:])
 
-    A model runs on one GPU: rayward does not cut models in parts.
+
+def replica_size(
+    config: DecoderConfig, gpu: Gpu, *, dtype: str = "float16", num_gpus: int = 1, max_tokens: int | None = None
+) -> ReplicaSize | None:
+    """What a replica takes of each `gpu`, with the token budget that the engine chooses there; None where it does not
+    fit.
+
+    Args:
+        config: the model's shape.
+        gpu: of which the replica has `num_gpus`; several share the layers.
+        dtype: of the matrices.
+        num_gpus: at most as many as there are layers.
+        max_tokens: the longest conversation, by default the model's longest.
     """
-    weights, per_token = weight_bytes(config, dtype), bytes_per_token(config)
+    weights, per_token = fullest_bytes(config, dtype, num_gpus), bytes_per_token(config)
+    longest = min(max_tokens or config.max_tokens, config.max_tokens)
     free = gpu.memory_bytes - CUDA_CONTEXT_BYTES - weights
-    if free < config.max_tokens * per_token:
+    if free < longest * per_token:
         return None
-    budget = budget_for(free, per_token)
+    waiting = waiting_bytes(config.hidden_size, num_gpus)
+    budget = budget_for(free, per_token + waiting)
     disk = config.num_parameters * WEIGHT_BYTES[config.dtype] + 2 * config.vocab_size * config.hidden_size
     return ReplicaSize(
         weight_bytes=weights,
         bytes_per_token=per_token,
         token_budget=budget,
-        gpu_bytes=weights + CUDA_CONTEXT_BYTES + max(budget, config.max_tokens) * per_token,
+        gpu_bytes=weights + CUDA_CONTEXT_BYTES + max(budget * (per_token + waiting), longest * per_token),
         host_bytes=min(disk, SHARD_BYTES) + HOST_PROCESS_BYTES,
         disk_bytes=disk,
+        num_gpus=num_gpus,
     )
+
+
+def smallest_replica(
+    config: DecoderConfig, gpu: Gpu, *, dtype: str, max_tokens: int | None = None
+) -> ReplicaSize | None:
+    """The replica of the fewest GPUs that fits; None where more than one machine's are needed."""
+    counts = range(1, min(MOST_GPUS_OF_REPLICA, config.num_layers) + 1)
+    sizes = (replica_size(config, gpu, dtype=dtype, num_gpus=count, max_tokens=max_tokens) for count in counts)
+    return next((size for size in sizes if size is not None), None)
 
 
 def pod_memory_gib(size: ReplicaSize) -> int:
@@ -173,14 +236,19 @@ def throughput(config: DecoderConfig, gpu: Gpu, *, tokens_per_row: float, effici
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """So many replicas, one on each GPU, finish in so many hours."""
+    """So many replicas, of `gpus_per_replica` each, finish in so many hours."""
 
     num_replicas: int
     hours: float
+    gpus_per_replica: int = 1
+
+    @property
+    def num_gpus(self) -> int:
+        return self.num_replicas * self.gpus_per_replica
 
     @property
     def gpu_hours(self) -> float:
-        return self.num_replicas * self.hours
+        return self.num_gpus * self.hours
 
 
 def fleet(
@@ -190,6 +258,7 @@ def fleet(
     num_replicas: int | None = None,
     within_hours: float | None = None,
     scaling: float = ASSUMED_SCALING,
+    gpus_per_replica: int = 1,
 ) -> Fleet:
     """The replicas that score `num_tokens` `within_hours`, or the hours that `num_replicas` take.
 
@@ -200,7 +269,8 @@ def fleet(
         if within_hours is None:
             raise ValueError("give num_replicas or within_hours")
         num_replicas = 1 if hours_alone <= within_hours else math.ceil(hours_alone / scaling / within_hours)
-    return Fleet(num_replicas, hours_alone if num_replicas == 1 else hours_alone / num_replicas / scaling)
+    hours = hours_alone if num_replicas == 1 else hours_alone / num_replicas / scaling
+    return Fleet(num_replicas, hours, gpus_per_replica)
 
 
 MEASURED_RATES = Path(__file__).with_name("measured_rates.json")

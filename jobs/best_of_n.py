@@ -227,7 +227,7 @@ def _plan(config: BestOfNConfig, inputs: _Inputs, resources: ClusterResources) -
         progress=config.progress,
         facts=record_of_model(model),
     )
-    return _Plan(unit_run, generator, model, pools)
+    return _Plan(unit_run, generator, model.on_gpus(pools.scoring.gpus_per_actor), pools)
 
 
 def _stages(

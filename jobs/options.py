@@ -21,6 +21,7 @@ from jobs.corpus.preferences import PreferenceColumns
 from jobs.corpus.readings import ReadingChoice, ReadingName
 from jobs.corpus.sources import Source
 from serve_app.reward_model.scores import Aggregate
+from serve_app.reward_model.spec import is_uneven
 from serve_app.reward_model.tokenizer import Truncation
 
 OPTIONS = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -108,7 +109,7 @@ class EngineOptions(BaseModel):
     num_actors: PositiveInt | None = None
     """Scoring actors: by default one a GPU, or one a node where there are none."""
     gpus_per_actor: PositiveFloat | None = None
-    """GPUs an actor takes on cuda: 1 by default, less to share one."""
+    """GPUs an actor takes on cuda: 1 by default, less to share one; 2 or more, on one node, share a model's layers."""
     cpus_per_actor: PositiveInt | None = None
     """CPUs an actor takes, and its torch threads: by default a node's, shared by its actors; on cuda 1."""
     rows_per_unit: PositiveInt | None = None
@@ -129,6 +130,10 @@ class EngineOptions(BaseModel):
     def _device_multiplies_so(self) -> Self:
         if self.quantization == "fp8" and self.device == "cpu":
             raise ValueError("--quantization fp8 with --device cpu: fp8 is for Hopper GPUs and newer; leave one out")
+        if self.gpus_per_actor is not None and is_uneven(self.gpus_per_actor):
+            raise ValueError(
+                f"--gpus-per-actor {self.gpus_per_actor:g}: an actor takes a part of a GPU, or a whole number of them"
+            )
         return self
 
     @field_validator("address")

@@ -87,7 +87,7 @@ def application(
 
 def _deployment(model: ModelConfig, num_sharing: int, load: Load) -> Application:
     num_gpus = _num_gpus(model)
-    spec = _spec(model, "cuda" if num_gpus else "cpu")
+    spec = _spec(model, "cuda" if num_gpus else "cpu").on_gpus(num_gpus)
     options: dict[str, Any] = {
         "name": model.name,
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from serve_app.reward_model import ModelSpec
+from serve_app.reward_model.spec import is_uneven
 
 
 class ModelConfig(BaseModel):
@@ -51,8 +52,8 @@ class ModelConfig(BaseModel):
     )
     num_gpus: NonNegativeFloat | None = Field(
         None,
-        description="GPUs of one replica, parts allowed; by default 1 where the cluster has any (before Ray is joined: "
-        "this machine), else 0",
+        description="GPUs of one replica: parts share one; several, on one node, share the model's layers; by default "
+        "1 where the cluster has any (before Ray is joined: this machine), else 0",
     )
     gpu_type: str | None = Field(
         None, description="only on GPUs of this type, as Ray names them: H100, A100-80G, L40S, L4", min_length=1
@@ -113,6 +114,8 @@ class ModelConfig(BaseModel):
             object.__setattr__(self, "name", PurePath(self.model).name or self.model)
         if self.gpu_type is not None and self.num_gpus == 0:
             raise ValueError(f"gpu_type {self.gpu_type} with num_gpus 0: leave one of them out")
+        if self.num_gpus is not None and is_uneven(self.num_gpus):
+            raise ValueError(f"num_gpus {self.num_gpus:g}: a replica takes a part of a GPU, or a whole number of them")
         if self.quantization == "fp8" and self.num_gpus == 0:
             raise ValueError("quantization fp8 with num_gpus 0: fp8 is for GPUs; leave one of them out")
         if self.max_replicas is not None and self.max_replicas < max(1, self.min_replicas):

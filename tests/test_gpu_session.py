@@ -20,8 +20,8 @@ CPU = torch.device("cpu")
 class PlaceLinear(DenseLinear):
     """A product whose bits depend on a row's place in its tile."""
 
-    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
-        out_TO = super().__call__(x_TI)
+    def __call__(self, x_TI: torch.Tensor, out_TO: torch.Tensor | None = None) -> torch.Tensor:
+        out_TO = super().__call__(x_TI, out_TO)
         out_TO[:: self.tile_rows] *= 1 + 2**-10
         return out_TO
 
@@ -66,7 +66,8 @@ def test_a_step_keeps_its_last_json_and_its_limit(tmp_path: Path) -> None:
 
 
 def test_the_table_tells_every_step(tmp_path: Path) -> None:
-    bits = {"products": [{"preset": "7b", "dtype": "float16", "setting": "s", "moved": [], "tflops": {"1024": 612.0}}]}
+    product = {"preset": "7b", "dtype": "float16", "setting": "s", "moved": [], "smallest_tile": 128}
+    bits = {"products": [product | {"tflops": {"1024": 612.0}}]}
     bench = {"workloads": {"mixed": {"tokens_per_s": 91234.5, "ceiling_fraction": 0.71}}}
     outcomes = [
         Outcome("bits of products", 0, 40.0, bits, ""),
@@ -75,10 +76,23 @@ def test_the_table_tells_every_step(tmp_path: Path) -> None:
     ]
     gpu_session.write(tmp_path, "NVIDIA H200 (a card)", outcomes)
     table = (tmp_path / "gpu-nvidia-h200-a-card.md").read_text()
-    assert "| bits of products | done | 40 | 7b float16, s: moved none, 612.0 TFLOP/s |" in table
+    assert "| bits of products | done | 40 | 7b float16, s: moved none, tiles of 128 alike, 612.0 TFLOP/s |" in table
     assert "| 7b | done | 50 | mixed: 91,234 tokens/s, 0.71 of the products' rate |" in table
     assert "| gpu tests | ran out of its 150 s | 150 | - |" in table
     assert json.loads((tmp_path / "gpu-nvidia-h200-a-card.json").read_text())["steps"][2]["status"] is None
+
+
+def test_the_readmes_row_is_made_of_the_results(tmp_path: Path) -> None:
+    """Also of none: the page says that nothing has run until a session's results are in their folder."""
+    assert gpu_session.status_row() in Path(__file__).parents[1].joinpath("README.md").read_text().splitlines()
+    assert gpu_session.status_row(tmp_path) == gpu_session.NOT_RUN
+    outcomes = [Outcome(step.name, 0, 40.0, None, "") for step in STEPS[1:]]
+    outcomes[0] = Outcome(STEPS[1].name, None, 30.0, None, "")
+    gpu_session.write(tmp_path, "NVIDIA H200", outcomes)
+    _, _, has_run, has_not, _ = gpu_session.status_row(tmp_path).split("|")
+    assert has_run.strip() == f"NVIDIA H200 (PyTorch {torch.__version__}): {', '.join(step.name for step in STEPS[2:])}"
+    told = f"{STEPS[0].name} (not begun), {STEPS[1].name} (ran out of its 30 s)"
+    assert has_not.strip() == f"NVIDIA H200: {told}; several cards for one model"
 
 
 def test_the_limits_leave_a_minute_of_ten() -> None:

@@ -23,6 +23,7 @@ import ray
 import torch
 from torch import Tensor
 
+from cluster.connect import gpus_of_process
 from cluster.reward_pool.calls import SharedLock
 from cluster.reward_pool.encoder import Encoding, OnError, RewardEncoder, step_values, values_of
 from cluster.reward_pool.errors import RewardInputError, RewardPoolError
@@ -101,7 +102,7 @@ class RewardActor:
             self._encoding = encoding or Encoding()
             self._encoder = None
             self._batcher = None
-            self._slot = ModelSlot(spec)
+            self._slot = ModelSlot(spec.on_gpus(gpus_of_process()))
             await self._in_thread(lambda: self._open(version, asleep))
             if self._encoding.policy_tokenizer is not None:
                 await asyncio.to_thread((await self._opened_encoder()).check_policy)
@@ -320,7 +321,7 @@ def launch(
     """Start the process of a `RewardActor`, without a model yet; its handle.
 
     Args:
-        num_gpus: GPUs that Ray sets aside for it, parts allowed.
+        num_gpus: GPUs that Ray sets aside for it, parts allowed; over several the model's layers are spread.
         num_cpus: CPUs that Ray sets aside for it.
         num_threads: see `RewardActor`.
         name: under which others find it: `ray.get_actor(name, namespace="rayward")`.

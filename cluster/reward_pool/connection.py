@@ -18,6 +18,7 @@ from cluster.reward_pool.dispatch import Part, dispatch
 from cluster.reward_pool.errors import PoolClosedError, PoolStartError, RewardInputError, RewardTimeoutError
 from cluster.reward_pool.supervisor import STATUS_TIMEOUT_S, Member, PoolPlan, PoolSupervisor, Roster
 from serve_app.batching.wire import ScoreReply, TokenBatch
+from serve_app.reward_model.spec import is_uneven
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,14 @@ def device_and_gpus(device: str, num_gpus: float | None, resources: ClusterResou
         num_gpus = 0.0 if device == "cpu" else 1.0
     if num_gpus < 0 or (device == "cpu") != (num_gpus == 0):
         raise RewardInputError(f"actors on {device} cannot have num_gpus={num_gpus:g}")
+    if is_uneven(num_gpus):
+        raise RewardInputError(f"num_gpus={num_gpus:g}: an actor takes a part of a GPU, or a whole number of them")
+    if num_gpus > 1 and resources.num_gpus and resources.most_gpus < num_gpus:
+        logger.warning(
+            "actors of %g GPUs each have no place: a node has %d at most; the pool waits for one that has more",
+            num_gpus,
+            resources.most_gpus,
+        )
     return device, num_gpus
 
 

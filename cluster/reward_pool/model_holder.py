@@ -153,6 +153,7 @@ class ModelSlot:
             if self._parked is not None:
                 self._parked.put_back()
                 self._parked = None
+                self.model.scorer.measure_budget()  # others may have taken memory meanwhile
             else:
                 self._model = self._loaded()
         except (MemoryError, RuntimeError) as error:
@@ -175,7 +176,8 @@ class ModelSlot:
         has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
         if has_tokenizer and _encoded_probe(*self.named.read(folder)) != self._probe_ids:
             raise WeightsUpdateError(f"the tokenizer or chat template in {folder} makes other token ids")
-        weights = load_weights(folder, config, device=torch.device("cpu"), dtype=current.dtype, base_model=base)
+        host = [torch.device("cpu")] * len(current.devices)
+        weights = load_weights(folder, config, device=host, dtype=current.dtype, base_model=base)
         self._staged = _Staged(folder, config, weights)
         return self.named.fingerprint_of(folder)
 
@@ -204,13 +206,15 @@ class ModelSlot:
     def _exchange(self, staged: _Staged, before: RewardModel) -> str | None:
         """Make the staged weights a model on the device; what the device says where it lacks the memory."""
         try:
-            weights = staged.weights.moved_to(before.device)
+            weights = staged.weights.moved_to(before.scorer.decoder.device_map)
             decoder = Decoder(staged.config, weights, quantization=self._spec.quantization)
+            decoder.pad_by(before.scorer.decoder.row_rule)
             self._model = RewardModel(
                 decoder,
                 staged.folder,
                 token_budget=before.scorer.token_budget,
                 prefix_cache_bytes=self._spec.prefix_cache_bytes,
+                memory_share=self._spec.memory_share,
                 chat_template=self.named.chat_template,
                 base_model=self.named.base_model,
             )

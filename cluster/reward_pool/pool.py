@@ -54,7 +54,7 @@ class RewardActorPool:
         device: `"auto"` is CUDA where the cluster has GPUs, else the CPU.
         dtype: as `RewardModel.from_pretrained` takes it, like `token_budget`, `prefix_cache_bytes` (for candidates and
             turns that come one by one) and `quantization`.
-        num_gpus: GPUs of one actor, parts allowed; by default 1 on CUDA.
+        num_gpus: GPUs of one actor, parts allowed; several, on one node, share the layers; by default 1 on CUDA.
         num_cpus: CPUs of one actor, and its threads on CPU; by default 1 on CUDA, and on CPU a share of half a node's.
         name: under which `attach` finds the pool from other jobs.
         detached: the pool lives until `shutdown`, not until this process ends; it needs a name then.

@@ -38,6 +38,8 @@ def plan_actors(
 ) -> ActorPool:
     """One actor a GPU on cuda; on cpu one a node, with the node's CPUs but one. What is asked for goes before that.
 
+    The GPUs of one actor are on one node, as Ray places an actor's resources.
+
     Raises:
         ResourceError: the cluster has no GPU, or no room for the actors.
     """
@@ -95,11 +97,12 @@ def plan_forwarders(
 def _on_gpus(resources: ClusterResources, num_actors: int | None, cpus: int, gpus: float) -> ActorPool:
     if not resources.num_gpus:
         raise ResourceError("--device cuda, but Ray sees no GPU in the cluster")
-    most = int(resources.num_gpus / gpus)
+    most = resources.places_for(gpus)
     wanted = num_actors or most
     if not most or wanted > most:
+        nodes = f", {resources.most_gpus} at most on a node" if gpus > 1 else ""
         raise ResourceError(
-            f"{max(wanted, 1)} actors of {gpus:g} GPUs do not fit {resources.num_gpus} GPUs; lower --num-actors or "
-            "--gpus-per-actor"
+            f"{max(wanted, 1)} actors of {gpus:g} GPUs do not fit {resources.num_gpus} GPUs{nodes}; lower --num-actors "
+            "or --gpus-per-actor"
         )
     return ActorPool(wanted, cpus, gpus)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from cluster.connect import gpus_of_process
 from jobs.corpus.conversations import SystemPrompt
 from jobs.corpus.readings import check_output_names, reading_of
 from jobs.errors import CorpusError
@@ -81,7 +82,7 @@ class RewardScorer:
         check_steps(self._options, model, tokenizer.scores_steps)
         check_reference(replace(spec, takes_reference=tokenizer.takes_reference), self._options.reference_column)
         self._attributes = config.head.attributes
-        self._model: RewardModel = spec.load()
+        self._model: RewardModel = spec.on_gpus(gpus_of_process()).load()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The table with the columns of its scores.
@@ -125,7 +126,7 @@ def score_dataset(
     Args:
         dataset: rows that hold conversations, pairs or candidates.
         model: a folder, a Hugging Face id, or `tiny`.
-        num_gpus: of each actor: by default 1 where the cluster has GPUs, else none.
+        num_gpus: of each actor: by default 1 where the cluster has GPUs, else none. Several share a model's layers.
         concurrency: actors, or the least and the most of them: by default one a GPU, or one a node.
         batch_size: rows that are scored together, and share prompts.
         options: as `RewardScorer` has them.

@@ -157,6 +157,7 @@ class ScoringRun:
             cpus_per_actor=options.cpus_per_actor,
             gpus_per_actor=options.gpus_per_actor,
         )
+        model = model.on_gpus(pool.gpus_per_actor)
         load: Callable[[], ConversationScorer] = partial(self._load, model)
         if options.remember_scores:
             from jobs.scoring.remembering_scorer import remembering  # it imports torch

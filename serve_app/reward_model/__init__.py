@@ -13,14 +13,15 @@ A conversation's path:
     packing          sequences end to end under a token budget
     scorer           packed batches in turn; out of memory and not finite are met here
     decoder          packed batch -> hidden states, by linear (matrix products), attention and rotary;
-                     row_kernels: what is done row by row, for CUDA
+                     row_kernels: what is done row by row, for CUDA; handover: between devices that share the layers
     heads            hidden states -> scores
     scores           a score, orders and ranks
 
 A model's path: spec names it, model_files finds it, checkpoint loads it. families is the table of architectures,
 architecture reads a configuration, adapter_config an adapter's; weight_files, weights and head_weights place tensors by
-name, adapters and fp8_weights change them on the way; parked_weights puts them away. token_budget says how much one
-pass reads, invariance probes this machine; model is the front door, tiny the embedded model, errors the exception tree.
+name, adapters and fp8_weights change them on the way; device_map spreads layers over devices, parked_weights puts them
+away. token_budget says how much one pass reads, invariance probes this machine; model is the front door, tiny the
+embedded model, errors the exception tree.
 
 `RewardModel` brings torch when it is first asked for: who reads options, help or errors does not wait for it.
 """

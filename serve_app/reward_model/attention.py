@@ -226,7 +226,7 @@ class VarlenAttention:
     slack_rows = 0
     gathers_keys = True
 
-    def __init__(self, *, invariant: bool = True) -> None:
+    def __init__(self, device: torch.device, *, invariant: bool = True) -> None:
         from torch.nn.attention.varlen import varlen_attn
 
         # Not every version of PyTorch has both; where one is missing, what it asks for is how the call works anyway.
@@ -234,9 +234,10 @@ class VarlenAttention:
         known = inspect.signature(varlen_attn).parameters
         options = {name: value for name, value in wanted.items() if name in known}
         self._call = partial(cast(Callable[..., Tensor], varlen_attn), **options)
+        self._device = device
 
     def begin(self, batch: PackedBatch) -> None:
-        device = batch.token_ids_T.device
+        device = self._device
         spans, reads = batch.spans, batch.reads
         self._tokens = batch.num_tokens
         self._all = _Lengths.of([span.num_rows for span in spans], [span.num_keys for span in spans], device)
@@ -315,5 +316,5 @@ def attention_for(
     half = dtype in (torch.float16, torch.bfloat16) and head_dim % 8 == 0 and head_dim <= 256
     plain = scale is None and softcap is None
     if plain and device.type == "cuda" and half and torch.cuda.get_device_capability(device) >= (8, 0):
-        return VarlenAttention(invariant=invariant)
+        return VarlenAttention(device, invariant=invariant)
     return BlockAttention(device=device, dtype=dtype, scale=scale, softcap=softcap)

@@ -1,14 +1,15 @@
 """Checkpoint folder -> weights: finds them, checks each, and copies them into fused tensors on the device.
 
 Parameters are allocated on the device first; then each shard is opened, its tensors are copied one at a time into
-their places, and it is closed. The host never holds more than one shard beside the model. A folder may hold an adapter
-instead of a model (`adapters.py`): its base's weights are read, and changed on the way.
+their places, and it is closed. The host never holds more than one shard beside the model; for a card, the system reads
+the next one meanwhile, into memory that it may take back. A folder may hold an adapter instead of a model
+(`adapters.py`): its base's weights are read, and changed on the way.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from serve_app.reward_model.weight_files import (
     first_of,
     inventory,
     plain_name,
+    read_ahead,
     stored_tensors,
     weight_files,
 )
@@ -102,15 +104,21 @@ def _class_of(family: Family | None, suffix: str) -> str | None:
 
 
 def load_weights(
-    folder: Path, config: DecoderConfig, *, device: torch.device, dtype: torch.dtype, base_model: str | None = None
+    folder: Path,
+    config: DecoderConfig,
+    *,
+    device: torch.device | Sequence[torch.device],
+    dtype: torch.dtype,
+    base_model: str | None = None,
 ) -> DecoderWeights:
-    """Load the weights in `folder` onto `device` as `dtype`; the head is kept in float32.
+    """Load the weights in `folder` onto `device`, or spread over several, as `dtype`; the head is kept in float32.
 
     An adapter's changes are added in float32, before the sum is rounded to `dtype`.
 
     Raises:
         CheckpointError: there are no weight files, or one cannot be read.
         WeightError: a weight is missing, surplus or misshapen.
+        DeviceError: there are more devices than layers.
     """
     if config.fp8 is not None:
         logger.warning(
@@ -178,13 +186,17 @@ class _Source:
                         found[f"{name.rpartition('.')[0]}.weight"] = tensor.read()
         return found
 
-    def tensors(self) -> Iterator[tuple[str, StoredTensor]]:
-        """Plain name and content of every tensor, each to be read before the next one is asked for."""
+    def tensors(self, *, ahead: bool = False) -> Iterator[tuple[str, StoredTensor]]:
+        """Plain name and content of every tensor, each to be read before the next one is asked for; `ahead` has the
+        next file read meanwhile.
+        """
         replaced = dict(self._replacements())
-        for file in self.files:
-            with stored_tensors(file) as tensors:
-                named = ((plain_name(tensor.name), tensor) for tensor in tensors)
-                yield from (item for item in named if item[0] not in replaced and not self._is_scale(item[0]))
+        with read_ahead(self.files, wanted=ahead) as at_file:
+            for place, file in enumerate(self.files):
+                at_file(place)
+                with stored_tensors(file) as tensors:
+                    named = ((plain_name(tensor.name), tensor) for tensor in tensors)
+                    yield from (item for item in named if item[0] not in replaced and not self._is_scale(item[0]))
         yield from replaced.items()
 
     def _is_scale(self, name: str) -> bool:
@@ -204,7 +216,8 @@ def _itself(tensor: Tensor) -> Tensor:
 def _fill(source: _Source, places: Mapping[str, Place], *, architecture: str) -> None:
     loaded: dict[str, str] = {}
     scales = source.scales()
-    for name, tensor in source.tensors():
+    is_for_card = any(target.device.type == "cuda" for place in places.values() for target in place.targets)
+    for name, tensor in source.tensors(ahead=is_for_card):
         if name not in places and _is_left_over(name):
             logger.info("%s in %s is no part of a reward model and is left out", tensor.name, tensor.file.name)
             continue

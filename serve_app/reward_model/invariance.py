@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ CPU_MIN_ROWS = 16
 CPU_CHUNK_ROWS = 512
 PROBED_THREADS = (1, 2, 4, 8, 16)
 PROBED_SHIFTS = (1, 5, 100)
+SMALLER_TILES = (512, 256, 128)
+"""Rows of the tiles that a small request may run in, on CUDA."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,31 @@ def find_variance(
     finally:
         torch.set_num_threads(before)
     return None
+
+
+@torch.inference_mode()
+def narrowest(rule: RowRule, linears: Sequence[tuple[Linear, Tensor]]) -> RowRule:
+    """The rule of the smallest tiles in which every product has the bits that it has in those of `rule`.
+
+    Each product comes with a tensor of its dtype and device. A small request then runs in fewer rows.
+    """
+    found = rule
+    for tile in SMALLER_TILES if rule.chunk_rows is None else ():
+        if not all(_agrees(linear, like, rule.multiple, tile) for linear, like in linears):
+            break
+        found = replace(rule, multiple=tile)
+    return found
+
+
+def _agrees(linear: Linear, like: Tensor, whole_tile: int, tile: int) -> bool:
+    """Whether rows have the same bits in a tile alone, behind whole tiles, and in whole tiles."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2 * whole_tile, linear.shape[1], generator=generator).to(like)
+    whole = linear(x)
+    if not torch.equal(linear(x[: whole_tile + tile]), whole[: whole_tile + tile]):
+        return False
+    places = (0, 5, whole_tile - tile // 2, 2 * whole_tile - tile)
+    return all(torch.equal(linear(x[place : place + tile]), whole[place : place + tile]) for place in places)
 
 
 def _product_varies(rule: RowRule, linear: Linear, like: Tensor) -> bool:

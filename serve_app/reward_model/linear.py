@@ -7,7 +7,8 @@ the float32 sums before they are rounded. A row has the same bits for any count 
 where the weight's rows are a multiple of 16 too, as in every real model.
 
 `DenseLinear` is for CUDA, and for CPUs without oneDNN. On CUDA the kernel, and with it the bits, may change at any
-count, so products run in tiles of one fixed size.
+count, so products run in tiles of one fixed size; smaller tiles for the rest where a probe finds that they have its
+bits.
 
 `Fp8Linear` is for CUDA GPUs that multiply 8-bit floats: half the bytes, and other scores. No card has said yet
 how fast it is.
@@ -18,17 +19,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from serve_app.reward_model.architecture import Quantization
+from serve_app.reward_model.architecture import DecoderConfig, Quantization
 from serve_app.reward_model.errors import UnsupportedDeviceError
 
 CUDA_TILE_ROWS = 1024
 FP8 = torch.float8_e4m3fn
+FP8_MULTIPLE = 16
+Quantize: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Rows as 8-bit floats, and the scale [T, 1] that each was divided by."""
 REDUCTIONS = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
 """Settings of `torch.backends.cuda.matmul`: whether sums may be in 16 bits, and whether they may be cut."""
 # PyTorch runs an element-wise operation of up to this many elements on one thread (ATen's GRAIN_SIZE).
@@ -43,8 +47,8 @@ class Linear(Protocol):
         """(O, I)"""
         ...
 
-    def __call__(self, x_TI: Tensor) -> Tensor:
-        """The product: [T, O]."""
+    def __call__(self, x_TI: Tensor, out_TO: Tensor | None = None) -> Tensor:
+        """The product: [T, O], in `out` where it is given."""
         ...
 
     def silu(self, x_TI: Tensor) -> Tensor:
@@ -84,9 +88,9 @@ class OneDnnLinear:
     def shape(self) -> tuple[int, int]:
         return self.weight.shape[0], self.weight.shape[1]
 
-    def __call__(self, x_TI: Tensor) -> Tensor:
+    def __call__(self, x_TI: Tensor, out_TO: Tensor | None = None) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, self.weight, self.bias, "none", [], "")
-        return out
+        return out if out_TO is None else out_TO.copy_(out)
 
     def silu(self, x_TI: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, self.weight, self.bias, "swish", [], "")
@@ -113,9 +117,9 @@ class DenseLinear:
     def shape(self) -> tuple[int, int]:
         return self.weight.shape[0], self.weight.shape[1]
 
-    def __call__(self, x_TI: Tensor) -> Tensor:
-        out_TO = x_TI.new_empty(len(x_TI), len(self.weight))
-        for rows in _tiles(len(x_TI), self.tile_rows):
+    def __call__(self, x_TI: Tensor, out_TO: Tensor | None = None) -> Tensor:
+        out_TO = x_TI.new_empty(len(x_TI), len(self.weight)) if out_TO is None else out_TO
+        for rows in tiles(len(x_TI), self.tile_rows):
             if self.bias is None:
                 torch.mm(x_TI[rows], self.weight.t(), out=out_TO[rows])
             else:
@@ -131,6 +135,11 @@ class DenseLinear:
     def times(self, x_TI: Tensor, factor_TO: Tensor) -> Tensor:
         return self(x_TI).mul_(factor_TO)
 
+    def part(self, first: int, stop: int) -> DenseLinear:
+        """The columns `first` to `stop` - 1 of the product; the weight is shared."""
+        bias = None if self.bias is None else self.bias[first:stop]
+        return DenseLinear(self.weight[first:stop], bias, self.tile_rows)
+
 
 @dataclass(frozen=True, slots=True)
 class Fp8Linear:
@@ -138,32 +147,34 @@ class Fp8Linear:
 
     Scales bring the largest magnitude of a row to the format's largest number. `weight` is [O, I] in float8_e4m3fn,
     `weight_scale` [1, O] in float32. Results are bfloat16, as `torch._scaled_mm` wants it with scales for each row.
+    `quantized` makes 8-bit floats of tokens.
     """
 
     weight: Tensor
     weight_scale: Tensor
     bias: Tensor | None
     tile_rows: int | None
+    quantized: Quantize
 
     @classmethod
-    def of(cls, weight_OI: Tensor, bias_O: Tensor | None, *, tile_rows: int | None) -> Fp8Linear:
+    def of(
+        cls, weight_OI: Tensor, bias_O: Tensor | None, *, tile_rows: int | None, quantized: Quantize | None = None
+    ) -> Fp8Linear:
         check_quantization("fp8", weight_OI.device)
-        if weight_OI.shape[0] % 16 or weight_OI.shape[1] % 16:
-            raise UnsupportedDeviceError(
-                f"fp8 multiplies matrices whose sides are multiples of 16, and one is {list(weight_OI.shape)}: leave "
-                "the quantization out"
-            )
-        quantized, scale_O1 = _quantized(weight_OI)
+        weight, scale_O1 = quantized_rows(weight_OI)
         bias = None if bias_O is None else bias_O.to(torch.bfloat16)
-        return cls(quantized, scale_O1.t().contiguous(), bias, tile_rows)
+        return cls(weight, scale_O1.t().contiguous(), bias, tile_rows, quantized or quantized_rows)
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.weight.shape[0], self.weight.shape[1]
 
-    def __call__(self, x_TI: Tensor) -> Tensor:
-        x8_TI, scale_T1 = _quantized(x_TI)
-        products = [
+    def __call__(self, x_TI: Tensor, out_TO: Tensor | None = None) -> Tensor:
+        x8_TI, scale_T1 = self.quantized(x_TI)
+        product_TO = out_TO
+        if product_TO is None or product_TO.dtype != torch.bfloat16:
+            product_TO = x_TI.new_empty(len(x_TI), len(self.weight), dtype=torch.bfloat16)
+        for rows in tiles(len(x_TI), self.tile_rows):
             torch._scaled_mm(
                 x8_TI[rows],
                 self.weight.t(),
@@ -171,10 +182,9 @@ class Fp8Linear:
                 scale_b=self.weight_scale,
                 bias=self.bias,
                 out_dtype=torch.bfloat16,
+                out=product_TO[rows],
             )
-            for rows in _tiles(len(x_TI), self.tile_rows)
-        ]
-        return torch.cat(products)
+        return product_TO if out_TO is None or out_TO is product_TO else out_TO.copy_(product_TO)
 
     def silu(self, x_TI: Tensor) -> Tensor:
         return silu_(self(x_TI))
@@ -184,6 +194,26 @@ class Fp8Linear:
 
     def times(self, x_TI: Tensor, factor_TO: Tensor) -> Tensor:
         return self(x_TI).mul_(factor_TO)
+
+    def part(self, first: int, stop: int) -> Fp8Linear:
+        """The columns `first` to `stop` - 1 of the product; the weight is shared."""
+        bias = None if self.bias is None else self.bias[first:stop]
+        scale_1O = self.weight_scale[:, first:stop].contiguous()
+        return Fp8Linear(self.weight[first:stop], scale_1O, bias, self.tile_rows, self.quantized)
+
+
+MergedLinear: TypeAlias = DenseLinear | Fp8Linear
+"""A product whose columns may be taken apart."""
+
+
+def check_sizes(quantization: Quantization, config: DecoderConfig) -> None:
+    """Raise `UnsupportedDeviceError` where the model's matrices are none that can be quantised so."""
+    sides = (config.hidden_size, config.query_size, config.kv_size, config.intermediate_size)
+    if quantization == "fp8" and (odd := [side for side in sides if side % FP8_MULTIPLE]):
+        raise UnsupportedDeviceError(
+            f"fp8 multiplies matrices whose sides are multiples of {FP8_MULTIPLE}, and the model has {odd[0]}: leave "
+            "the quantization out"
+        )
 
 
 def check_quantization(quantization: Quantization, device: torch.device) -> None:
@@ -196,15 +226,30 @@ def check_quantization(quantization: Quantization, device: torch.device) -> None
 
 
 def linear_for(
-    weight_OI: Tensor, bias_O: Tensor | None, *, quantization: Quantization = "none", invariant: bool = True
+    weight_OI: Tensor,
+    bias_O: Tensor | None,
+    *,
+    quantization: Quantization = "none",
+    invariant: bool = True,
+    quantized: Quantize | None = None,
 ) -> Linear:
-    """The product that suits the weight's device and dtype. `invariant` costs something on CUDA only."""
+    """The product that suits the weight's device and dtype. `invariant` costs something on CUDA only.
+
+    `quantized` makes 8-bit floats of tokens, where there is a kernel for it.
+    """
     tile_rows = CUDA_TILE_ROWS if weight_OI.device.type == "cuda" and invariant else None
     if quantization == "fp8":
-        return Fp8Linear.of(weight_OI, bias_O, tile_rows=tile_rows)
+        return Fp8Linear.of(weight_OI, bias_O, tile_rows=tile_rows, quantized=quantized)
     if OneDnnLinear.supports(weight_OI):
         return OneDnnLinear.of(weight_OI, bias_O)
     return DenseLinear(weight_OI, bias_O, tile_rows)
+
+
+def merges_products(weight: Tensor, quantization: Quantization) -> bool:
+    """Whether products of one input run as one: each is a launch on CUDA. oneDNN gains nothing by it (measured), and
+    could not activate the gate on the way.
+    """
+    return quantization == "fp8" or not OneDnnLinear.supports(weight)
 
 
 @contextmanager
@@ -257,7 +302,7 @@ def rowwise_(x_TO: Tensor, function_: Callable[[Tensor], object]) -> Tensor:
     even_rows = num_rows - num_rows % threads
     # With fewer elements PyTorch would use fewer threads, and cut the rows elsewhere.
     shared_rows = even_rows if even_rows * width > (threads - 1) * SERIAL_ELEMENTS else 0
-    pieces = [slice(0, shared_rows), *_tiles(num_rows, max(1, SERIAL_ELEMENTS // width), first=shared_rows)]
+    pieces = [slice(0, shared_rows), *_pieces(num_rows, max(1, SERIAL_ELEMENTS // width), first=shared_rows)]
     for rows in pieces:
         function_(x_TO[rows])
     return x_TO
@@ -271,12 +316,25 @@ def _gelu_tanh_(rows: Tensor) -> object:
     return rows.copy_(F.gelu(rows, approximate="tanh"))
 
 
-def _tiles(num_rows: int, tile_rows: int | None, *, first: int = 0) -> Sequence[slice]:
-    step = tile_rows or max(1, num_rows)
-    return [slice(start, min(start + step, num_rows)) for start in range(first, num_rows, step)]
+def tiles(num_rows: int, tile_rows: int | None) -> Sequence[slice]:
+    """Rows cut into tiles of `tile_rows`, and what is left into halves, quarters and eighths of one."""
+    if tile_rows is None:
+        return [slice(0, num_rows)]
+    whole = num_rows - num_rows % tile_rows
+    found = _pieces(whole, tile_rows)
+    for part in (2, 4, 8):
+        step = max(1, tile_rows // part)
+        until = num_rows - (num_rows - whole) % step
+        found += _pieces(until, step, first=whole)
+        whole = until
+    return found + _pieces(num_rows, max(1, num_rows - whole), first=whole)
 
 
-def _quantized(x_TI: Tensor) -> tuple[Tensor, Tensor]:
+def _pieces(stop: int, step: int, *, first: int = 0) -> list[slice]:
+    return [slice(start, min(start + step, stop)) for start in range(first, stop, step)]
+
+
+def quantized_rows(x_TI: Tensor) -> tuple[Tensor, Tensor]:
     """Rows as 8-bit floats, and the scale [T, 1] that each was divided by."""
     scale_T1 = x_TI.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12) / torch.finfo(FP8).max
     return (x_TI.float() / scale_T1).to(FP8), scale_T1

@@ -20,8 +20,8 @@ from serve_app.reward_model.checkpoint import load_weights, read_config
 from serve_app.reward_model.conversation import Conversation, ConversationLike, Message
 from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.errors import ConversationError, DeviceError, ScoringError
-from serve_app.reward_model.invariance import find_variance
-from serve_app.reward_model.linear import whole_sums
+from serve_app.reward_model.invariance import RowRule, find_variance, narrowest
+from serve_app.reward_model.linear import check_sizes, whole_sums
 from serve_app.reward_model.model_files import fingerprint, resolve, tokenizer_folder
 from serve_app.reward_model.prefix_cache import CacheBytes
 from serve_app.reward_model.prefixes import in_tree_order
@@ -47,7 +47,7 @@ DTYPES = {
 
 
 class RewardModel:
-    """A reward model on one device. Calls from several threads are safe and take turns.
+    """A reward model on one device, or its layers spread over several. Calls from several threads take turns.
 
     A conversation's score depends on the model, the dtype, the kind of device and the conversation alone: batch size,
     neighbours, order and number of threads change no bit of it. Scores are raw logits in float32. Tokens that several
@@ -61,16 +61,20 @@ class RewardModel:
         *,
         token_budget: int | Literal["auto"] = "auto",
         prefix_cache_bytes: CacheBytes = 0,
+        memory_share: float = 1.0,
         chat_template: str | None = None,
         base_model: str | None = None,
     ) -> None:
         self.config = decoder.config
         self.device = decoder.device
+        self.devices = decoder.devices
         self.dtype = decoder.dtype
         self.folder = folder
         self.chat_template = chat_template
         self.base_model = base_model
-        self.scorer = SequenceScorer(decoder, token_budget=token_budget, prefix_cache_bytes=prefix_cache_bytes)
+        self.scorer = SequenceScorer(
+            decoder, token_budget=token_budget, prefix_cache_bytes=prefix_cache_bytes, memory_share=memory_share
+        )
 
     @classmethod
     def from_pretrained(
@@ -82,6 +86,7 @@ class RewardModel:
         dtype: str | torch.dtype = "auto",
         token_budget: int | Literal["auto"] = "auto",
         prefix_cache_bytes: CacheBytes = 0,
+        memory_share: float = 1.0,
         quantization: Quantization = "none",
         invariant: bool = True,
         chat_template: str | Path | None = None,
@@ -94,13 +99,16 @@ class RewardModel:
         Args:
             model: `"tiny"`, a local folder, or a Hugging Face id such as `"internlm/internlm2-1_8b-reward"`.
             revision: branch, tag or commit of a Hugging Face id.
-            device: `"auto"` is CUDA where there is one, else the CPU.
+            device: `"auto"` is CUDA where there is one, else the CPU. Several share the layers, for models that fit no
+                single card: `"cuda:0,cuda:1"`. The scores have the bits of one card.
             dtype: `"auto"` is the checkpoint's on CUDA; on CPU bfloat16 where the processor has it, else float32.
             token_budget: tokens in one forward pass; a longer sequence runs alone. `"auto"` is 4096 on CPU; on CUDA
                 what the free memory holds, as a trial pass measures it.
             prefix_cache_bytes: memory on the device for keys and values of recent prefixes, which later calls need not
                 read again; 0 keeps none. `"auto"` is 256 MiB on CPU, and on CUDA a sixteenth of what the weights leave
                 free.
+            memory_share: of each card, where processes share it: the budget leaves the rest to them, also while they
+                have not taken it yet.
             quantization: `"fp8"` multiplies 8-bit floats, for NVIDIA GPUs of the Hopper generation or newer. Scores
                 then drift: the README says how far.
             invariant: False lets CUDA choose kernels by batch size: scores may then change in their last bits with
@@ -118,7 +126,8 @@ class RewardModel:
                 normalisation is on: see `normalization`.
 
         Raises:
-            DeviceError: the device is not there, or has not the memory for the prefix cache.
+            DeviceError: the device is not there, or has not the memory for the prefix cache; or several are of
+                different kinds or more than layers.
             CheckpointError: files are missing or broken.
             UnsupportedArchitectureError: the model's architecture or an option of it is not supported.
             WeightError: a weight is missing, surplus or misshapen.
@@ -126,12 +135,15 @@ class RewardModel:
         template = None if chat_template is None else template_text(chat_template)
         folder = resolve(model, revision)
         config = read_config(folder, base_model=base_model, head=head, normalize=normalize)
-        target = _usable(resolve_device(device))
+        check_sizes(quantization, config)
+        targets = usable_devices(device)
         weights = load_weights(
-            folder, config, device=target, dtype=resolve_dtype(dtype, config, target), base_model=base_model
+            folder, config, device=targets, dtype=resolve_dtype(dtype, config, targets[0]), base_model=base_model
         )
         decoder = Decoder(config, weights, quantization=quantization, invariant=invariant)
         variance = _variance(decoder) if invariant else None
+        if invariant and variance is None and decoder.device.type == "cuda":
+            decoder.pad_by(_narrowest_rule(decoder))
         if variance is not None:
             logger.warning("on this machine %s changes its last bits with the batch or the threads", variance)
         return cls(
@@ -139,6 +151,7 @@ class RewardModel:
             folder,
             token_budget=token_budget,
             prefix_cache_bytes=prefix_cache_bytes,
+            memory_share=memory_share,
             chat_template=template,
             base_model=base_model,
         )
@@ -405,6 +418,13 @@ def _variance(decoder: Decoder) -> str | None:
         return find(decoder.linears, like.to(decoder.dtype))
 
 
+def _narrowest_rule(decoder: Decoder) -> RowRule:
+    like = torch.empty(0, device=decoder.device)
+    of_layers = [(linear, like.to(decoder.dtype)) for linear in decoder.linears]
+    with whole_sums(decoder.device):
+        return narrowest(decoder.row_rule, of_layers + [(linear, like) for linear in decoder.head.linears])
+
+
 def _listed(conversations: Sequence[ConversationLike]) -> Sequence[ConversationLike]:
     if isinstance(conversations, Conversation | str):
         raise TypeError(f"a list of conversations is wanted, not one {type(conversations).__name__}")
@@ -438,29 +458,50 @@ def _all_or_raise(results: list[T | ScoringError]) -> list[T]:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """`device` itself, or for `"auto"` CUDA where there is one, else the CPU.
+    """`device` itself, or for `"auto"` CUDA where there is one, else the CPU; of several the first.
 
     Raises:
-        DeviceError: it names no device of these kinds.
+        DeviceError: it names no device of these kinds, or devices of two kinds.
     """
+    return _named_devices(device)[0]
+
+
+def usable_devices(device: str | torch.device) -> tuple[torch.device, ...]:
+    """The devices named, if this machine has them. Raises `DeviceError`."""
+    devices = _named_devices(device)
+    for one in devices:
+        _check_is_there(one)
+    if devices[0].type == "cuda" and len(devices) > 1:
+        if len(set(devices)) < len(devices):
+            raise DeviceError(f"device is {str(device)!r}: the layers are spread over different cards, each named once")
+        if len(names := {torch.cuda.get_device_name(one) for one in devices}) > 1:
+            raise DeviceError(
+                f"the cards that share a model are of one kind, or bits would differ, not {sorted(names)}"
+            )
+    return devices
+
+
+def _named_devices(device: str | torch.device) -> tuple[torch.device, ...]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        found = torch.device(device)
+        found = tuple(torch.device(name.strip()) for name in str(device).split(","))
     except RuntimeError:
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):
-        raise DeviceError(f"device is 'auto', 'cpu', 'cuda' or one of several as 'cuda:1', not {str(device)!r}")
+        found = ()
+    kinds = {one.type for one in found}
+    if len(kinds) != 1 or not kinds <= {"cpu", "cuda"}:
+        raise DeviceError(
+            f"device is 'auto', 'cpu', 'cuda' or one of several as 'cuda:1', several as 'cuda:0,cuda:1', not "
+            f"{str(device)!r}"
+        )
     return found
 
 
-def _usable(device: torch.device) -> torch.device:
-    """The device, if this machine has it. Raises `DeviceError`."""
+def _check_is_there(device: torch.device) -> None:
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= num_gpus:
         has = f"this machine has {num_gpus} GPUs" if num_gpus else "PyTorch finds no GPU on this machine"
         raise DeviceError(f"device is {str(device)!r}, but {has}; use device='cpu' or 'auto', or check the driver")
-    return device
 
 
 def resolve_dtype(dtype: str | torch.dtype, config: DecoderConfig, device: torch.device) -> torch.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class ParkedWeights:
         for storage in self._storages:
             storage.resize_(0)
         decoder.release_buffers()
-        _give_back(decoder.device)
+        _give_back(decoder.devices)
 
     @property
     def num_bytes(self) -> int:
@@ -83,7 +83,9 @@ def _tensors(weights: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _give_back(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _give_back(devices: Iterable[torch.device]) -> None:
+    cards = [device for device in devices if device.type == "cuda"]
+    for card in cards:
+        torch.cuda.synchronize(card)
+    if cards:
         torch.cuda.empty_cache()

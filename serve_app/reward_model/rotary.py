@@ -57,12 +57,16 @@ class RotaryTable:
 
 
 def rotate(heads_THD: Tensor, table_TD: Tensor, out_THD: Tensor) -> None:
-    """Write the rotated queries or keys: the first half of the head pairs with the second. Products are float32."""
+    """Write the rotated queries or keys: the first half of the head pairs with the second. Products are float32.
+
+    `out` may be `heads`.
+    """
     half = heads_THD.shape[-1] // 2
     cos_T1H, sin_T1H = table_TD[:, None, :half], table_TD[:, None, half:]
     first, second = heads_THD.float().split(half, dim=-1)
-    out_THD[..., :half] = (first * cos_T1H).sub_(second * sin_T1H)
+    rotated = (first * cos_T1H).sub_(second * sin_T1H)
     out_THD[..., half:] = (second * cos_T1H).add_(first * sin_T1H)
+    out_THD[..., :half] = rotated
 
 
 def _table(frequencies_h: Tensor, num_positions: int, scale: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Triton kernels of what a decoder does row by row on CUDA: residual and norm, rotation, gate times up.
+"""Triton kernels of what a decoder does row by row on CUDA: residual and norm, rotation, gate times up, 8-bit floats.
 
 Plain operations launch some 40 kernels a layer for these, and read and write each number several times. Here a row is
 one program, so that its bits cannot depend on the rows beside it. Results are rounded where the plain operations round
@@ -36,6 +36,7 @@ def rotate_kernel(  # type: ignore[no-untyped-def]
     stride,
     table,
     out,
+    out_stride,
     num_heads: tl.constexpr,
     half: tl.constexpr,
     head_block: tl.constexpr,
@@ -52,20 +53,33 @@ def rotate_kernel(  # type: ignore[no-untyped-def]
     place = head * 2 * half + lane
     first = tl.load(heads + row * stride + place, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(heads + row * stride + place + half, mask=inside, other=0.0).to(tl.float32)
-    to = out + row * num_heads * 2 * half + place
+    to = out + row * out_stride + place
     tl.store(to, (first * cos - second * sin).to(out.dtype.element_ty), mask=inside)
     tl.store(to + half, (second * cos + first * sin).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def silu_times_kernel(gate, up, count, block: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A stretch of `up`, times SiLU of `gate`, which is rounded in between."""
-    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    inside = place < count
-    g = tl.load(gate + place, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(up + place, mask=inside, other=0.0)
+def silu_times_kernel(gate_up, out, width, block: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A stretch of a row: its right half times SiLU of the left one, which is rounded in between."""
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * block + tl.arange(0, block)
+    inside = place < width
+    g = tl.load(gate_up + row * 2 * width + place, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(gate_up + row * 2 * width + width + place, mask=inside, other=0.0)
     activated = (g / (1.0 + tl.exp(-g))).to(u.dtype)
-    tl.store(up + place, (activated.to(tl.float32) * u.to(tl.float32)).to(u.dtype), mask=inside)
+    tl.store(out + row * width + place, (activated.to(tl.float32) * u.to(tl.float32)).to(u.dtype), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def quantize_kernel(x, out, scales, width: tl.constexpr, largest: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One row as 8-bit floats, the largest magnitude brought to `largest`, and what it was divided by."""
+    row = tl.program_id(0).to(tl.int64)
+    lanes = tl.arange(0, block)
+    inside = lanes < width
+    values = tl.load(x + row * width + lanes, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.div_rn(tl.maximum(tl.max(tl.abs(values), axis=0), 1e-12), largest)
+    tl.store(scales + row, scale)
+    tl.store(out + row * width + lanes, tl.div_rn(values, scale).to(out.dtype.element_ty), mask=inside)
 
 
 SILU_BLOCK = 1024
@@ -94,15 +108,17 @@ def add_norm(hidden_TH: Tensor, added_TH: Tensor | None, weight_H: Tensor, eps: 
 
 
 def rotate(heads_TAD: Tensor, table_TD: Tensor, out_TAD: Tensor) -> None:
-    """Write the rotated heads of each row to `out`, which is contiguous; see `rotary.rotate`."""
+    """Write the rotated heads of each row to `out`, which may be `heads`; see `rotary.rotate`."""
     num_rows, num_heads, head_dim = heads_TAD.shape
-    if not out_TAD.is_contiguous() or heads_TAD.stride()[1:] != (head_dim, 1) or not table_TD.is_contiguous():
-        raise ValueError("rows to rotate are contiguous within each row, and what they are written to altogether")
+    within = (head_dim, 1)
+    if not heads_TAD.stride()[1:] == out_TAD.stride()[1:] == within or not table_TD.is_contiguous():
+        raise ValueError("rows to rotate, and those they are written to, are contiguous within each row")
     rotate_kernel[(num_rows,)](
         heads_TAD,
         heads_TAD.stride(0),
         table_TD,
         out_TAD,
+        out_TAD.stride(0),
         num_heads=num_heads,
         half=head_dim // 2,
         head_block=triton.next_power_of_2(num_heads),
@@ -111,11 +127,26 @@ def rotate(heads_TAD: Tensor, table_TD: Tensor, out_TAD: Tensor) -> None:
     )
 
 
-def silu_times(gate_TI: Tensor, up_TI: Tensor) -> Tensor:
-    """SiLU of `gate` times `up`, in place of `up`: [T, I]; both are contiguous."""
-    count = up_TI.numel()
-    silu_times_kernel[(triton.cdiv(count, SILU_BLOCK),)](gate_TI, up_TI, count, block=SILU_BLOCK, **UNFUSED)
-    return up_TI
+def silu_times(gate_up_TJ: Tensor) -> Tensor:
+    """SiLU of the left half of each row times the right half: [T, I] of [T, 2 * I]."""
+    num_rows, both = gate_up_TJ.shape
+    out_TI = gate_up_TJ.new_empty(num_rows, both // 2)
+    grid = (num_rows, triton.cdiv(both // 2, SILU_BLOCK))
+    silu_times_kernel[grid](gate_up_TJ, out_TI, both // 2, block=SILU_BLOCK, **UNFUSED)
+    return out_TI
+
+
+def quantized_rows(x_TI: Tensor) -> tuple[Tensor, Tensor]:
+    """`linear.quantized_rows` in one pass: 8-bit floats [T, I], and the scale [T, 1] that each row was divided by."""
+    num_rows, width = x_TI.shape
+    out_TI = torch.empty(num_rows, width, dtype=torch.float8_e4m3fn, device=x_TI.device)
+    scale_T1 = torch.empty(num_rows, 1, dtype=torch.float32, device=x_TI.device)
+    block = triton.next_power_of_2(width)
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    quantize_kernel[(num_rows,)](
+        x_TI, out_TI, scale_T1, width=width, largest=largest, block=block, num_warps=_num_warps(block), **UNFUSED
+    )
+    return out_TI, scale_T1
 
 
 def _num_warps(block: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -24,7 +25,15 @@ from serve_app.reward_model.packing import halves, num_rows, pack
 from serve_app.reward_model.prefix_cache import CACHE_BLOCK_TOKENS, CacheBytes, CachedPass, PrefixCache, cache_bytes
 from serve_app.reward_model.prefixes import Branch, branch_by_prefix
 from serve_app.reward_model.scores import Outputs
-from serve_app.reward_model.token_budget import CPU_TOKEN_BUDGET, TRIAL_TOKENS, budget_for
+from serve_app.reward_model.token_budget import (
+    CPU_TOKEN_BUDGET,
+    TRIAL_TOKENS,
+    BudgetRecovery,
+    available_bytes,
+    budget_for,
+    cut_for_devices,
+    waiting_bytes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,23 +42,41 @@ class SequenceScorer:
     """Runs a decoder over any number of sequences. Calls from several threads take turns.
 
     `token_budget` is how many tokens one forward pass reads at most, shared ones once; a longer sequence runs alone.
-    `share_prompts` may be turned off for measurements: the scores keep their bits. With a `prefix_cache`, no prefix is
-    read again that an earlier call had.
+    Where memory lacks it is lowered, and comes back when it is enough again. `memory_share` is how much of each card
+    this process was given. `share_prompts` may be turned off for measurements: the scores keep their bits. With a
+    `prefix_cache`, no prefix is read again that an earlier call had.
     """
 
     def __init__(
-        self, decoder: Decoder, *, token_budget: int | Literal["auto"], prefix_cache_bytes: CacheBytes = 0
+        self,
+        decoder: Decoder,
+        *,
+        token_budget: int | Literal["auto"],
+        prefix_cache_bytes: CacheBytes = 0,
+        memory_share: float = 1.0,
     ) -> None:
-        self.prefix_cache = _cache(decoder, prefix_cache_bytes)
-        self._given_up_tokens = 0
-        if token_budget == "auto":
-            token_budget = _measured_budget(decoder) if decoder.device.type == "cuda" else CPU_TOKEN_BUDGET
-        if not isinstance(token_budget, int) or token_budget < 1:
+        if token_budget != "auto" and (not isinstance(token_budget, int) or token_budget < 1):
             raise ValueError(f"token_budget is 'auto' or a positive whole number of tokens, not {token_budget!r}")
-        self.token_budget = token_budget
         self.share_prompts = True
         self.decoder = decoder
         self._lock = threading.Lock()
+        self._memory_share = memory_share
+        self._recovery = BudgetRecovery()
+        self._is_measured = token_budget == "auto" and decoder.device.type == "cuda"
+        self.token_budget = CPU_TOKEN_BUDGET if token_budget == "auto" else token_budget
+        self.prefix_cache = _cache(decoder, prefix_cache_bytes)
+        self._given_up_tokens = 0
+        self.measure_budget()
+
+    def measure_budget(self) -> None:
+        """Find the token budget anew, where it is "auto" and on CUDA: what others hold of the cards may have changed.
+
+        Raises:
+            DeviceError: the weights alone take what this process was given of a card.
+        """
+        if self._is_measured:
+            with self._lock:
+                self.token_budget = _measured_budget(self.decoder, self._memory_share)
 
     @property
     def cached_tokens(self) -> int:
@@ -75,14 +102,21 @@ class SequenceScorer:
         lengths = [len(sequence) for sequence in sequences]
         branches = self._branches(sequences, able)
         rows_per_key = self.decoder.rows_per_key
+        num_devices, total_rows = len(self.decoder.devices), num_rows(branches, lengths)
         with self._lock:
             branches = self._with_cached(branches, sequences)
-            started: _Started | None = None
-            for batch in pack(branches, lengths, lambda: self.token_budget, rows_per_key=rows_per_key):
-                following = self._start(batch, sequences)
+            under_way: deque[_Started] = deque()
+            for batch in pack(
+                branches,
+                lengths,
+                lambda: cut_for_devices(self.token_budget, total_rows, num_devices),
+                rows_per_key=rows_per_key,
+            ):
+                under_way.append(self._start(batch, sequences))
+                if len(under_way) > num_devices:  # each device has a batch then, and the first one its next
+                    values |= self._finish(under_way.popleft(), sequences)
+            for started in under_way:
                 values |= self._finish(started, sequences)
-                started = following
-            values |= self._finish(started, sequences)
         return [values[index] for index in range(len(sequences))]
 
     def _check(self, sequence: Sequence[int]) -> TokenIdsError | None:
@@ -142,17 +176,15 @@ class SequenceScorer:
                 raise
             return _Started(branches, str(error), self.decoder.cached_pass)
 
-    def _finish(
-        self, started: _Started | None, sequences: Sequence[Sequence[int]]
-    ) -> dict[int, Outputs | ScoringError]:
+    def _finish(self, started: _Started, sequences: Sequence[Sequence[int]]) -> dict[int, Outputs | ScoringError]:
         """The scores of a pass that was started; where memory lacked, of two of half the size."""
-        if started is None:
-            return {}
         branches = started.branches
         members = [branch.sequence for branch in branches]
+        num_tokens = num_rows(branches, [len(sequence) for sequence in sequences])
         if isinstance(started.scores, _HostCopy):
             found = started.scores.wait()
             started.settle(is_sound=bool(np.isfinite(found).all()))
+            self._fitted(num_tokens)
             pairs = zip(members, found, strict=True)
             return {member: self._finite(outputs, sequences, branches, member) for member, outputs in pairs}
         started.settle(is_sound=False)
@@ -160,13 +192,20 @@ class SequenceScorer:
         if self.prefix_cache is not None:
             self._give_up_cache()
             return self._score_batch(sequences, branches)
-        num_tokens = num_rows(branches, [len(sequence) for sequence in sequences])
         if len(members) == 1:
             return {members[0]: DeviceMemoryError(f"{num_tokens} tokens do not fit in memory: {started.scores}")}
-        self.token_budget = max(1, min(self.token_budget, num_tokens) // 2)
+        before = self.token_budget
+        self.token_budget = max(1, min(before, num_tokens // 2))  # those under way were as large
+        self._recovery.lowered(before, self.token_budget)
         logger.warning("out of memory with %d tokens; the token budget is now %d", num_tokens, self.token_budget)
         first, second = halves(branches)
         return self._score_batch(sequences, first) | self._score_batch(sequences, second)
+
+    def _fitted(self, num_tokens: int) -> None:
+        budget = self._recovery.after_pass(self.token_budget, num_tokens)
+        if budget != self.token_budget:
+            logger.info("the token budget is %d again, after %d", budget, self.token_budget)
+            self.token_budget = budget
 
     def _score_batch(
         self, sequences: Sequence[Sequence[int]], branches: list[Branch]
@@ -267,19 +306,32 @@ def _cache(decoder: Decoder, wanted: CacheBytes) -> PrefixCache | None:
     return cache
 
 
-def _measured_budget(decoder: Decoder) -> int:
-    """The token budget for a CUDA device, from the memory that a trial pass takes and that is free now."""
+def _measured_budget(decoder: Decoder, memory_share: float) -> int:
+    """The token budget for CUDA devices, from the memory that a trial pass takes and that is free now: the least of
+    theirs.
+    """
     num_tokens = min(TRIAL_TOKENS, decoder.config.max_tokens)
+    cards = set(decoder.devices)
     decoder.release_buffers()
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(decoder.device)
-    before = torch.cuda.memory_allocated(decoder.device)
+    for card in cards:
+        torch.cuda.reset_peak_memory_stats(card)
+    before = {card: torch.cuda.memory_allocated(card) for card in cards}
     decoder.score([_trial(decoder, num_tokens)], [Branch(0)]).tolist()
-    taken = torch.cuda.max_memory_allocated(decoder.device) - before
+    taken = {card: torch.cuda.max_memory_allocated(card) - before[card] for card in cards}
     decoder.release_buffers()
     torch.cuda.empty_cache()
-    free, _total = torch.cuda.mem_get_info(decoder.device)
-    return budget_for(free, taken / num_tokens)
+    waiting = waiting_bytes(decoder.config.hidden_size, len(cards))
+    budgets = []
+    for card in cards:
+        free, total = torch.cuda.mem_get_info(card)
+        available = available_bytes(free, total, torch.cuda.memory_reserved(card), memory_share)
+        if available <= 0:
+            raise DeviceError(
+                f"the weights leave nothing of this process's {memory_share:g} of {card}: give it more of a GPU, or two"
+            )
+        budgets.append(budget_for(available, taken[card] / num_tokens + waiting))
+    return min(budgets)
 
 
 def _trial(decoder: Decoder, num_tokens: int) -> list[int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from serve_app.reward_model import tiny
 from serve_app.reward_model.architecture import DecoderConfig, Quantization
-from serve_app.reward_model.errors import ChangedFilesError, UnsupportedDeviceError
+from serve_app.reward_model.errors import ChangedFilesError, DeviceError, UnsupportedDeviceError
 from serve_app.reward_model.model_files import fingerprint, resolve, tokenizer_folder
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class ModelSpec:
         takes_reference: whether conversations need a reference, as POLAR's do; `resolved` finds it out.
         attributes: names of what a gating head gives beside the score; `resolved` finds them out.
         scores_steps: whether it is a process reward model; `resolved` finds it out.
+        num_devices: devices that the layers are spread over; the bits are those of one.
+        memory_share: of a card, where several processes share it.
     """
 
     model: str = tiny.NAME
@@ -63,6 +65,20 @@ class ModelSpec:
     attributes: tuple[str, ...] = ()
     scores_steps: bool = False
     prefix_cache_bytes: int | Literal["auto"] = 0
+    num_devices: int = 1
+    memory_share: float = 1.0
+
+    def on_gpus(self, num_gpus: float) -> ModelSpec:
+        """The spec for a process that has so many GPUs, a part of one or several that share the layers; as it is for 0.
+
+        Raises:
+            DeviceError: several, and not a whole number of them.
+        """
+        if is_uneven(num_gpus):
+            raise DeviceError(f"{num_gpus:g} GPUs for one process: it takes a part of one, or a whole number of them")
+        if not num_gpus:
+            return self
+        return replace(self, num_devices=max(1, int(num_gpus)), memory_share=min(1.0, num_gpus))
 
     def check_device(self) -> None:
         """Raise what can be known without the model: the quantization needs another device than the one named.
@@ -114,6 +130,7 @@ class ModelSpec:
             CheckpointError: the files are missing or broken.
             ChangedFilesError: they have another fingerprint than the spec.
             UnsupportedDeviceError: the device cannot do what is asked of it.
+            DeviceError: it is not there, or there are too few of them.
         """
         from serve_app.reward_model.linear import check_quantization
         from serve_app.reward_model.model import RewardModel, resolve_device
@@ -126,16 +143,21 @@ class ModelSpec:
         return RewardModel.from_pretrained(
             self.model,
             revision=self.revision,
-            device=device,
+            device=device if self.num_devices == 1 else self._several(device.type),
             dtype=self.dtype,
             token_budget=self.token_budget,
             prefix_cache_bytes=self.prefix_cache_bytes,
+            memory_share=self.memory_share,
             quantization=self.quantization,
             chat_template=self.chat_template,
             base_model=self.base_model,
             head=self.head,
             normalize=self.normalize,
         )
+
+    def _several(self, kind: str) -> str:
+        """The devices of a process, as `from_pretrained` takes them: Ray shows a process its own cards alone."""
+        return ",".join(f"{kind}:{index}" if kind == "cuda" else kind for index in range(self.num_devices))
 
     def read(self, folder: Path | None = None) -> tuple[DecoderConfig, Tokenizer]:
         """The model's shape and its tokenizer, from the files in `folder`, or from its small files alone.
@@ -239,6 +261,11 @@ class ModelFacts:
     def key(self) -> str:
         """Stands for all that decides a score: equal keys, equal bits."""
         return "/".join((self.fingerprint, self.device, self.dtype, self.quantization))
+
+
+def is_uneven(num_gpus: float) -> bool:
+    """Whether so many GPUs cannot be one process's: it has a part of one, or whole ones."""
+    return num_gpus > 1 and num_gpus != int(num_gpus)
 
 
 def absolute(model: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from serve_app.reward_model.errors import CheckpointError
 # Containers that trainers put a model in: PEFT, TRL's and LLaMA-Factory's value-head models, DistributedDataParallel,
 # Starling's reward models, and the "model." of Transformers' own heads.
 WRAPPERS = ("base_model.model.", "pretrained_model.", "module.", "transformer.", "model.")
+READ_BLOCK_BYTES = 1 << 24
 BODY = ("embed_tokens.", "tok_embeddings.", "layers.", "norm.")
 
 
@@ -101,6 +104,35 @@ def stored_tensors(path: Path) -> Iterator[Iterator[StoredTensor]]:
             )
     else:
         yield (StoredTensor(key, path, tuple(state[key].shape), partial(state.__getitem__, key)) for key in keys)
+
+
+@contextmanager
+def read_ahead(files: Sequence[Path], *, wanted: bool) -> Iterator[Callable[[int], None]]:
+    """Weight files are read into the system's cache by a thread, while others wait for a device's copies.
+
+    What it yields is told which file is used now, by its place; the thread reads that one and the next. Without
+    `wanted` nothing is read: for tensors that are only copied in memory, a second reader is in the way.
+    """
+    is_over = threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:
+
+        def begin(place: int) -> None:
+            first = place + 1 if place else 0
+            for file in files[first : place + 2] if wanted else ():
+                pool.submit(_read_whole, file, is_over)
+
+        try:
+            yield begin
+        finally:
+            is_over.set()
+
+
+def _read_whole(file: Path, is_over: threading.Event) -> None:
+    """Read a file once, for what the system keeps of it; whoever needs it meets its errors."""
+    block = bytearray(READ_BLOCK_BYTES)
+    with suppress(OSError), file.open("rb", buffering=0) as opened:
+        while not is_over.is_set() and opened.readinto(block):
+            pass
 
 
 def _load_bin(path: Path) -> dict[str, Tensor]:

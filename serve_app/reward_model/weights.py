@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from serve_app.reward_model.architecture import DecoderConfig
+from serve_app.reward_model.device_map import DeviceMap
 from serve_app.reward_model.errors import WeightError
 from serve_app.reward_model.head_weights import (
     LANGUAGE_HEAD,
@@ -34,6 +35,9 @@ class Place:
             )
 
     def copy(self, tensor: Tensor) -> None:
+        """Copy a tensor's parts to their places; to a card it goes as it lies in the file, and is cut there."""
+        if self.targets[0].device.type == "cuda":
+            tensor = tensor.to(self.targets[0].device)
         for target, part in zip(self.targets, self.split(tensor), strict=True):
             target.copy_(part)
 
@@ -161,7 +165,8 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """All weights on one device. Matrices and biases are in the model's dtype; norms and the head are float32.
+    """All weights, on the devices of their map. Matrices and biases are in the model's dtype; norms and the head are
+    float32.
 
     `embedding` keeps the checkpoint's dtype: it is only read, so rounding it would cost accuracy and gain nothing.
     """
@@ -170,11 +175,15 @@ class DecoderWeights:
     layers: list[LayerWeights]
     norm: Tensor
     head: HeadWeights
+    device_map: DeviceMap
 
-    def moved_to(self, device: torch.device) -> DecoderWeights:
-        """The same weights on `device`; layers leave this object as they go, so that the host does not hold two."""
-        layers = [_moved(self.layers.pop(0), device) for _ in range(len(self.layers))]
-        return DecoderWeights(self.embedding.to(device), layers, self.norm.to(device), self.head.moved_to(device))
+    def moved_to(self, device_map: DeviceMap) -> DecoderWeights:
+        """The same weights elsewhere; layers leave this object as they go, so that the host does not hold two."""
+        first, last = device_map.devices[0], device_map.devices[-1]
+        layers = [_moved(self.layers.pop(0), device) for device in device_map.of_layers()]
+        return DecoderWeights(
+            self.embedding.to(first), layers, self.norm.to(last), self.head.moved_to(last), device_map
+        )
 
 
 def _moved(layer: LayerWeights, device: torch.device) -> LayerWeights:
@@ -183,39 +192,49 @@ def _moved(layer: LayerWeights, device: torch.device) -> LayerWeights:
 
 
 def allocate(
-    config: DecoderConfig, *, device: torch.device, dtype: torch.dtype, head: HeadPlan | None = None
+    config: DecoderConfig,
+    *,
+    device: torch.device | Sequence[torch.device],
+    dtype: torch.dtype,
+    head: HeadPlan | None = None,
 ) -> DecoderWeights:
-    """Weights of the configuration's shapes on the device, their content yet unset; `head` None is one plain row."""
+    """Weights of the configuration's shapes on the device, or spread over several, their content yet unset.
 
+    `head` None is one plain row. Raises `DeviceError` where there are more devices than layers.
+    """
+    devices = (device,) if isinstance(device, torch.device) else tuple(device)
+    device_map = DeviceMap.of(config, devices, itemsize=dtype.itemsize)
+    first, last = devices[0], devices[-1]
+    return DecoderWeights(
+        embedding=torch.empty(config.vocab_size, config.hidden_size, dtype=getattr(torch, config.dtype), device=first),
+        layers=[_layer(config, dtype, on) for on in device_map.of_layers()],
+        norm=torch.empty(config.hidden_size, dtype=torch.float32, device=last),
+        head=allocate_head(head or HeadPlan.plain(config), device=last),
+        device_map=device_map,
+    )
+
+
+def _layer(config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> LayerWeights:
     def matrix(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
     def vector(size: int) -> Tensor:
         return torch.empty(size, dtype=torch.float32, device=device)
 
-    def layer() -> LayerWeights:
-        qkv_size, hidden = config.query_size + 2 * config.kv_size, config.hidden_size
-        return LayerWeights(
-            attention_norm=vector(hidden),
-            qkv=matrix(qkv_size, hidden),
-            output=matrix(hidden, config.query_size),
-            mlp_norm=vector(hidden),
-            gate_up=matrix(2 * config.intermediate_size, hidden),
-            down=matrix(hidden, config.intermediate_size),
-            qkv_bias=matrix(qkv_size) if config.qkv_bias else None,
-            output_bias=matrix(hidden) if config.output_bias else None,
-            gate_up_bias=matrix(2 * config.intermediate_size) if config.mlp_bias else None,
-            down_bias=matrix(hidden) if config.mlp_bias else None,
-            query_norm=vector(config.head_dim) if config.qk_norm else None,
-            key_norm=vector(config.head_dim) if config.qk_norm else None,
-            attention_output_norm=vector(hidden) if config.sandwich_norms else None,
-            mlp_output_norm=vector(hidden) if config.sandwich_norms else None,
-        )
-
-    embedding_dtype = getattr(torch, config.dtype)
-    return DecoderWeights(
-        embedding=torch.empty(config.vocab_size, config.hidden_size, dtype=embedding_dtype, device=device),
-        layers=[layer() for _ in range(config.num_layers)],
-        norm=vector(config.hidden_size),
-        head=allocate_head(head or HeadPlan.plain(config), device=device),
+    qkv_size, hidden = config.query_size + 2 * config.kv_size, config.hidden_size
+    return LayerWeights(
+        attention_norm=vector(hidden),
+        qkv=matrix(qkv_size, hidden),
+        output=matrix(hidden, config.query_size),
+        mlp_norm=vector(hidden),
+        gate_up=matrix(2 * config.intermediate_size, hidden),
+        down=matrix(hidden, config.intermediate_size),
+        qkv_bias=matrix(qkv_size) if config.qkv_bias else None,
+        output_bias=matrix(hidden) if config.output_bias else None,
+        gate_up_bias=matrix(2 * config.intermediate_size) if config.mlp_bias else None,
+        down_bias=matrix(hidden) if config.mlp_bias else None,
+        query_norm=vector(config.head_dim) if config.qk_norm else None,
+        key_norm=vector(config.head_dim) if config.qk_norm else None,
+        attention_output_norm=vector(hidden) if config.sandwich_norms else None,
+        mlp_output_norm=vector(hidden) if config.sandwich_norms else None,
     )

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from serve_app.reward_model.decoder import Decoder
+from serve_app.reward_model.invariance import SMALLER_TILES, RowRule, narrowest
 from serve_app.reward_model.linear import CUDA_TILE_ROWS, DenseLinear, whole_sums
 from serve_app.reward_model.prefixes import Branch
 from tests.benchmarks.bench_engine import SHAPES, hardware, random_weights, timed
@@ -74,21 +75,26 @@ def products(presets: Sequence[str], num_rows: int, device: torch.device) -> Ite
 def _product_row(preset: str, num_rows: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     hidden, _, heads, kv_heads, intermediate = SHAPES[preset]
     kv_size = 2 * kv_heads * hidden // heads
-    shapes = [(hidden, hidden), (kv_size, hidden), (intermediate, hidden), (hidden, intermediate)]
+    shapes = [(hidden + kv_size, hidden), (kv_size, hidden), (hidden, hidden), (2 * intermediate, hidden)]
+    shapes.append((hidden, intermediate))
     moved: list[str] = []
+    tile_rule = RowRule(multiple=CUDA_TILE_ROWS)
+    smallest = SMALLER_TILES[-1]
     seconds: dict[int, float] = {}
     for rows, columns in shapes:
         generator = torch.Generator(device=device).manual_seed(0)
         weight = (torch.randn(rows, columns, generator=generator, device=device) * columns**-0.5).to(dtype)
         x = torch.randn(num_rows, columns, generator=generator, device=device).to(dtype)
         moved += [f"{rows} x {columns} {why}" for why in _moved(DenseLinear(weight, None, CUDA_TILE_ROWS), x)]
+        smallest = max(smallest, narrowest(tile_rule, [(DenseLinear(weight, None, CUDA_TILE_ROWS), x)]).multiple)
         for tile in (CUDA_TILE_ROWS // 2, CUDA_TILE_ROWS, 2 * CUDA_TILE_ROWS, num_rows):
             linear = DenseLinear(weight, None, tile)
             linear(x)
             times = [timed(lambda linear=linear, x=x: linear(x), device) for _ in range(3)]  # type: ignore[misc]
             seconds[tile] = seconds.get(tile, 0.0) + statistics.median(times)
     flops = 2 * num_rows * sum(rows * columns for rows, columns in shapes)
-    return {"moved": moved, "tflops": {tile: round(flops / taken / 1e12, 1) for tile, taken in seconds.items()}}
+    rates = {tile: round(flops / taken / 1e12, 1) for tile, taken in seconds.items()}
+    return {"moved": moved, "smallest_tile": smallest, "tflops": rates}
 
 
 def _moved(product: DenseLinear, x: Tensor) -> Iterator[str]:

@@ -81,6 +81,7 @@ def main() -> int:
         outcomes.append(run(step))
         print(f"{step.name}: {outcomes[-1].told} in {outcomes[-1].seconds:.0f} s", flush=True)
         write(arguments.out, card, outcomes)  # after each: a session may be cut off
+    print(f"the README's row: {status_row(arguments.out)}")
     return 0 if all(outcome.status == 0 for outcome in outcomes) else 1
 
 
@@ -120,6 +121,28 @@ def write(folder: Path, card: str, outcomes: Sequence[Outcome]) -> None:
     (folder / f"gpu-{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+NOT_RUN = "| GPUs | | **not run, ever**: the CUDA path is written, emulated on CPUs, and has tests marked `gpu` |"
+
+
+def status_row(folder: Path = RESULTS) -> str:
+    """The row on GPUs of the README's table of what has run, from the results in a folder."""
+    sessions = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("gpu-*.json"))]
+    if not sessions:
+        return NOT_RUN
+    has_run, has_not = [], []
+    for session in sessions:
+        outcomes = [Outcome(**step) for step in session["steps"]]
+        done = [outcome for outcome in outcomes if outcome.status == 0]
+        named = f"{session['card']} (PyTorch {session['torch']})"
+        has_run.append(f"{named}: {', '.join(outcome.name for outcome in done) or 'nothing'}")
+        missing = {step.name: "not begun" for step in STEPS} | {outcome.name: outcome.told for outcome in outcomes}
+        lacking = [f"{name} ({told})" for name, told in missing.items() if told != "done"]
+        if lacking:
+            has_not.append(f"{session['card']}: {', '.join(lacking)}")
+    several = "several cards for one model"
+    return f"| GPUs | {'; '.join(has_run)} | {'; '.join([*has_not, several])} |"
+
+
 def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
     yield "| step | end | seconds | figures |"
     yield "|---|---|---|---|"
@@ -133,7 +156,8 @@ def _figures(outcome: Outcome) -> Iterator[str]:
     for row in found.get("products", ()):
         moved = ", ".join(row["moved"]) or "none"
         fastest = max(row["tflops"].values())
-        yield f"{row['preset']} {row['dtype']}, {row['setting']}: moved {moved}, {fastest} TFLOP/s"
+        alike = f"tiles of {row['smallest_tile']} alike"
+        yield f"{row['preset']} {row['dtype']}, {row['setting']}: moved {moved}, {alike}, {fastest} TFLOP/s"
     for row in found.get("attention", ()):
         yield f"{row['heads']} {row['dtype']}: differs {', '.join(row['differs']) or 'nowhere'}"
     for row in found.get("launches", ()):

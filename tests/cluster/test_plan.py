@@ -43,11 +43,28 @@ def test_within_hours_finds_the_replicas() -> None:
 
 
 def test_a_model_that_does_not_fit_says_where_it_would() -> None:
-    config = PlanConfig(rows=1, tokens_per_row=1, model="internlm/internlm2-20b-reward", gpu="A100-40")
+    config = PlanConfig(
+        rows=1, tokens_per_row=1, model="internlm/internlm2-20b-reward", gpu="A100-40", gpus_per_replica=1
+    )
     text, fits = report(config)
     assert not fits
     assert "does not fit one A100-40 of 40.0 GB" in text
-    assert "it fits H200, H100, A100-80, L40S" in text
+    assert "32,768 tokens must fit beside them; --max-tokens bounds it" in text
+    assert "it fits H200, H100, A100-80, 2 A100-40, L40S, 3 L4" in text
+
+
+def test_a_large_model_takes_the_fewest_gpus_that_it_fits() -> None:
+    large = {"model": "internlm/internlm2-20b-reward", "gpu": "L4", "tokens_per_s": 1000}
+    assert "       2     6" in printed(**large, replicas=2)
+    shorter = printed(**large, replicas=2, max_tokens=8192)
+    assert "       2     4" in shorter
+    assert "on 2 L4: 1,000 tokens/s a replica" in shorter
+    assert "memory of its fullest GPU 2" in shorter
+    assert "the 2 GPUs are on one node, share the layers and reach 85% of their sum" in shorter
+    text = printed(model="Qwen/Qwen2.5-Math-RM-72B", gpu="H100", replicas=1)
+    assert "in bfloat16 on 2 H100" in text
+    assert "(85% of 2 times assumed: 40% of" in text
+    assert "       1     3" in printed(model="allenai/Llama-3.1-70B-Instruct-RM-RB2", gpu="H100", replicas=1)
 
 
 def test_a_folder_is_planned_with(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"api_keys_file": "/no/such/keys"}, "--api-keys-file /no/such/keys"),
         ({"prefix_cache_bytes": -1}, "--prefix-cache-bytes: input should be greater than or equal to 0"),
         ({"quantization": "fp8", "gpus_per_replica": 0.0}, "fp8 is for GPUs"),
+        ({"gpus_per_replica": 2.5}, "a replica takes a part of a GPU, or a whole number of them"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_before_ray_starts(options: dict[str, Any], told: str) -> None:

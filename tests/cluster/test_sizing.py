@@ -58,7 +58,7 @@ def test_a_token_takes_the_buffers_of_the_decoder(tiny: RewardModel) -> None:
     """Queries, keys, values and what is attended to are the decoder's own buffers; a token's share is theirs."""
     tiny.scorer.decoder.release_buffers()  # they only grow, and other tests have used this model
     tiny.scorer.score([[1] * 1024])
-    buffers = tiny.scorer.decoder._buffers
+    buffers = tiny.scorer.decoder._stages[0]._buffers
     kept = sum(buffer.numel() for buffer in buffers.values()) / 1024
     attention = 2 * tiny.config.query_size + 2 * tiny.config.kv_size
     assert kept == pytest.approx(attention, rel=0.1)

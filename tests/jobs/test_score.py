@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from jobs.best_of_n import BestOfNConfig
 from jobs.errors import CorpusError, OutputError, ResourceError, ScorerError, TooManyErrorsError
 from jobs.rewardbench import RewardBenchConfig
+from jobs.runs.placement import ActorPool
 from jobs.score import ScoreConfig, main, run
-from serve_app.reward_model import CheckpointError, RewardModel
+from serve_app.reward_model import CheckpointError, ModelSpec, RewardModel
 from tests.conftest import chat
 from tests.jobs.conftest import read_parts, write
 from tests.jobs.faults import POISON, BrokenModel, DyingModel, Loader, OnceDyingModel
@@ -213,6 +214,27 @@ def test_a_system_prompt_conditions_every_score_and_belongs_to_the_run(tmp_path:
         run(config(tmp_path, system_prompt="Judge the style."))
     with pytest.raises(CorpusError, match="no column 'domain' for --system-prompt-column"):
         run(config(tmp_path, system_prompt_column="domain"))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_actors_spread_the_layers_over_their_gpus(
+    tmp_path: Path, tiny: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, with two devices in place of two cards; the run is the one of a single device."""
+    rows = corpus(tmp_path / "in", 4)
+    loaded = []
+
+    def load(spec: ModelSpec) -> RewardModel:
+        loaded.append(spec.load())
+        return loaded[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.scoring.run.plan_actors", lambda resources, **options: ActorPool(1, 1, 2.0))
+        patch.setattr("jobs.scoring.run.shortage", lambda pool, free: None)
+        run(config(tmp_path), load=load)
+    assert [len(model.devices) for model in loaded] == [2]
+    assert read_parts(tmp_path / "out")["score"].to_pylist() == tiny.get_scores([row["messages"] for row in rows])
+    run(config(tmp_path))  # done already: the same run on one device
 
 
 @pytest.mark.usefixtures("in_process")

@@ -21,9 +21,12 @@ def emulate_cuda(patch: pytest.MonkeyPatch) -> None:
     """Decoders made from now on take CUDA's path."""
     patch.setattr(varlen, "varlen_attn", varlen_attn)
     patch.setattr(
-        decoder, "attention_for", lambda *args, invariant=True, **options: VarlenAttention(invariant=invariant)
+        decoder,
+        "attention_for",
+        lambda device, *args, invariant=True, **options: VarlenAttention(device, invariant=invariant),
     )
     patch.setattr(decoder, "linear_for", lambda weight, bias, **options: DenseLinear(weight, bias, CUDA_TILE_ROWS))
+    patch.setattr(decoder, "merges_products", lambda weight, quantization: True)
     patch.setattr(RowRule, "for_device", classmethod(lambda cls, device: cls(multiple=CUDA_TILE_ROWS)))
 
 

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from serve_app.reward_model import CheckpointError, RewardModel, UnsupportedArchitectureError, WeightError, tiny
+from serve_app.reward_model import (
+    CheckpointError,
+    RewardModel,
+    UnsupportedArchitectureError,
+    WeightError,
+    checkpoint,
+    tiny,
+    weight_files,
+)
 from serve_app.reward_model.model_files import fingerprint, resolve
 from tests.conftest import chat
 
@@ -59,6 +68,39 @@ def test_shards_load_like_one_file(folder: Path, suffix: str) -> None:
     expected = load(folder).score_token_ids(IDS)
     write_shards(folder, weights_of(folder), num_shards=3, suffix=suffix)
     assert np.array_equal(load(folder).score_token_ids(IDS), expected)
+
+
+def test_the_next_shard_is_read_while_one_is_copied_to_a_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load(folder).score_token_ids(IDS)
+    write_shards(folder, weights_of(folder), num_shards=3, suffix="safetensors")
+    files = weight_files.weight_files(folder)
+    begun = {file: threading.Event() for file in files}
+    read: list[Path] = []
+    read_whole = weight_files._read_whole
+
+    def noted(file: Path, is_over: threading.Event) -> None:
+        read_whole(file, is_over)
+        read.append(file)
+        begun[file].set()
+
+    monkeypatch.setattr(weight_files, "_read_whole", noted)
+    source = checkpoint._Source.of(folder, None)
+    names = []
+    for name, tensor in source.tensors(ahead=True):
+        place = files.index(tensor.file)
+        assert all(begun[file].wait(60) for file in files[: place + 2])  # this one and the next, without more asking
+        names.append(name)
+    assert sorted(names) == sorted(source.inventory())
+    assert read == files
+    assert np.array_equal(load(folder).score_token_ids(IDS), whole)
+    assert read == files  # for a CPU there is nothing to read ahead
+
+
+def test_a_file_that_cannot_be_read_ahead_is_named_by_who_needs_it(folder: Path) -> None:
+    with weight_files.read_ahead([folder / "nowhere.safetensors", folder], wanted=True) as at_file:
+        at_file(0)
+    with pytest.raises(CheckpointError, match="cannot be read"), weight_files.stored_tensors(folder / "no.safetensors"):
+        pass
 
 
 def test_a_single_bin_file_loads(folder: Path) -> None:

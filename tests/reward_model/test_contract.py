@@ -136,8 +136,8 @@ def test_the_probe_finds_what_varies(rule: RowRule, shape: tuple[int, int]) -> N
 class PlaceLinear(DenseLinear):
     """A product whose last bits depend on a row's place in its tile, as kernels that treat a tile's edge apart."""
 
-    def __call__(self, x_TI: Tensor) -> Tensor:
-        out_TO = super().__call__(x_TI)
+    def __call__(self, x_TI: Tensor, out_TO: Tensor | None = None) -> Tensor:
+        out_TO = super().__call__(x_TI, out_TO)
         out_TO[:: self.tile_rows] *= 1 + 2**-20
         return out_TO
 
@@ -145,8 +145,8 @@ class PlaceLinear(DenseLinear):
 class NeighbourLinear(DenseLinear):
     """A product whose last bits depend on the row before."""
 
-    def __call__(self, x_TI: Tensor) -> Tensor:
-        return super().__call__(x_TI) + 1e-6 * x_TI.roll(1, dims=0)[:, :1]
+    def __call__(self, x_TI: Tensor, out_TO: Tensor | None = None) -> Tensor:
+        return super().__call__(x_TI, out_TO) + 1e-6 * x_TI.roll(1, dims=0)[:, :1]
 
 
 @pytest.mark.parametrize("kind", [PlaceLinear, NeighbourLinear])

@@ -14,6 +14,8 @@ import torch
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.attention import BlockAttention, VarlenAttention, attention_for
 from serve_app.reward_model.decoder import Decoder
+from serve_app.reward_model.invariance import RowRule
+from serve_app.reward_model.linear import CUDA_TILE_ROWS, quantized_rows
 from serve_app.reward_model.token_budget import CUDA_MAX_TOKEN_BUDGET
 from tests.benchmarks.bench_engine import random_weights
 
@@ -100,6 +102,42 @@ def test_half_precision_takes_flash_attention() -> None:
     assert isinstance(attention_for(cuda, torch.float16, 64), VarlenAttention)
     assert isinstance(attention_for(cuda, torch.bfloat16, 64), VarlenAttention)
     assert isinstance(attention_for(cuda, torch.float32, 64), BlockAttention)
+
+
+def test_layers_over_two_cards_have_the_bits_of_one(golden_folder: Any, goldens: list[dict[str, Any]]) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    sequences = [golden["input_ids"] for golden in goldens]
+    one, two = (
+        RewardModel.from_pretrained(str(golden_folder), device=device, dtype="float16", token_budget=4096)
+        for device in ("cuda:0", "cuda:0,cuda:1")
+    )
+    assert np.array_equal(one.score_token_ids(sequences), two.score_token_ids(sequences))
+
+
+def test_a_small_request_has_the_bits_of_a_large_tile(model: RewardModel, goldens: list[dict[str, Any]]) -> None:
+    """The probe at load may choose smaller tiles for small requests."""
+    decoder, rule = model.scorer.decoder, model.scorer.decoder.row_rule
+    ids = [golden["input_ids"] for golden in goldens[:4]]
+    scores = model.score_token_ids(ids)
+    try:
+        decoder.pad_by(RowRule(multiple=CUDA_TILE_ROWS))
+        assert np.array_equal(model.score_token_ids(ids), scores)
+    finally:
+        decoder.pad_by(rule)
+
+
+def test_kernels_give_the_numbers_of_the_plain_operations() -> None:
+    row_kernels = pytest.importorskip("serve_app.reward_model.row_kernels")
+    for dtype in (torch.float16, torch.bfloat16):
+        x = torch.randn(300, 6144, device="cuda", dtype=dtype)
+        gate, up = x.chunk(2, dim=1)
+        plain = torch.nn.functional.silu(gate) * up
+        torch.testing.assert_close(row_kernels.silu_times(x), plain, atol=1e-6, rtol=2 * torch.finfo(dtype).eps)
+        if torch.cuda.get_device_capability() >= (9, 0):
+            (ours, our_scale), (theirs, their_scale) = row_kernels.quantized_rows(x), quantized_rows(x)
+            assert torch.equal(our_scale, their_scale)
+            assert torch.equal(ours.float(), theirs.float())
 
 
 def test_fp8_is_near_and_keeps_the_contract(golden_folder: Any, goldens: list[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from serve_app.reward_model import RewardModel, UnsupportedDeviceError
+from serve_app.reward_model.invariance import RowRule, narrowest
 from serve_app.reward_model.linear import (
     REDUCTIONS,
     DenseLinear,
@@ -19,9 +21,11 @@ from serve_app.reward_model.linear import (
     Linear,
     OneDnnLinear,
     linear_for,
+    tiles,
     whole_sums,
 )
 from serve_app.reward_model.token_budget import CUDA_MAX_TOKEN_BUDGET, TRIAL_TOKENS, budget_for
+from tests.cluster.reward_pool.checkpoints import reshaped
 
 OUT, IN = 96, 64
 
@@ -83,10 +87,14 @@ def test_the_device_and_the_dtype_choose_the_product() -> None:
     assert isinstance(linear_for(drawn(OUT, IN), None, quantization="fp8"), Fp8Linear)
 
 
-def test_fp8_refuses_sides_that_are_no_multiples_of_16() -> None:
-    for shape in ((40, 32), (32, 40)):
-        with pytest.raises(UnsupportedDeviceError, match=f"multiples of 16, and one is \\[{shape[0]}, {shape[1]}\\]"):
-            linear_for(drawn(*shape), None, quantization="fp8")
+def test_fp8_refuses_sides_that_are_no_multiples_of_16_before_weights_are_read(
+    tiny: RewardModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.reward_model.model.load_weights", lambda *args, **more: pytest.fail("were read"))
+    for name, size in (("intermediate_size", 376), ("hidden_size", 136)):
+        folder = reshaped(tiny.folder, tmp_path / name, **{name: size})
+        with pytest.raises(UnsupportedDeviceError, match=f"multiples of 16, and the model has {size}"):
+            RewardModel.from_pretrained(folder, device="cpu", quantization="fp8")
 
 
 def test_sums_are_whole_within_and_as_they_were_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,3 +141,38 @@ def test_fp8_drifts_a_little_and_keeps_the_contract(
 )
 def test_the_budget_leaves_a_part_of_the_memory(free_gigabytes: float, bytes_per_token: int, budget: int) -> None:
     assert budget_for(int(free_gigabytes * 1e9), bytes_per_token) == budget
+
+
+def test_rows_are_cut_into_tiles_and_the_rest_into_parts_of_one() -> None:
+    def sizes(num_rows: int, tile_rows: int | None) -> list[int]:
+        cut = tiles(num_rows, tile_rows)
+        assert [rows.start for rows in cut] == [0, *(rows.stop for rows in cut[:-1])]
+        assert cut[-1].stop == num_rows
+        return [rows.stop - rows.start for rows in cut]
+
+    assert sizes(3072, 1024) == [1024] * 3
+    assert sizes(1024 + 512 + 256 + 128, 1024) == [1024, 512, 256, 128]
+    assert sizes(2048 + 640, 1024) == [1024, 1024, 512, 128]
+    assert sizes(128, 1024) == [128]
+    assert sizes(777, None) == [777]
+    assert sizes(64, 16) == [16] * 4
+
+
+class TiledLinear(DenseLinear):
+    """A product whose bits are those of a row alone, but in tiles of fewer than `tile_rows` / 4 rows."""
+
+    def __call__(self, x_TI: Tensor, out_TO: Tensor | None = None) -> Tensor:
+        product_TO = (x_TI[:, None] * self.weight).sum(dim=2)
+        for rows in tiles(len(x_TI), self.tile_rows):
+            if rows.stop - rows.start < (self.tile_rows or 0) // 4:
+                product_TO[rows] *= 1 + 2**-20
+        return product_TO
+
+
+def test_small_requests_run_in_the_smallest_tiles_that_have_the_same_bits() -> None:
+    rule, like = RowRule(multiple=1024), torch.empty(0)
+    assert narrowest(rule, [(TiledLinear(drawn(4, 8), None, 1024), like)]).multiple == 256
+    assert narrowest(rule, [(TiledLinear(drawn(4, 8), None, 4), like)]).multiple == 128
+    assert narrowest(rule, [(TiledLinear(drawn(4, 8), None, tile), like) for tile in (4, 4096)]) == rule
+    on_cpu = RowRule(multiple=16, chunk_rows=512)
+    assert narrowest(on_cpu, [(TiledLinear(drawn(4, 8), None, 4), like)]) == on_cpu

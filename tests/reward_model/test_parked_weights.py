@@ -38,7 +38,7 @@ def test_scores_have_the_same_bits_after_parking(tiny: RewardModel) -> None:
     parked = ParkedWeights(decoder)
     assert parked.num_bytes > 2 * model.config.num_parameters
     assert embedding.untyped_storage().nbytes() == 0
-    assert not decoder._buffers
+    assert not decoder._stages[0]._buffers
     parked.put_back()
     assert decoder.embedding is embedding
     assert model.score_token_ids(SEQUENCES).tolist() == before.tolist()

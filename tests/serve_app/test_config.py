@@ -42,6 +42,7 @@ def test_one_model_needs_no_list() -> None:
         ({"model": "tiny", "prefix_cache_bytes": -1}, "prefix_cache_bytes"),
         ({"model": "tiny", "gpu_type": "L4", "num_gpus": 0}, "leave one of them out"),
         ({"model": "tiny", "quantization": "fp8", "num_gpus": 0}, "fp8 is for GPUs"),
+        ({"model": "tiny", "num_gpus": 1.5}, "a part of a GPU, or a whole number of them"),
     ],
 )
 def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
@@ -63,6 +64,16 @@ def test_a_type_of_gpu_is_asked_of_ray() -> None:
     """Also before the cluster has such a GPU: the autoscaler brings it."""
     deployment = _deployment(parsed(model="tiny", gpu_type="L4").models[0], 1, ModelSpec.load)._bound_deployment
     assert deployment.ray_actor_options == {"num_cpus": 1.0, "num_gpus": 1.0, "accelerator_type": "L4"}
+
+
+@pytest.mark.parametrize(("num_gpus", "devices", "share"), [(2, 2, 1.0), (0.5, 1, 0.5), (0, 1, 1.0)])
+def test_a_replica_spreads_the_layers_over_its_gpus(num_gpus: float, devices: int, share: float) -> None:
+    """Ray gives the GPUs of one actor on one node."""
+    deployment = _deployment(parsed(model="tiny", num_gpus=num_gpus).models[0], 1, ModelSpec.load)._bound_deployment
+    assert deployment.ray_actor_options == {"num_cpus": 1.0, "num_gpus": num_gpus}
+    arguments: Any = deployment.init_args
+    spec = arguments[1]
+    assert (spec.num_devices, spec.memory_share) == (devices, share)
 
 
 def test_fp8_without_gpus_is_refused_before_anything_is_deployed(monkeypatch: pytest.MonkeyPatch) -> None:

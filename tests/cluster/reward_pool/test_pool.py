@@ -203,6 +203,7 @@ def test_new_weights_are_in_all_actors_or_in_none(
         ({"num_actors": 0}, RewardInputError, "positive"),
         ({"detached": True}, RewardInputError, "needs a name"),
         ({"device": "cpu", "num_gpus": 1}, RewardInputError, "num_gpus=1"),
+        ({"num_gpus": 1.5}, RewardInputError, "a whole number of them"),
         ({"device": "cpu", "quantization": "fp8"}, UnsupportedDeviceError, "fp8 needs an NVIDIA GPU"),
         ({"num_gpus": 0, "quantization": "fp8"}, UnsupportedDeviceError, "the device is cpu"),
         ({"truncation": "middle"}, RewardInputError, "truncation"),

@@ -14,6 +14,7 @@ LAPTOP = ClusterResources(num_nodes=1, num_gpus=0, node_cpus=3)
 SMALL = ClusterResources(num_nodes=1, num_gpus=0, node_cpus=1)
 CPUS = ClusterResources(num_nodes=4, num_gpus=0, node_cpus=16)
 GPUS = ClusterResources(num_nodes=2, num_gpus=16, node_cpus=64)
+UNEVEN = ClusterResources(num_nodes=2, num_gpus=4, node_cpus=64, gpus_of_nodes=(1, 3))
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,7 @@ GPUS = ClusterResources(num_nodes=2, num_gpus=16, node_cpus=64)
         (CPUS, {"device": "cpu", "num_actors": 8}, ActorPool(8, 7, 0.0), 7),
         (GPUS, {"device": "cuda"}, ActorPool(16, 1, 1.0), 1),
         (GPUS, {"device": "cuda", "gpus_per_actor": 0.5}, ActorPool(32, 1, 0.5), 1),
+        (UNEVEN, {"device": "cuda", "gpus_per_actor": 2.0}, ActorPool(1, 1, 2.0), 1),
         (GPUS, {"device": "cuda", "num_actors": 3, "cpus_per_actor": 4}, ActorPool(3, 4, 1.0), 4),
     ],
 )
@@ -47,6 +49,12 @@ def test_actors_are_planned(
         (LAPTOP, {"device": "cuda"}, "no GPU in the cluster"),
         (GPUS, {"device": "cuda", "num_actors": 17}, "17 actors of 1 GPUs do not fit 16"),
         (GPUS, {"device": "cuda", "gpus_per_actor": 32.0}, "do not fit 16 GPUs"),
+        (
+            UNEVEN,
+            {"device": "cuda", "gpus_per_actor": 4.0},
+            "1 actors of 4 GPUs do not fit 4 GPUs, 3 at most on a node",
+        ),
+        (UNEVEN, {"device": "cuda", "gpus_per_actor": 2.0, "num_actors": 2}, "2 actors of 2 GPUs do not fit 4 GPUs, 3"),
     ],
 )
 def test_what_does_not_fit_is_refused(resources: ClusterResources, options: dict[str, Any], reason: str) -> None:

@@ -56,7 +56,9 @@ def test_own_actors_and_replicas_with_the_same_model_have_one_identity(tiny: Rew
     assert identity_of_model(ModelFacts.of(spec, tiny)) == identity_of_model(spec)
 
 
-def test_fp8_without_gpus_is_refused_with_the_options_or_before_any_actor_starts(tmp_path: Path) -> None:
+def test_what_devices_cannot_do_is_refused_with_the_options_or_before_any_actor_starts(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="--gpus-per-actor 2.5: an actor takes a part of a GPU"):
+        options(gpus_per_actor=2.5)
     with pytest.raises(ValidationError, match="--quantization fp8 with --device cpu"):
         options(quantization="fp8", device="cpu")
     with pytest.raises(UnsupportedDeviceError, match="fp8 needs an NVIDIA GPU"):
