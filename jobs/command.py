@@ -270,9 +270,7 @@ def _view(config: type[Config]) -> type[BaseModel]:
 def _model(name: str, text: str | None, fields: Mapping[str, Any]) -> type[BaseModel]:
     from pydantic import ConfigDict, create_model
 
-    made: type[BaseModel] = create_model(  # type: ignore[call-overload]
-        name, __doc__=text, __config__=ConfigDict(protected_namespaces=()), **fields
-    )
+    made: type[BaseModel] = create_model(name, __doc__=text, __config__=ConfigDict(protected_namespaces=()), **fields)
     return made
 
 

@@ -194,8 +194,8 @@ class Decoder:
         # Rounded to the model's dtype, as Transformers has it for Gemma: the square root of 4608 is 68 in bfloat16.
         self._embedding_scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
         self._invariant = invariant
-        self._stages: list[_Stage] = []
         self.cached_pass: CachedPass | None = None
+        self._stages: list[_Stage] = []
         windows: Iterator[Window] = iter(config.windows or [None] * len(weights.layers))
         for count in self.device_map.num_layers:
             device = weights.layers[0].qkv.device  # with its number, where the map says "cuda"
@@ -327,7 +327,6 @@ class _Stage:
         self._handover = handover
         self._rotary = RotaryTable(config, self.device)
         self._kernels = kernels
-        self._cached_pass: CachedPass | None = None
         self._buffers: dict[str, Tensor] = {}
 
     def release_buffers(self) -> None:
@@ -335,25 +334,31 @@ class _Stage:
         self._buffers.clear()
         self.attention.release_buffers()
 
-    def run(self, batch: PackedBatch, hidden_TH: Tensor, cached_pass: CachedPass | None, *, is_last: bool) -> Tensor:
+    def run(self, batch: PackedBatch, hidden_TH: Tensor, cached: CachedPass | None, *, is_last: bool) -> Tensor:
         """The residual stream behind the stage's layers, on its device; of the last one where scores are read: [N, H].
 
-        The stream is changed in place where it is on this device already.
+        The stream is changed in place where it is on this device already. Keys and values of `cached` come from its
+        cache and go there.
         """
-        self._cached_pass = cached_pass
         with current(self.device):
             hidden_TH = self._handover.bring(hidden_TH)
             table_TD = self._rotary.for_spans(batch.spans, len(hidden_TH))
             self.attention.begin(batch)
             added: Tensor | None = None
             for layer in self.layers[:-1] if is_last else self.layers:
-                added = self._layer(layer, hidden_TH, added, table_TD, batch)
+                added = self._layer(layer, hidden_TH, added, table_TD, batch, cached)
             if is_last:
-                return self._last_layer(self.layers[-1], hidden_TH, added, table_TD, batch)
+                return self._last_layer(self.layers[-1], hidden_TH, added, table_TD, batch, cached)
             return hidden_TH if added is None else hidden_TH.add_(added)
 
     def _layer(
-        self, layer: _Layer, hidden_TH: Tensor, added_TH: Tensor | None, table_TD: Tensor, batch: PackedBatch
+        self,
+        layer: _Layer,
+        hidden_TH: Tensor,
+        added_TH: Tensor | None,
+        table_TD: Tensor,
+        batch: PackedBatch,
+        cached: CachedPass | None,
     ) -> Tensor | None:
         """Run a layer on the residual stream, in place.
 
@@ -361,7 +366,9 @@ class _Stage:
         """
         config, num_rows = self.config, len(hidden_TH)
         slack = self.attention.slack_rows
-        qkv, q, k, v = self._queries_keys_values(num_rows + batch.num_cached + slack, is_merged=layer.qkv is not None)
+        qkv, q, k, v = self._queries_keys_values(
+            num_rows + slack, num_rows + batch.num_cached + slack, is_merged=layer.qkv is not None
+        )
         for rows in self.row_rule.chunks(num_rows):
             normed = self._add_norm(hidden_TH[rows], added_TH, layer.attention_norm)
             if layer.qkv is None:
@@ -371,8 +378,8 @@ class _Stage:
                 self._position_merged(layer, layer.qkv(normed, qkv[rows]), table_TD[rows])
         for buffer in (q, k, v) if slack else ():
             buffer[num_rows:] = 0
-        if self._cached_pass is not None:
-            self._cached_pass.exchange(k, v)
+        if cached is not None:
+            cached.exchange(k, v)
         attended = self._buffer("attended", num_rows, config.query_size)
         attended[batch.num_tokens :] = 0
         self.attention.attend(
@@ -383,14 +390,17 @@ class _Stage:
             left = self._finish(layer, hidden_TH[rows], attended[rows])
         return left
 
-    def _queries_keys_values(self, num_rows: int, *, is_merged: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _queries_keys_values(
+        self, num_queries: int, num_keys: int, *, is_merged: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Buffers of a layer's queries, keys and values, and the one of all three, whose columns they are if merged."""
         sizes = [self.config.query_size, self.config.kv_size, self.config.kv_size]
-        qkv = self._buffer("qkv", num_rows, sum(sizes) if is_merged else 0)
+        qkv = self._buffer("qkv", num_keys, sum(sizes) if is_merged else 0)
         if is_merged:
             q, k, v = qkv.split(sizes, dim=1)
-        else:
-            q, k, v = (self._buffer(name, num_rows, size) for name, size in zip("qkv", sizes, strict=True))
+            return qkv, q[:num_queries], k, v
+        q = self._buffer("q", num_queries, sizes[0])
+        k, v = (self._buffer(name, num_keys, size) for name, size in zip("kv", sizes[1:], strict=True))
         return qkv, q, k, v
 
     def _position_merged(self, layer: _Layer, qkv: Tensor, table_TD: Tensor) -> None:
@@ -403,7 +413,13 @@ class _Stage:
             self._position(part, norm, table_TD, part)
 
     def _last_layer(
-        self, layer: _Layer, hidden_TH: Tensor, added_TH: Tensor | None, table_TD: Tensor, batch: PackedBatch
+        self,
+        layer: _Layer,
+        hidden_TH: Tensor,
+        added_TH: Tensor | None,
+        table_TD: Tensor,
+        batch: PackedBatch,
+        cached: CachedPass | None,
     ) -> Tensor:
         """The residual stream after the last layer, where scores are read: [N, H]."""
         config, num_rows = self.config, len(hidden_TH)
@@ -411,8 +427,8 @@ class _Stage:
         for rows in self.row_rule.chunks(num_rows):
             normed = self._add_norm(hidden_TH[rows], added_TH, layer.attention_norm)
             self._keys_values(layer, normed, table_TD[rows], k[rows], v[rows])
-        if self._cached_pass is not None:
-            self._cached_pass.exchange(k, v)
+        if cached is not None:
+            cached.exchange(k, v)
         rows_N = self._score_rows(batch)
         hidden_NH = hidden_TH[rows_N]
         q, attended = (self._buffer(name, len(rows_N), config.query_size) for name in ("q", "attended"))

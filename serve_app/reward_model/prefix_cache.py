@@ -112,6 +112,7 @@ class PrefixCache:
         self._numbers = itertools.count(1)
         self._call = 0
         self._blocks: dict[tuple[int, bytes], _Block] = {}
+        self._num_taken = 0  # places that were ever taken, and of these the free ones
         self._free: list[int] = []
         self._kept: OrderedDict[_Block, None] = OrderedDict()
         self.forget()
@@ -135,7 +136,8 @@ class PrefixCache:
         """Forget everything."""
         self._blocks.clear()
         self._kept.clear()
-        self._free = list(range(self.num_blocks))
+        self._num_taken = 0
+        self._free = []
 
     def begin_call(self) -> None:
         """What is found and kept from now on stays until the next call begins."""
@@ -168,8 +170,14 @@ class PrefixCache:
                 computed.append(path_rows[end][first : first + CACHE_BLOCK_TOKENS])
                 stored.append(_rows_of(block))
         device = batch.token_ids_T.device
-        own = len(batch.token_ids_T)
-        return CachedPass(self, paths, own, *(_index(rows, device) for rows in (loaded, computed, stored)))
+        return CachedPass(
+            self,
+            paths,
+            num_rows=len(batch.token_ids_T),
+            loaded=_index(loaded, device),
+            computed=_index(computed, device),
+            stored=_index(stored, device),
+        )
 
     def tensors(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, [blocks * 16, E] each, on the device of `like` [rows, E]."""
@@ -242,6 +250,9 @@ class PrefixCache:
 
     def _place(self) -> int | None:
         """A free place; that of the block used least recently, if no call under way has it."""
+        if not self._free and self._num_taken < self.num_blocks:
+            self._num_taken += 1
+            return self._num_taken - 1
         if not self._free and self._kept and (oldest := next(iter(self._kept))).used < self._call:
             self._drop(oldest)
         return self._free.pop() if self._free else None

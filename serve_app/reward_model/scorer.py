@@ -52,11 +52,9 @@ class SequenceScorer:
         decoder: Decoder,
         *,
         token_budget: int | Literal["auto"],
-        memory_share: float = 1.0,
         prefix_cache_bytes: CacheBytes = 0,
+        memory_share: float = 1.0,
     ) -> None:
-        self.prefix_cache = _cache(decoder, prefix_cache_bytes)
-        self._given_up_tokens = 0
         if token_budget != "auto" and (not isinstance(token_budget, int) or token_budget < 1):
             raise ValueError(f"token_budget is 'auto' or a positive whole number of tokens, not {token_budget!r}")
         self.share_prompts = True
@@ -66,6 +64,8 @@ class SequenceScorer:
         self._recovery = BudgetRecovery()
         self._is_measured = token_budget == "auto" and decoder.device.type == "cuda"
         self.token_budget = CPU_TOKEN_BUDGET if token_budget == "auto" else token_budget
+        self.prefix_cache = _cache(decoder, prefix_cache_bytes)
+        self._given_up_tokens = 0
         self.measure_budget()
 
     def measure_budget(self) -> None:
@@ -81,7 +81,8 @@ class SequenceScorer:
     @property
     def cached_tokens(self) -> int:
         """Tokens whose keys and values came from the prefix cache so far."""
-        return self._given_up_tokens + (0 if self.prefix_cache is None else self.prefix_cache.num_read)
+        cache = self.prefix_cache  # another thread may give it up
+        return self._given_up_tokens + (0 if cache is None else cache.num_read)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float | ScoringError]:
         """The score of each sequence, in order, or the error that it alone has.
@@ -181,9 +182,9 @@ class SequenceScorer:
         members = [branch.sequence for branch in branches]
         num_tokens = num_rows(branches, [len(sequence) for sequence in sequences])
         if isinstance(started.scores, _HostCopy):
-            self._fitted(num_tokens)
             found = started.scores.wait()
             started.settle(is_sound=bool(np.isfinite(found).all()))
+            self._fitted(num_tokens)
             pairs = zip(members, found, strict=True)
             return {member: self._finite(outputs, sequences, branches, member) for member, outputs in pairs}
         started.settle(is_sound=False)
@@ -282,7 +283,7 @@ class _Started:
 
 
 def _cache(decoder: Decoder, wanted: CacheBytes) -> PrefixCache | None:
-    """The cache that is wanted, if any; on CUDA its memory is taken now, before the token budget is measured.
+    """The cache that is wanted, if any; its memory is taken now, before the token budget is measured.
 
     Raises:
         ValueError: it would be smaller than a block.
@@ -293,14 +294,15 @@ def _cache(decoder: Decoder, wanted: CacheBytes) -> PrefixCache | None:
     if num_bytes == 0 or (wanted == "auto" and num_bytes < smallest):
         return None
     cache = PrefixCache(num_bytes, decoder.config, decoder.dtype)
-    if decoder.device.type == "cuda":
-        try:
-            decoder.score([[0] * CACHE_BLOCK_TOKENS], [Branch(0)], cache=cache).tolist()
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise DeviceError(f"prefix_cache_bytes={num_bytes} do not fit the device beside the weights") from error
-        cache.forget()
+    try:
+        decoder.score([_trial(decoder, CACHE_BLOCK_TOKENS)], [Branch(0)], cache=cache).tolist()
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"prefix_cache_bytes={num_bytes} do not fit the device's memory beside the weights"
+        ) from error
+    cache.forget()
     return cache
 
 
@@ -315,7 +317,7 @@ def _measured_budget(decoder: Decoder, memory_share: float) -> int:
     for card in cards:
         torch.cuda.reset_peak_memory_stats(card)
     before = {card: torch.cuda.memory_allocated(card) for card in cards}
-    decoder.score([[0] * num_tokens], [Branch(0)]).tolist()
+    decoder.score([_trial(decoder, num_tokens)], [Branch(0)]).tolist()
     taken = {card: torch.cuda.max_memory_allocated(card) - before[card] for card in cards}
     decoder.release_buffers()
     torch.cuda.empty_cache()
@@ -330,6 +332,12 @@ def _measured_budget(decoder: Decoder, memory_share: float) -> int:
             )
         budgets.append(budget_for(available, taken[card] / num_tokens + waiting))
     return min(budgets)
+
+
+def _trial(decoder: Decoder, num_tokens: int) -> list[int]:
+    """A sequence of about so many tokens that the head can read."""
+    gate = decoder.config.head.gate_pattern or ()
+    return [*[0] * (num_tokens - len(gate)), *gate]
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:

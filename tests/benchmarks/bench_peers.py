@@ -219,7 +219,8 @@ def write_llama(folder: Path, preset: str) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def drawn(rows: int, columns: int) -> torch.Tensor:
-        return (torch.randn(rows, columns, generator=generator) * columns**-0.5).bfloat16()
+        values: torch.Tensor = torch.randn(rows, columns, generator=generator) * columns**-0.5
+        return values.bfloat16()
 
     ones = torch.ones(hidden).bfloat16
     key_size = kv_heads * hidden // heads

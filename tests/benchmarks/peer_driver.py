@@ -32,7 +32,7 @@ def vllm_scores(folder: str) -> Score:
     """vLLM's pooling runner with its prefix cache, which is emptied before each call."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # gibibytes
-    from vllm import LLM, PoolingParams
+    from vllm import LLM, PoolingParams  # type: ignore[import-not-found]
 
     llm: Any = LLM(
         model=folder,

@@ -159,3 +159,17 @@ def test_the_longest_conversation_fits_an_80_gigabyte_card(capsys: pytest.Captur
     with capsys.disabled():
         print(f"\n{config.max_tokens} tokens on the 1.8B shape: {peak / GIGABYTE:.1f} GiB")
     assert peak < 60 * GIGABYTE
+
+
+def test_prefixes_from_the_cache_keep_the_bits(model: RewardModel) -> None:
+    chooser = random.Random(6)
+    prompts = [[chooser.randrange(3, 92000) for _ in range(length)] for length in (100, 1500)]
+    sequences = [
+        prompt + [chooser.randrange(3, 92000) for _ in range(length)] for prompt in prompts for length in (1, 40, 700)
+    ]
+    alone = np.concatenate([model.score_token_ids([ids]) for ids in sequences])
+    kept = RewardModel(model.scorer.decoder, model.folder, token_budget=4096, prefix_cache_bytes="auto")
+    for _ in range(2):
+        assert np.array_equal(np.concatenate([kept.score_token_ids([ids]) for ids in sequences]), alone)
+    assert np.array_equal(kept.score_token_ids(sequences[::-1])[::-1], alone)
+    assert kept.scorer.cached_tokens > 0

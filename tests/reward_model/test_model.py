@@ -168,12 +168,12 @@ def limit_memory(
     score, sizes = model.scorer.decoder.score, []
     monkeypatch.setattr(model.scorer, "token_budget", model.scorer.token_budget)  # lowered in the test, put back after
 
-    def limited(sequences: list[list[int]], branches: list[Branch]) -> torch.Tensor:
+    def limited(sequences: list[list[int]], branches: list[Branch], *, cache: None) -> torch.Tensor:
         members = [sequences[branch.sequence] for branch in branches]
         sizes.append(len(members))
         if refused(members):
             raise error
-        return score(sequences, branches)
+        return score(sequences, branches, cache=cache)
 
     monkeypatch.setattr(model.scorer.decoder, "score", limited)
     return sizes

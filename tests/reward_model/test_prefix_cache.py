@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from serve_app.reward_model import NonFiniteScoreError, RewardModel
+from serve_app.reward_model import DeviceError, NonFiniteScoreError, RewardModel
 from serve_app.reward_model.families import GATE_PATTERN
 from serve_app.reward_model.linear import OneDnnLinear
 from serve_app.reward_model.prefix_cache import CACHE_BLOCK_TOKENS, CPU_CACHE_BYTES, PrefixCache, cache_bytes
@@ -244,7 +244,7 @@ def test_a_pass_that_is_not_finite_leaves_nothing_behind(tiny: RewardModel) -> N
     assert cache.find([*bad[:32], poison, *bad[:20]], 10**6) == 32  # those of before stay
     assert np.array_equal(model.score_token_ids([clean]), expected)
     assert cache.num_kept == len(cache._blocks) * BLOCK
-    assert len(cache._free) == cache.num_blocks - len(cache._blocks)
+    assert cache._num_taken == len(cache._free) + len(cache._blocks)
 
 
 def test_without_memory_the_cache_is_given_up_first(
@@ -288,6 +288,8 @@ def test_sizes(tiny: RewardModel) -> None:
     assert SequenceScorer(tiny.scorer.decoder, token_budget=64).prefix_cache is None
     with pytest.raises(ValueError, match=f"holds no block of 16 tokens, which takes {block} bytes; 0 keeps nothing"):
         PrefixCache(block - 1, config, torch.bfloat16)
+    with pytest.raises(DeviceError, match="do not fit the device's memory beside the weights"):
+        SequenceScorer(tiny.scorer.decoder, token_budget=64, prefix_cache_bytes=1 << 60)
     for wrong in (-1, 1.5, "all"):
         with pytest.raises(ValueError, match="'auto' or a whole number of bytes, 0 for none"):
             cache_bytes(wrong, cpu)  # type: ignore[arg-type]

@@ -32,7 +32,8 @@ def test_candidates_that_come_one_by_one_and_the_tokens_that_metrics_count(
         ReplicaMetrics, "batch", lambda self, report, *, queued_tokens, cached_tokens: counted.append(cached_tokens)
     )
     threads = torch.get_num_threads()  # the process stays as it is
-    config = ModelConfig(model="tiny", dtype="float32", prefix_cache_bytes=kept, threads=threads)
+    options = {"model": "tiny", "dtype": "float32", "prefix_cache_bytes": kept, "threads": threads}
+    config = ModelConfig.model_validate(options)
     sequences = [[1, *range(100, 200), 7 + place] for place in range(3)]
 
     async def one_by_one() -> list[float]:
