@@ -5,6 +5,7 @@ It imports the standard library alone: a command calls `launch` before it import
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import importlib
 import logging
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -66,7 +67,18 @@ class _Signalled(BaseException):
 def launch(module: str) -> NoReturn:
     """Import a command's module, run its `main` and exit with its status. Signals are answered from here on."""
     answer_signals(module)
-    sys.exit(importlib.import_module(module).main())
+    leave(importlib.import_module(module).main())
+
+
+def leave(status: int) -> NoReturn:
+    """End this process with a status, once its threads have ended, what is registered for its end is done, and what was
+    printed is out. Taking the modules of torch and Ray apart, which takes seconds, is left to the kernel."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    with suppress(OSError, ValueError):  # nobody reads any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def answer_signals(name: str) -> None:
