@@ -207,11 +207,11 @@ def _resources() -> ClusterResources:
     )
 
 
-def gpus_of_process() -> float:
-    """GPUs that Ray set aside for this worker, parts allowed; 0 without Ray."""
+def gpus_of_actor() -> float:
+    """GPUs that Ray set aside for the actor that asks, parts allowed; 0 outside of actors."""
     import ray
 
-    if not ray.is_initialized():
+    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
         return 0.0
     return float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0))
 

@@ -23,7 +23,7 @@ import ray
 import torch
 from torch import Tensor
 
-from cluster.connect import gpus_of_process
+from cluster.connect import gpus_of_actor
 from cluster.reward_pool.calls import SharedLock
 from cluster.reward_pool.encoder import Encoding, OnError, RewardEncoder, step_values, values_of
 from cluster.reward_pool.errors import RewardInputError, RewardPoolError
@@ -102,7 +102,7 @@ class RewardActor:
             self._encoding = encoding or Encoding()
             self._encoder = None
             self._batcher = None
-            self._slot = ModelSlot(spec.on_gpus(gpus_of_process()))
+            self._slot = ModelSlot(spec.on_gpus(gpus_of_actor()))
             await self._in_thread(lambda: self._open(version, asleep))
             if self._encoding.policy_tokenizer is not None:
                 await asyncio.to_thread((await self._opened_encoder()).check_policy)

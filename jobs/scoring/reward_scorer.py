@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from cluster.connect import gpus_of_process
+from cluster.connect import gpus_of_actor
 from jobs.corpus.conversations import SystemPrompt
 from jobs.corpus.readings import check_output_names, reading_of
 from jobs.errors import CorpusError
@@ -82,7 +82,7 @@ class RewardScorer:
         check_steps(self._options, model, tokenizer.scores_steps)
         check_reference(replace(spec, takes_reference=tokenizer.takes_reference), self._options.reference_column)
         self._attributes = config.head.attributes
-        self._model: RewardModel = spec.on_gpus(gpus_of_process()).load()
+        self._model: RewardModel = spec.on_gpus(gpus_of_actor()).load()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The table with the columns of its scores.

@@ -197,7 +197,8 @@ class Decoder:
         self.cached_pass: CachedPass | None = None
         self._stages: list[_Stage] = []
         windows: Iterator[Window] = iter(config.windows or [None] * len(weights.layers))
-        for device, count in zip(self.device_map.devices, self.device_map.num_layers, strict=True):
+        for count in self.device_map.num_layers:
+            device = weights.layers[0].qkv.device  # with its number, where the map says "cuda"
             with current(device):
                 kernels = row_kernels_for(device, self.dtype)
             own = [
@@ -219,7 +220,7 @@ class Decoder:
     @property
     def devices(self) -> tuple[torch.device, ...]:
         """The devices of the stages, in their order; one may stand there twice."""
-        return self.device_map.devices
+        return tuple(stage.device for stage in self._stages)
 
     @property
     def linears(self) -> list[Linear]:

@@ -76,7 +76,7 @@ class CachedPass:
         loaded, computed, stored = (places.to(k_TE.device) for places in (self.loaded, self.computed, self.stored))
         for rows, kept in zip((k_TE, v_TE), self.cache.tensors(self.layer, k_TE), strict=True):
             if len(loaded):
-                torch.index_select(kept, 0, loaded, out=rows[self.num_rows : stop])
+                rows[self.num_rows : stop] = kept.index_select(0, loaded)  # which may be columns of more
             if len(stored):
                 kept.index_copy_(0, stored, rows.index_select(0, computed))
         self.layer += 1

@@ -68,6 +68,7 @@ def _check(
 ) -> None:
     """What FlashAttention refuses, and what it does not see: ends and longest lengths that are not the tensors'."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert query.stride(2) == key.stride(2) == value.stride(2) == 1
     assert query.shape[2] % 8 == 0
     assert query.shape[2] <= 256
     assert query.shape[1] % key.shape[1] == 0

@@ -282,7 +282,7 @@ def test_values_name_the_first_item_without_a_score() -> None:
 def test_an_actor_spreads_the_layers_over_the_gpus_that_ray_gave_it(
     tiny: RewardModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.reward_pool.actor.gpus_of_process", lambda: 2.0)
+    monkeypatch.setattr("cluster.reward_pool.actor.gpus_of_actor", lambda: 2.0)
 
     async def scored(actor: RewardActor) -> tuple[int, list[float | None]]:
         return len(actor._slot.model.devices), await actor.score(CHATS)
