@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
-from jobs.command import EXIT_USAGE, answer_signals, parse, run_command, suggestion
+from jobs.command import EXIT_USAGE, answer_signals, leave, parse, run_command, suggestion
 
 PROG = "rayward"
 SHELLS = ("bash", "zsh", "tcsh")
@@ -141,5 +141,10 @@ def _complete(words: Sequence[str]) -> int:
     raise AssertionError("tyro exits once it has printed a completion script")
 
 
+def run() -> NoReturn:
+    """Run the command that this process was started with, and end with its exit status."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

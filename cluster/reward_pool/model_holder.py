@@ -213,8 +213,8 @@ class ModelSlot:
                 decoder,
                 staged.folder,
                 token_budget=before.scorer.token_budget,
-                prefix_cache_bytes=self._spec.prefix_cache_bytes,
                 memory_share=self._spec.memory_share,
+                prefix_cache_bytes=self._spec.prefix_cache_bytes,
                 chat_template=self.named.chat_template,
                 base_model=self.named.base_model,
             )

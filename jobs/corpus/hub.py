@@ -124,11 +124,11 @@ class HubDataset:
                     f"{self.root} has no configuration {config}; its folders are {', '.join(folders) or 'none'}"
                 )
             files = {name: info for name, info in files.items() if name.startswith(f"{config}/")}
-        own = {name: splits_of([name]) for name in files}
-        if split is not None and not any(split in counts for counts in own.values()):
-            there = sorted({one for counts in own.values() for one in counts})
-            raise CorpusError(f"{self.root} has no file of the split {split}; there are {', '.join(there) or 'none'}")
-        return [info for name, info in sorted(files.items()) if split is None or split in own[name]]
+        found = [info for name, info in sorted(files.items()) if split is None or is_of_split(name, split)]
+        if split is not None and not found:
+            there = ", ".join(sorted(splits_of(list(files)))) or "none"
+            raise CorpusError(f"{self.root} has no file of the split {split}; there are {there}")
+        return found
 
     def _card(self) -> Mapping[str, Any]:
         """What the YAML at the beginning of the dataset's card says."""
@@ -183,6 +183,13 @@ def splits_of(names: Sequence[str]) -> Counter[str]:
         if len(own) == 1:
             found[own[0]] += 1
     return found
+
+
+def is_of_split(name: str, split: str) -> bool:
+    """Whether a file's name tells that it is of a split: by one of the `SPLITS`' names, or by the split's own, as in
+    `train_prefs-00000-of-00001.parquet`."""
+    own = re.search(rf"(^|[/._-]){re.escape(split)}([/._-]|$)", name)
+    return own is not None or split in splits_of([name])
 
 
 def glob(pattern: str) -> re.Pattern[str]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from jobs.corpus.formats import format_of
-from jobs.corpus.hub import HUB, HubDataset, HubLocation, glob, hub_errors, splits_of
+from jobs.corpus.hub import HUB, HubDataset, HubLocation, glob, hub_errors, is_of_split, splits_of
 from jobs.corpus.storage import filesystem_of, identity_of, same_store, told
 from jobs.errors import CorpusError
 
@@ -200,13 +200,10 @@ def _of_split(files: list[FoundFile], location: str, split: str | None) -> list[
         )
     if split is None:
         return files
-    own = {file.info.path: splits_of([file.name]) for file in files}
-    found = [file for file in files if split in own[file.info.path]]
+    found = [file for file in files if is_of_split(file.name, split)]
     if not found:
-        there = sorted({name for counts in own.values() for name in counts})
-        raise CorpusError(
-            f"no file in {location} is named as one of {split}; splits there: {', '.join(there) or 'none'}"
-        )
+        there = ", ".join(sorted(splits_of([file.name for file in files]))) or "none"
+        raise CorpusError(f"no file in {location} is named as one of {split}; splits there: {there}")
     return found
 
 

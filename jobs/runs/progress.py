@@ -30,7 +30,7 @@ LOG_EVERY_S = 10.0
 TICK_S = 1.0
 NOW_S = 30.0
 """Seconds that a rate of now looks back, at least over the last report."""
-BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} rows [{postfix}]"
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} rows{postfix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._is_json = style == "json"
         self._bar = tqdm(
+            desc="starting",
             total=num_rows,
             initial=done.rows,
             file=self._stream,

@@ -60,8 +60,8 @@ class RewardModel:
         folder: Path,
         *,
         token_budget: int | Literal["auto"] = "auto",
-        prefix_cache_bytes: CacheBytes = 0,
         memory_share: float = 1.0,
+        prefix_cache_bytes: CacheBytes = 0,
         chat_template: str | None = None,
         base_model: str | None = None,
     ) -> None:
@@ -73,7 +73,7 @@ class RewardModel:
         self.chat_template = chat_template
         self.base_model = base_model
         self.scorer = SequenceScorer(
-            decoder, token_budget=token_budget, prefix_cache_bytes=prefix_cache_bytes, memory_share=memory_share
+            decoder, token_budget=token_budget, memory_share=memory_share, prefix_cache_bytes=prefix_cache_bytes
         )
 
     @classmethod
@@ -85,8 +85,8 @@ class RewardModel:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         token_budget: int | Literal["auto"] = "auto",
-        prefix_cache_bytes: CacheBytes = 0,
         memory_share: float = 1.0,
+        prefix_cache_bytes: CacheBytes = 0,
         quantization: Quantization = "none",
         invariant: bool = True,
         chat_template: str | Path | None = None,
@@ -104,11 +104,11 @@ class RewardModel:
             dtype: `"auto"` is the checkpoint's on CUDA; on CPU bfloat16 where the processor has it, else float32.
             token_budget: tokens in one forward pass; a longer sequence runs alone. `"auto"` is 4096 on CPU; on CUDA
                 what the free memory holds, as a trial pass measures it.
+            memory_share: of each card, where processes share it: the budget leaves the rest to them, also while they
+                have not taken it yet.
             prefix_cache_bytes: memory on the device for keys and values of recent prefixes, which later calls need not
                 read again; 0 keeps none. `"auto"` is 256 MiB on CPU, and on CUDA a sixteenth of what the weights leave
                 free.
-            memory_share: of each card, where processes share it: the budget leaves the rest to them, also while they
-                have not taken it yet.
             quantization: `"fp8"` multiplies 8-bit floats, for NVIDIA GPUs of the Hopper generation or newer. Scores
                 then drift: the README says how far.
             invariant: False lets CUDA choose kernels by batch size: scores may then change in their last bits with
@@ -126,8 +126,8 @@ class RewardModel:
                 normalisation is on: see `normalization`.
 
         Raises:
-            DeviceError: the device is not there, or has not the memory for the prefix cache; or several are of
-                different kinds or more than layers.
+            DeviceError: the device is not there or has not the memory for the prefix cache, or several are of different
+                kinds or more than layers.
             CheckpointError: files are missing or broken.
             UnsupportedArchitectureError: the model's architecture or an option of it is not supported.
             WeightError: a weight is missing, surplus or misshapen.
@@ -150,8 +150,8 @@ class RewardModel:
             decoder,
             folder,
             token_budget=token_budget,
-            prefix_cache_bytes=prefix_cache_bytes,
             memory_share=memory_share,
+            prefix_cache_bytes=prefix_cache_bytes,
             chat_template=template,
             base_model=base_model,
         )

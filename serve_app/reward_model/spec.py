@@ -45,9 +45,9 @@ class ModelSpec:
         normalize: normalise with the checkpoint's own mean and deviation.
         takes_reference: whether conversations need a reference, as POLAR's do; `resolved` finds it out.
         attributes: names of what a gating head gives beside the score; `resolved` finds them out.
-        scores_steps: whether it is a process reward model; `resolved` finds it out.
         num_devices: devices that the layers are spread over; the bits are those of one.
         memory_share: of a card, where several processes share it.
+        scores_steps: whether it is a process reward model; `resolved` finds it out.
     """
 
     model: str = tiny.NAME
@@ -146,8 +146,8 @@ class ModelSpec:
             device=device if self.num_devices == 1 else self._several(device.type),
             dtype=self.dtype,
             token_budget=self.token_budget,
-            prefix_cache_bytes=self.prefix_cache_bytes,
             memory_share=self.memory_share,
+            prefix_cache_bytes=self.prefix_cache_bytes,
             quantization=self.quantization,
             chat_template=self.chat_template,
             base_model=self.base_model,

@@ -46,11 +46,13 @@ class SleepingDecoder:
     def __init__(self, config: DecoderConfig, tokens_per_s: float) -> None:
         self.config = config
         self.device = torch.device("cpu")
+        self.devices = (self.device,)
         self.dtype = torch.bfloat16
         self.head = LastToken()
+        self.cached_pass = None
         self._tokens_per_s = tokens_per_s
 
-    def score(self, sequences: Sequence[Sequence[int]], branches: Sequence[Branch]) -> Tensor:
+    def score(self, sequences: Sequence[Sequence[int]], branches: Sequence[Branch], *, cache: None) -> Tensor:
         lengths = [len(sequence) for sequence in sequences]
         time.sleep(num_rows(branches, lengths) / self._tokens_per_s)
         scores = [expected_score(sequences[branch.sequence]) for branch in branches]

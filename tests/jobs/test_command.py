@@ -16,7 +16,7 @@ import pytest
 
 from jobs import pairs, rank, score
 from jobs.cli import COMMANDS
-from jobs.command import EXIT_STOPPED, run_command
+from jobs.command import EXIT_STOPPED, STARTED_AT, command_began, run_command
 from jobs.errors import CorpusError
 from jobs.rank import RankConfig
 
@@ -48,6 +48,35 @@ def test_every_job_answers_signals_before_it_imports(module: str) -> None:
     assert isinstance(guard, ast.If)
     assert ast.unparse(guard.test) == "__name__ == '__main__'"
     assert ast.unparse(guard.body[-1]) == f"launch('{module}')"
+
+
+def test_a_command_ends_at_once_with_all_that_it_printed(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(
+        "import atexit\n"
+        "class Slow:\n"
+        "    def __del__(self): print('taken apart')\n"
+        "kept = Slow()\n"
+        "def main():\n"
+        "    atexit.register(lambda: print('at the end'))\n"
+        "    print('working')\n"
+        "    return 3\n"
+    )
+    code = "from jobs.command import launch; launch('job')"
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "working\nat the end\n", "")
+
+
+def test_the_clock_of_a_command_runs_from_the_start_of_its_process() -> None:
+    code = "import time; time.sleep(0.3); from jobs import command; print(command.STARTED_AT, command.command_began())"
+    before = time.time()
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    began, none = told.split()
+    assert before - 0.05 <= float(began) <= time.time() - 0.3  # the kernel counts in hundredths
+    assert none == "None"
+    assert run_command("rayward score", lambda: int(command_began() != STARTED_AT)) == 0
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -163,3 +163,10 @@ def test_small_files_of_a_store_are_read_several_at_once(monkeypatch: pytest.Mon
         store.requests.clear()
         assert read(corpus, [unit]).num_rows == 30
         assert store.requests["HEAD"] + store.requests["GET"] <= 30 * 4
+        ledger = Ledger("s3://bucket/out")
+        ledger.begin({"identity": {}}, Plan.of(corpus, [unit], shares=True))
+        store.requests.clear()
+        plan = ledger.plan()
+        again = Corpus.open("s3://bucket/in", plan=plan)
+        assert again.shared_units(256, plan.shared) == [unit]
+        assert store.requests["GET"] + store.requests["HEAD"] <= 6  # for the listing and the plan

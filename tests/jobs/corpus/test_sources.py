@@ -89,9 +89,9 @@ def test_a_column_of_the_file_goes_before_that_of_its_folder(tmp_path: Path) -> 
 
 
 def test_one_split_of_a_folder_may_be_chosen(tmp_path: Path) -> None:
-    for place, name in enumerate(("train/a", "train/b", "test/a", "dev-a")):
+    for place, name in enumerate(("train/a", "train/b", "test/a", "dev-a", "gen_prefs-0-of-1")):
         write(tmp_path / f"{name}.parquet", [{"id": place}])
-    for split, ids in (("train", [0, 1]), ("test", [2]), ("validation", [3])):
+    for split, ids in (("train", [0, 1]), ("test", [2]), ("validation", [3]), ("gen_prefs", [4])):
         chosen = Source((str(tmp_path),), split=split)
         assert sorted(read(Corpus.open(chosen))["id"].to_pylist()) == ids
         assert chosen.identity["split"] == split
