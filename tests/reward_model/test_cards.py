@@ -40,18 +40,6 @@ def test_the_bits_are_those_of_one_device(tiny: RewardModel, tiny_bf16: RewardMo
         assert np.array_equal(spread.score_token_ids(SEQUENCES + shared), one.score_token_ids(SEQUENCES + shared))
 
 
-def test_kept_prefixes_reach_the_columns_of_one_product(tiny: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CUDA's path keys and values are columns of one buffer."""
-    emulate_cuda(monkeypatch)
-    spread = RewardModel.from_pretrained(
-        str(tiny.folder), device=TWO_CARDS, dtype="float32", prefix_cache_bytes=1 << 22, invariant=False
-    )
-    for token in (100, 200, 300):
-        ids = [[1, *range(5, 90), token, 3]]
-        np.testing.assert_allclose(spread.score_token_ids(ids), tiny.score_token_ids(ids), atol=1e-4)
-    assert spread.scorer.cached_tokens >= 160
-
-
 @pytest.mark.parametrize("variant", sorted(WEIGHTS)[:2])
 def test_cudas_path_has_them_too(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_golden(variant, tmp_path / variant)
