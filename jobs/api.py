@@ -38,7 +38,7 @@ def score(input: str, output: str, *, model: str, **options: Any) -> JobResult: 
     Args:
         input: a file, folder, glob or URI.
         output: the folder of the results.
-        model: a folder, a Hugging Face id, or `tiny`, whose scores mean nothing.
+        model: a folder, a Hugging Face id, or `tiny`, a toy model.
         options: those of the command, such as `reads="pairs"`.
 
     Raises:

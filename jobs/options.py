@@ -45,7 +45,7 @@ class EngineOptions(BaseModel):
     model_config = OPTIONS
 
     model: str | None = TINY
-    """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing."""
+    """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, a toy model."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

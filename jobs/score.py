@@ -42,7 +42,7 @@ class ScoreConfig(ReadingOptions, CorpusOptions):
     """Score every conversation of a corpus; the same command resumes a stopped job."""
 
     model: str | None = None
-    """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing; by
+    """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, a toy model; by
     default tiny, and with --via-serve whatever the application serves."""
     output_prefix: str = ""
     """Put in front of the names of the new columns."""
