@@ -74,9 +74,9 @@ def train_grpo(reward_function: Any, *, seed: int, num_steps: int) -> LearningCu
             bf16=False,
             per_device_train_batch_size=num_prompts * GENERATIONS,
             num_generations=GENERATIONS,
-            max_completion_length=16,
+            max_completion_length=24,
             max_steps=num_steps,
-            learning_rate=3e-4,
+            learning_rate=1.5e-4,
             reward_weights=[1.0, 0.0],  # the rule looks on
             lr_scheduler_type="constant",
             gradient_checkpointing=False,

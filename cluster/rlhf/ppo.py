@@ -47,10 +47,10 @@ class PpoOptions:
 
     num_steps: int = 60
     responses_per_prompt: int = 4
-    max_new_tokens: int = 16
+    max_new_tokens: int = 24
     num_epochs: int = 2
     num_minibatches: int = 2
-    policy_learning_rate: float = 3e-4
+    policy_learning_rate: float = 1.5e-4
     value_learning_rate: float = 1e-3
     kl_coefficient: float = 0.02
     discount: float = 1.0

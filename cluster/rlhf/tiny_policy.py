@@ -20,7 +20,7 @@ from torch import Tensor
 from serve_app.reward_model import lessons
 from serve_app.reward_model.tiny import cached_folder
 
-KIND = "reversing"
+KIND = "repeating"
 NUM_PROMPTS = 8
 
 

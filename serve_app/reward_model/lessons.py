@@ -1,9 +1,9 @@
 """Lessons of the embedded model: questions made by code, of kinds that it can learn, with right and wrong answers.
 
 A wrong answer fails in one named way. Of a pair the longer answer is the right one half the time, kind by kind, so that
-length gives nothing away. What is asked is drawn: numbers, words, facts of the lists below, wordings. One combination
-in `HELD_OUT` is never trained on; for what can only be known by heart (a capital, a colour) that is a fact in a
-wording, and the same fact is trained on in others.
+length gives nothing away. What is asked is drawn: numbers, words, facts of the lists in `lessons.json`, wordings. One
+combination in `HELD_OUT` is never trained on; of what can only be known by heart (a capital, a colour) that is a fact
+in a wording, and the same fact is trained on in others.
 """
 
 from __future__ import annotations
