@@ -47,7 +47,7 @@ class ServeConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
     model: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """A folder, a Hugging Face id, or tiny, whose scores mean nothing; NAME=MODEL to choose what requests call it. Give
+    """A folder, a Hugging Face id, or tiny, a toy model; NAME=MODEL to choose what requests call it. Give
     it again for each further model."""
     host: str = "127.0.0.1"
     """The address to listen on; 0.0.0.0 is every network, and wants API keys."""

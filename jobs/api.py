@@ -41,7 +41,7 @@ def score(input: Inputs, output: str, *, model: str, **options: Any) -> JobResul
     Args:
         input: a file, folder, glob or URI, or several.
         output: the folder of the results.
-        model: a folder, a Hugging Face id, or `tiny`, whose scores mean nothing.
+        model: a folder, a Hugging Face id, or `tiny`, a toy model.
         options: those of the command, such as `reads="pairs"`.
 
     Raises:

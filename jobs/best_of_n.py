@@ -48,6 +48,7 @@ from jobs.runs.unit_run import UnitRun, rows_per_unit_of
 from jobs.scoring.spec import check_model_files, check_reference, identity_of_model, record_of_model, spec_of
 from jobs.scoring.stage import warnings_told
 from serve_app.reward_model import ModelSpec
+from serve_app.reward_model.tiny import note as embedded_note
 
 if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
@@ -260,9 +261,12 @@ def _units_at_once(config: BestOfNConfig, plan: _Plan) -> int:
 
 def _announce(config: BestOfNConfig, plan: _Plan) -> None:
     if config.generator == TINY:
-        logger.warning("the generator is tiny: it talks nonsense; name a real one with --generator")
-    if config.model == TINY:
-        logger.warning("the model is tiny: random weights, its scores mean nothing; name a real one with --model")
+        logger.warning(
+            "the generator is tiny, a toy that answers what the reward model tiny knows, some of it right; name a real "
+            "one with --generator"
+        )
+    if line := embedded_note(config.model or ""):
+        logger.warning("%s; name a real model with --model", line)
     if config.temperature == 0 and config.n > 1:
         logger.warning("a temperature of 0 gives %d equal candidates", config.n)
     logger.info(

@@ -1,7 +1,7 @@
 """Score and rank the shipped sample with the embedded model: `make demo`, or `python -m jobs.demo [--model M]`.
 
 The sample was written for rayward: 16 prompts in English and Chinese with two to four responses each, of which one is
-preferred.
+preferred. Eleven prompts are of kinds that the embedded model was taught, and five of none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import shutil
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +29,11 @@ from jobs.errors import OutputError
 from jobs.options import ScoringOptions
 from jobs.runs.ledger import Ledger
 from jobs.scoring.run import ScoringRun
+from serve_app.reward_model.lessons import KINDS
 from serve_app.reward_model.scores import order
 from serve_app.reward_model.tiny import NAME as TINY
+from serve_app.reward_model.tiny import NAMES as EMBEDDED
+from serve_app.reward_model.tiny import note as embedded_note
 
 SAMPLE = Path(__file__).with_name("sample.parquet")
 WIDTH = 62
@@ -57,7 +60,7 @@ def demo(config: DemoConfig) -> int:
     """Score the sample and print it ranked; the exit status."""
     _clear(config.output)
     # float32 shows the same figures on every processor, and costs nothing for a model as small as tiny.
-    dtype: Literal["auto", "float32"] = "float32" if config.model == TINY else "auto"
+    dtype: Literal["auto", "float32"] = "float32" if config.model in EMBEDDED else "auto"
     options = ScoringOptions(model=config.model, dtype=dtype)
     scoring = ScoringRun(options, source=str(SAMPLE), output=str(config.output))
     with connect(options.address) as resources:
@@ -66,11 +69,10 @@ def demo(config: DemoConfig) -> int:
     files = sorted(config.output.glob("part-*.parquet"))
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     print(_table(rows))
-    if config.model == TINY:
-        print(
-            "\nThe embedded model `tiny` has random weights: it shows the path, and its scores mean nothing.\n"
-            "The real thing: .venv/bin/python -m jobs.demo --model internlm/internlm2-1_8b-reward"
-        )
+    print(*_verdicts(rows), sep="\n")
+    if line := embedded_note(config.model):
+        print(f"\n{line}")
+        print("The real thing: .venv/bin/python -m jobs.demo --model internlm/internlm2-1_8b-reward")
     return 0
 
 
@@ -82,6 +84,22 @@ def _clear(output: Path) -> None:
     if manifest["identity"].get("input") != str(SAMPLE.resolve()):
         raise OutputError(f"{output} holds the work of another job; choose another --output")
     shutil.rmtree(output)
+
+
+def _verdicts(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """How often the preferred answer is first, and the prompts where it is not."""
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: row["prompt_id"])]
+    for kinds, are_taught in (("of the kinds that tiny was taught", True), ("of other kinds", False)):
+        asked = [group for group in groups if (group[0]["category"] in KINDS) is are_taught]
+        wrong = [group for group in asked if not _is_right(group)]
+        yield f"\nThe preferred answer is first in {len(asked) - len(wrong)} of {len(asked)} prompts {kinds}."
+        yield from (f"  not in: {_short(group[0]['prompt'][-1]['content'], WIDTH + 16)}" for group in wrong)
+
+
+def _is_right(group: list[dict[str, Any]]) -> bool:
+    """Whether the preferred answer has the highest score."""
+    scored = [row for row in group if row["error"] is None]
+    return bool(scored) and bool(scored[order([row["score"] for row in scored])[0]]["preferred"])
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

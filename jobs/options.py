@@ -68,7 +68,7 @@ class EngineOptions(BaseModel):
     model_config = OPTIONS
 
     model: str | None = None
-    """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing."""
+    """A folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, a toy model."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -155,8 +155,8 @@ def check_model_named(model: str | None) -> None:
     """
     if model is None:
         raise ValueError(
-            "--model is required: a folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose "
-            "scores mean nothing, to try it out"
+            "--model is required: a folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, a toy, "
+            "to try it out"
         )
 
 

@@ -42,8 +42,8 @@ class ScoreConfig(ReadingOptions, CorpusOptions):
     """Score every conversation of a corpus; the same command resumes a stopped job."""
 
     model: str | None = None
-    """Required: a folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, whose scores mean nothing.
-    With --via-serve it may be left out: then it is whatever the application serves."""
+    """Required: a folder, a Hugging Face id such as internlm/internlm2-1_8b-reward, or tiny, a toy model. With
+    --via-serve it may be left out: then it is whatever the application serves."""
     output_prefix: str = ""
     """Put in front of the names of the new columns."""
     show: PositiveInt | None = None

@@ -11,6 +11,10 @@ size and not by its name: one of Llama-3.1-8B's is held against each of the thre
 chats, in English and Chinese, in the same dtype on the same device; token ids, the place where the score is read and
 both scores are printed side by side. One of the two models is in memory at a time.
 
+    python -m jobs.verify --model tiny
+
+recomputes the embedded model's accuracy on held-out questions of each kind that it was taught.
+
 Exit status: 0 all agree, 4 something does not, 1 the model cannot be loaded or there is nothing to hold it against, 2
 an option is wrong, 130 or 143 it was interrupted.
 """
@@ -31,6 +35,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.benchmarks import taught
 from jobs.benchmarks.published import PUBLISHED, Published, Shape, published_for
 from jobs.benchmarks.side_by_side import (
     Reading,
@@ -41,6 +46,7 @@ from jobs.benchmarks.side_by_side import (
 )
 from jobs.command import parse, run_command
 from jobs.errors import UnpublishedModelError
+from serve_app.reward_model import tiny
 
 if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
@@ -56,7 +62,7 @@ class VerifyConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = "internlm/internlm2-1_8b-reward"
-    """A folder or Hugging Face id."""
+    """A folder, a Hugging Face id, or tiny."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
     against: Literal["published", "transformers"] = "published"
@@ -93,7 +99,21 @@ def verify(config: VerifyConfig) -> int:
         UnpublishedModelError: no figures are published for a model of this shape.
         ComparisonError: Transformers has no class for it, or cannot load it.
     """
-    return _beside_transformers(config) if config.against == "transformers" else _against_published(config)
+    if config.against == "transformers":
+        return _beside_transformers(config)
+    return _on_lessons(config) if config.model == tiny.NAME else _against_published(config)
+
+
+def _on_lessons(config: VerifyConfig) -> int:
+    model = _load(config)
+    found = taught.accuracies(model, num_pairs=taught.NUM_PAIRS)
+    print(f"{tiny.note(config.model)}\n\n{config.model} in {_dtype(model)} on {model.device}, on held-out questions")
+    print(*taught.table(found), sep="\n")
+    if taught.is_as_taught(found):
+        return 0
+    least = f"{taught.LEAST_OF_A_KIND:.0%} of each kind and {taught.LEAST_OF_ALL:.0%} of all"
+    print(f"MISMATCH: the embedded model gets {least}: a fault, or other weights")
+    return EXIT_MISMATCH
 
 
 def _against_published(config: VerifyConfig) -> int:

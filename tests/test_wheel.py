@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("serve_app", "jobs", "cluster")
-DATA_SUFFIXES = {".css", ".html", ".jinja", ".js", ".json", ".parquet"}
+DATA_SUFFIXES = {".css", ".html", ".jinja", ".js", ".json", ".parquet", ".safetensors"}
 NO_PACKAGE = ROOT / "cluster" / "deploy"  # dashboards and manifests are used from a checkout
 SHIPPED = """
 import os, sys
@@ -97,7 +97,7 @@ def checked(command: list[str], folder: Path) -> str:
 def test_the_wheel_has_every_module_and_all_data(wheel: Path) -> None:
     files = [file for name in PACKAGES for file in (ROOT / name).rglob("*") if not file.is_relative_to(NO_PACKAGE)]
     wanted = {str(file.relative_to(ROOT)) for file in files if file.suffix in DATA_SUFFIXES | {".py"}}
-    assert {name for name in wanted if name.endswith((".jinja", ".parquet", ".js"))}
+    assert {name for name in wanted if name.endswith((".jinja", ".parquet", ".js", ".safetensors"))}
     assert not wanted - set(zipfile.ZipFile(wheel).namelist())
 
 

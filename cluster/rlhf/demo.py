@@ -2,10 +2,11 @@
 
     python -m cluster.rlhf.demo
 
-TRL's GRPOTrainer (needs trl) and the PPO of `cluster/rlhf/ppo.py` each train a random policy of 0.1 million parameters
-from several seeds. The embedded reward model is random too: what is shown is that rewards arrive and steer. The curves
-go into a picture (needs matplotlib). Exit status: 0 every curve rises significantly, 3 one does not, 1 the demo
-stopped.
+TRL's GRPOTrainer (needs trl) and the PPO of `cluster/rlhf/ppo.py` each train the embedded generator from several seeds,
+on questions of one kind that neither it nor the reward model was trained on. Beside the reward stands what it stands
+for: the share of answers that a rule calls right. Where the reward rises and that share falls, the policy has found
+answers that the reward model is wrong about; the demo says so. The curves go into a picture (needs matplotlib). Exit
+status: 0 every reward rises significantly, 3 one does not, 1 the demo stopped.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -22,7 +24,7 @@ from pydantic import Field
 from cluster.rlhf.errors import framework_module
 from cluster.rlhf.learning import LearningCurve, Training, TrainingOptions, run_command, run_trainings
 from cluster.rlhf.ppo import train_steps
-from cluster.rlhf.tiny_policy import PROMPTS, policy_tokenizer, random_policy
+from cluster.rlhf.tiny_policy import PROMPTS, policy_tokenizer, share_right, taught_policy
 from cluster.rlhf.trl import RewardFunction
 
 logger = logging.getLogger(__name__)
@@ -72,9 +74,10 @@ def train_grpo(reward_function: Any, *, seed: int, num_steps: int) -> LearningCu
             bf16=False,
             per_device_train_batch_size=num_prompts * GENERATIONS,
             num_generations=GENERATIONS,
-            max_completion_length=16,
+            max_completion_length=24,
             max_steps=num_steps,
-            learning_rate=5e-3,
+            learning_rate=1.5e-4,
+            reward_weights=[1.0, 0.0],  # the rule looks on
             lr_scheduler_type="constant",
             gradient_checkpointing=False,
             logging_steps=1,
@@ -84,8 +87,8 @@ def train_grpo(reward_function: Any, *, seed: int, num_steps: int) -> LearningCu
             seed=seed,
         )
         trainer = trl.GRPOTrainer(
-            model=random_policy(seed),
-            reward_funcs=reward_function,
+            model=taught_policy(),
+            reward_funcs=[reward_function, rule],
             args=arguments,
             train_dataset=datasets.Dataset.from_list(rows * (num_prompts * num_steps // len(rows) + 1)),
             processing_class=policy_tokenizer(),
@@ -93,7 +96,14 @@ def train_grpo(reward_function: Any, *, seed: int, num_steps: int) -> LearningCu
         )
         _train_in_one_thread(trainer)
     rewards = [float(entry["reward"]) for entry in trainer.state.log_history if "reward" in entry]
-    return LearningCurve("TRL GRPO", seed, tuple(rewards))
+    shares = [float(entry["rewards/rule/mean"]) for entry in trainer.state.log_history if "reward" in entry]
+    return LearningCurve("TRL GRPO", seed, tuple(rewards), tuple(shares))
+
+
+def rule(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+    """1 for a completion that the rule calls right, else 0, as TRL asks for it."""
+    asked, answered = ([turns[-1]["content"] for turns in side] for side in (prompts, completions))
+    return [share_right([prompt], [answer]) for prompt, answer in zip(asked, answered, strict=True)]
 
 
 def _train_in_one_thread(trainer: Any) -> None:

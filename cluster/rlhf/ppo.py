@@ -28,7 +28,7 @@ from cluster.reward_pool.rewards import place_at_last_token
 from cluster.rlhf.errors import TrainingError
 from cluster.rlhf.learning import LearningCurve, TrainingOptions, run_command, run_trainings
 from cluster.rlhf.rollouts import RolloutScorer
-from cluster.rlhf.tiny_policy import PROMPTS, Rollout, generate, random_policy, random_values
+from cluster.rlhf.tiny_policy import PROMPTS, Rollout, generate, share_right, taught_policy, taught_values
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +47,11 @@ class PpoOptions:
 
     num_steps: int = 60
     responses_per_prompt: int = 4
-    max_new_tokens: int = 16
+    max_new_tokens: int = 24
     num_epochs: int = 2
     num_minibatches: int = 2
-    policy_learning_rate: float = 5e-3
-    value_learning_rate: float = 5e-3
+    policy_learning_rate: float = 1.5e-4
+    value_learning_rate: float = 1e-3
     kl_coefficient: float = 0.02
     discount: float = 1.0
     trace: float = 0.95
@@ -109,12 +109,13 @@ def whitened(values_BR: Tensor, mask_BR: Tensor) -> Tensor:
 
 
 class PolicyActor:
-    """The policy that learns; the same class, left alone, is the reference. Starts alike for the same seed."""
+    """The policy that learns; the same class, left alone, is the reference. Samples alike for the same seed."""
 
     def __init__(self, seed: int, options: PpoOptions) -> None:
         torch.set_num_threads(1)
         self._options = options
-        self._policy = random_policy(seed)
+        torch.manual_seed(seed)
+        self._policy = taught_policy()
         self._optimizer = torch.optim.Adam(self._policy.parameters(), lr=options.policy_learning_rate)
 
     def generate(self, prompts: list[str]) -> tuple[Rollout, list[str], Tensor]:
@@ -154,7 +155,8 @@ class CriticActor:
     def __init__(self, seed: int, options: PpoOptions) -> None:
         torch.set_num_threads(1)
         self._options = options
-        self._critic = random_values(seed)
+        torch.manual_seed(seed)
+        self._critic = taught_values()
         self._optimizer = torch.optim.Adam(self._critic.parameters(), lr=options.value_learning_rate)
 
     @torch.no_grad()
@@ -222,22 +224,28 @@ def train_ppo(source: Any, *, seed: int, options: PpoOptions | None = None) -> L
     policy, reference, critic = started
     prompts = [prompt for prompt in PROMPTS for _ in range(options.responses_per_prompt)]
     rewards: list[float] = []
+    shares: list[float] = []
     try:
         for step in range(1, options.num_steps + 1):
-            mean_reward, mean_kl = _step(scorer, policy, reference, critic, prompts, options)
+            mean_reward, share, mean_kl = _step(scorer, policy, reference, critic, prompts, options)
             rewards.append(mean_reward)
+            shares.append(share)
             if step % LOGGED_EVERY == 0 or step == options.num_steps:
-                logger.info("ppo seed %d: step %d, reward %.3f, KL %.3f", seed, step, mean_reward, mean_kl)
+                logger.info(
+                    "ppo seed %d: step %d, reward %.3f, right %.2f, KL %.3f", seed, step, mean_reward, share, mean_kl
+                )
     finally:
         for actor in started:
             ray.kill(actor)
-    return LearningCurve("PPO", seed, tuple(rewards))
+    return LearningCurve("PPO", seed, tuple(rewards), tuple(shares))
 
 
 def _step(
     scorer: RolloutScorer, policy: Any, reference: Any, critic: Any, prompts: list[str], options: PpoOptions
-) -> tuple[float, float]:
-    """One batch of PPO; its mean reward, and its mean KL divergence from the reference a token."""
+) -> tuple[float, float, float]:
+    """One batch of PPO; its mean reward, the share of right answers, and its mean KL divergence from the reference a
+    token.
+    """
     rollout, responses, logprobs_BR = _answers(policy.generate.remote(prompts))[0]
     reading = (reference.logprobs.remote(rollout), critic.values.remote(rollout))
     rewards_B = torch.tensor(scorer.all_rewards(prompts, responses), dtype=torch.float32)
@@ -253,7 +261,7 @@ def _step(
         policy.update.remote(rollout, logprobs_BR, whitened(advantages_BR, mask_BR)),
         critic.update.remote(rollout, values_BR, returns_BR),
     )
-    return float(rewards_B.mean()), float(masked_mean(kl_BR, mask_BR))
+    return float(rewards_B.mean()), share_right(prompts, responses), float(masked_mean(kl_BR, mask_BR))
 
 
 def _answers(*refs: Any) -> list[Any]:

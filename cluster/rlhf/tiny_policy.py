@@ -1,26 +1,41 @@
-"""A policy small enough to train on two cores in seconds: a random Llama over the embedded model's vocabulary."""
+"""Policies small enough to train on two cores in minutes, and what they are asked.
+
+The taught one is the embedded generator, which answers some of its questions right. The random one is a smaller Llama
+over the same vocabulary.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from random import Random
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from serve_app.reward_model import lessons
 from serve_app.reward_model.tiny import cached_folder
 
-PROMPTS = (
-    "What is a good answer?",
-    "How are you?",
-    "Please help me think about time.",
-    "Could you make up a question for people?",
-    "What do you know about it?",
-    "Is there more than one way out?",
-    "When will they come back?",
-    "Answer in one word: yes or no?",
-)
+KIND = "repeating"
+NUM_PROMPTS = 8
+
+
+def _questions() -> dict[str, lessons.Question]:
+    draw = Random(KIND)
+    found: dict[str, lessons.Question] = {}
+    while len(found) < NUM_PROMPTS:
+        question = lessons.question(KIND, draw, held_out=True)
+        found[question.messages[-1][1]] = question
+    return found
+
+
+QUESTIONS = _questions()
+"""Questions of one kind by their prompts; neither the policy nor the reward model was trained on them."""
+PROMPTS = tuple(QUESTIONS)
 END_OF_TURN = "<|im_end|>"
 CHATML = (
     "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
@@ -44,27 +59,83 @@ def policy_tokenizer() -> Any:
     )
 
 
+def is_right(prompt: str, response: str) -> bool:
+    """Whether the rule calls a response to one of `PROMPTS` right; the marker of its end does not count."""
+    return QUESTIONS[prompt].accepts(response.removesuffix(END_OF_TURN))
+
+
+def share_right(prompts: Sequence[str], responses: Sequence[str]) -> float:
+    """The share of responses that the rule calls right."""
+    right = [is_right(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+    return sum(right) / len(right)
+
+
+def taught_policy() -> Any:
+    """The embedded generator as a `LlamaForCausalLM` in float32: 1.2 million parameters."""
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM(_taught_config())
+    _fill(model.model)
+    return model
+
+
+def taught_values() -> Any:
+    """The same body with a head of one value a token, which starts at zero."""
+    from transformers import LlamaForTokenClassification
+
+    config = _taught_config()
+    config.num_labels = 1
+    model = LlamaForTokenClassification(config)
+    _fill(model.model)
+    torch.nn.init.zeros_(model.score.weight)
+    return model
+
+
+def _taught_config() -> Any:
+    shape = json.loads((cached_folder() / "config.json").read_text())
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    return _config(
+        **{name: shape[name] for name in (*names, "rms_norm_eps")},
+        rope_parameters={"rope_type": "default", "rope_theta": shape["rope_theta"]},
+        tie_word_embeddings=True,
+    )
+
+
+@torch.no_grad()
+def _fill(body: Any) -> None:
+    """Copy the trunk of the embedded model into a Llama's; `wqkv` has the heads of each group side by side."""
+    weights = load_file(cached_folder() / "model.safetensors")
+    body.embed_tokens.weight.copy_(weights["model.tok_embeddings.weight"])
+    body.norm.weight.copy_(weights["model.norm.weight"])
+    config = body.config
+    group = config.num_attention_heads // config.num_key_value_heads
+    for number, layer in enumerate(body.layers):
+        names = {
+            "attention.wo": layer.self_attn.o_proj,
+            "attention_norm": layer.input_layernorm,
+            "feed_forward.w1": layer.mlp.gate_proj,
+            "feed_forward.w2": layer.mlp.down_proj,
+            "feed_forward.w3": layer.mlp.up_proj,
+            "ffn_norm": layer.post_attention_layernorm,
+        }
+        for name, module in names.items():
+            module.weight.copy_(weights[f"model.layers.{number}.{name}.weight"])
+        wqkv = weights[f"model.layers.{number}.attention.wqkv.weight"]
+        heads = wqkv.view(config.num_key_value_heads, group + 2, -1, config.hidden_size).split([group, 1, 1], dim=1)
+        attention = layer.self_attn
+        for module, part in zip((attention.q_proj, attention.k_proj, attention.v_proj), heads, strict=True):
+            module.weight.copy_(part.reshape(-1, config.hidden_size))
+
+
 def random_policy(seed: int) -> Any:
     """A `LlamaForCausalLM` of 0.1 million random parameters, the same for the same seed."""
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(seed)
-    return LlamaForCausalLM(_config())
+    return LlamaForCausalLM(_config(**SHAPE))
 
 
-def random_values(seed: int) -> Any:
-    """The same body with a head of one value a token, which starts at zero."""
-    from transformers import LlamaForTokenClassification
-
-    torch.manual_seed(seed)
-    config = _config()
-    config.num_labels = 1
-    model = LlamaForTokenClassification(config)
-    torch.nn.init.zeros_(model.score.weight)
-    return model
-
-
-def _config() -> Any:
+def _config(**shape: Any) -> Any:
     from transformers import LlamaConfig
 
     tokenizer = policy_tokenizer()
@@ -74,7 +145,7 @@ def _config() -> Any:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **SHAPE,
+        **shape,
     )
 
 

@@ -105,7 +105,7 @@ class LocalSource:
         device = options.generator_device
         if device == "auto":
             device = "cuda" if resources.num_gpus else "cpu"
-        is_folder = Path(options.generator).expanduser().is_dir() and options.generator != tiny.NAME
+        is_folder = Path(options.generator).expanduser().is_dir() and options.generator not in tiny.NAMES
         return cls(
             model=str(folder.resolve()) if is_folder else options.generator,  # workers stand in another folder
             revision=options.generator_revision,
@@ -169,7 +169,7 @@ def source_of(options: GeneratorOptions, sampling: Sampling, resources: ClusterR
 
 
 def _resolve(model: str, revision: str | None) -> Path:
-    return tiny.cached_folder() if model == tiny.NAME else resolve(model, revision, also=TEMPLATE_FILES)
+    return tiny.cached_folder(model) if model in tiny.NAMES else resolve(model, revision, also=TEMPLATE_FILES)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from jobs.reporting.provenance import Provenance, ScoringRecord
 from jobs.reporting.scales import LengthScale, ScoreScale
 from jobs.reporting.stage import Findings
 from jobs.reporting.stats import Axis, GroupMoments, quantile
-from serve_app.reward_model.tiny import NAME as TINY
+from serve_app.reward_model.tiny import note as embedded_note
 
 MAX_DRAWN = 24
 GROUP_SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -337,8 +337,7 @@ def _record(record: ScoringRecord, *, several: bool) -> PageSection:
 
 
 def _notes(findings: Findings, provenance: Provenance) -> Iterator[str]:
-    if any(record.model == TINY for record in provenance.records):
-        yield "The model is tiny: its weights are random, and its scores mean nothing."
+    yield from dict.fromkeys(line for record in provenance.records if (line := embedded_note(record.model)))
     if provenance.is_selected and findings.columns.pair is not None:
         yield "jobs.pairs chose these pairs by their scores: every one is right, which says nothing of the model."
     if not findings.scales.num_rows:

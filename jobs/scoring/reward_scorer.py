@@ -55,7 +55,7 @@ class RewardScorer:
     one prompt together, and batches large (1,024 rows or more).
 
     Args:
-        model: a folder, a Hugging Face id, or `tiny`, whose scores mean nothing.
+        model: a folder, a Hugging Face id, or `tiny`, a toy model.
         output_prefix: put in front of the names of the new columns.
         options: as `jobs.score` has them (`reads`, `dtype`, `truncation`, `messages_column`, ...), but for those of
             actors and units.

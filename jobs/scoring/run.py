@@ -45,7 +45,7 @@ from jobs.scoring.step_stage import AGGREGATED, STEP_COLUMNS, StepScorer, steps_
 from jobs.scoring.turn_stage import TURN_COLUMNS, TurnScorer, turns_told
 from jobs.scoring.via_serve import UNITS_AT_ONCE, ServedModelSource
 from serve_app.reward_model import ModelSpec
-from serve_app.reward_model.tiny import NAME as TINY
+from serve_app.reward_model.tiny import note as embedded_note
 
 if TYPE_CHECKING:
     from serve_app.reward_model import RewardModel
@@ -251,8 +251,8 @@ class ScoringRun:
     def _announce(self, run: UnitRun, model: Model, pool: ActorPool, served: ServedModelSource | None) -> None:
         import ray
 
-        if model.model == TINY:
-            logger.warning("the model is tiny: random weights, its scores mean nothing; name a real one with --model")
+        if line := embedded_note(model.model):
+            logger.warning("%s; name a real model with --model", line)
         doer = "actors" if served is None else f"the app {served.app}, senders"
         logger.info(
             "%s rows, files: %d, units left: %d of %d; %s on %s in %s, %s: %d",

@@ -39,7 +39,7 @@ class ScoredOptions(ReadingOptions, CorpusOptions):
     """A job that reads scores, and may have them made first."""
 
     model: str | None = None
-    """Score the input first with this model: a folder, a Hugging Face id, or tiny, whose scores mean nothing."""
+    """Score the input first with this model: a folder, a Hugging Face id, or tiny, a toy model."""
     score_column: ColumnName = Field(default="score")
     """Column of the scores: numbers, null where a row has none."""
 

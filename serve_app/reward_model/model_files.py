@@ -23,15 +23,15 @@ NUM_SAMPLES = 64
 
 
 def resolve(model: str | Path, revision: str | None, *, weights: bool = True, also: Sequence[str] = ()) -> Path:
-    """The folder of a model: the embedded one for `tiny`, `model` itself if it is a folder, else the downloaded
-    snapshot of that Hugging Face id, with its configuration and tokenizer alone unless `weights` are wanted. `also`
-    holds patterns of further files to download.
+    """The folder of a model: an embedded one for `tiny` and `tiny-random`, `model` itself if it is a folder, else the
+    downloaded snapshot of that Hugging Face id, with its configuration and tokenizer alone unless `weights` are wanted.
+    `also` holds patterns of further files to download.
 
     Raises:
         CheckpointError: it is neither a folder nor an id that can be fetched.
     """
-    if model == tiny.NAME:
-        return tiny.cached_folder()
+    if isinstance(model, str) and model in tiny.NAMES:
+        return tiny.cached_folder(model)
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder

@@ -271,7 +271,7 @@ def is_uneven(num_gpus: float) -> bool:
 def absolute(model: str) -> str:
     """A folder's whole path, since other processes stand in other folders; any other name as it is."""
     folder = Path(model).expanduser()
-    return str(folder.resolve()) if model != tiny.NAME and folder.is_dir() else model
+    return str(folder.resolve()) if model not in tiny.NAMES and folder.is_dir() else model
 
 
 def dtype_name(dtype: torch.dtype) -> str:

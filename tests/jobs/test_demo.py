@@ -1,9 +1,11 @@
-"""The demo scores and ranks the shipped sample, and says that the embedded model's scores mean nothing."""
+"""The demo scores and ranks the shipped sample, and says where the preferred answer is not first."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -32,7 +34,35 @@ def test_the_demo_prints_every_prompt_with_its_responses_ranked(
         assert scores == sorted(scores, reverse=True)
         assert [line[24] for line in lines].count("*") == 1
         assert not any(line.endswith("  ...") for line in lines)
-    assert "its scores mean nothing" in printed
+    first_marks = [group.splitlines()[1][24] for group in groups]
+    told = re.findall(r"first in (\d+) of (\d+) prompts of", printed[printed.rindex("rank     score") :])
+    assert [int(number) for _, number in told] == [11, 5]
+    assert sum(int(number) for number, _ in told) == first_marks.count("*")
+    assert printed.count("  not in: ") == 2 * (16 - first_marks.count("*"))
+    assert "tiny: a toy model that knows arithmetic, " in printed
+
+
+def test_prompts_whose_preferred_answer_is_not_first_are_named() -> None:
+    def answer(number: int, category: str, score: float | None, *, preferred: bool) -> dict[str, Any]:
+        prompt = [{"role": "user", "content": f"Question {number}?"}]
+        error = None if score is not None else "too long"
+        kept = {"category": category, "score": score, "error": error, "preferred": preferred}
+        return {"prompt_id": number, "prompt": prompt, **kept}
+
+    rows = [
+        answer(0, "arithmetic", 1.0, preferred=False),
+        answer(0, "arithmetic", 2.0, preferred=True),
+        answer(1, "capitals", 1.0, preferred=True),
+        answer(1, "capitals", 2.0, preferred=False),
+        answer(2, "code", None, preferred=True),
+        answer(2, "code", 1.0, preferred=False),
+    ]
+    assert list(demo._verdicts(rows)) == [
+        "\nThe preferred answer is first in 1 of 2 prompts of the kinds that tiny was taught.",
+        "  not in: Question 1?",
+        "\nThe preferred answer is first in 0 of 1 prompts of other kinds.",
+        "  not in: Question 2?",
+    ]
 
 
 def test_the_demo_takes_no_folder_away_that_is_not_its_own(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_each_prompt_has_two_to_four_responses_of_which_one_is_preferred() -> No
         assert len({row["response"] for row in rows}) == len(rows)
         assert all(row["prompt"] == rows[0]["prompt"] for row in rows)
     assert {row["language"] for rows in groups.values() for row in rows} == {"en", "zh"}
-    assert {len(rows[0]["prompt"]) for rows in groups.values()} == {1, 3, 4}  # one turn and several
+    assert {len(rows[0]["prompt"]) for rows in groups.values()} == {1, 2, 3, 4}  # one turn and several
 
 
 def test_rows_are_conversations_and_prompts_by_the_names_that_jobs_look_for() -> None:

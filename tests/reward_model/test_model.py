@@ -135,7 +135,7 @@ def test_a_token_outside_the_vocabulary_fails_its_own_conversation(
 ) -> None:
     """As where a tokenizer has more tokens than the model: the index error would end the whole batch."""
     config = tiny.scorer.decoder.config
-    beyond, within = chat("able", "7"), chat("a", "7")
+    beyond, within = chat("you", "7"), chat("a", "7")
     first_outside = max(tiny.tokenizer.encode(beyond))
     assert max(tiny.tokenizer.encode(within)) < first_outside
     expected = tiny.score([within])

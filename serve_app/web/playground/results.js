@@ -75,7 +75,7 @@ function footnoteOf(outcomes) {
     "preferred with the probability 1/(1 + e^\u2212m) (Bradley-Terry). Tokens include the prompt."];
   if (outcomes.length > 1) notes.push("Scores of different models have different scales.");
   if (outcomes.some((outcome) => outcome.model === "tiny")) {
-    notes.push("rayward's embedded model, tiny, has random weights: its scores mean nothing.");
+    notes.push(`${EMBEDDED_NOTE}.`);
   }
   return notes.join(" ");
 }

@@ -2,6 +2,8 @@
 // Numbers and failures as people read them.
 
 const LEAST_SHOWN = 0.0001;
+const EMBEDDED_NOTE = "tiny: a toy model that knows arithmetic, counting, ordering, reversing, spelling, odd one out, " +
+  "capitals, colours, opposites, units, finishing, format, topic, repeating, politeness, secret; not for real use";
 
 function letterOf(place) {
   const last = String.fromCharCode(65 + (place % 26));

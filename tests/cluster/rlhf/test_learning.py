@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cluster.rlhf.learning import SIGNIFICANT, LearningCurve, save_png, table
+from cluster.rlhf.learning import SIGNIFICANT, LearningCurve, save_png, table, verdicts
 
 NOISE = np.random.default_rng(1).normal(size=60)
 
@@ -26,6 +27,19 @@ def test_a_rise_is_significant_and_noise_or_a_fall_is_not() -> None:
 def test_the_p_value_is_the_share_of_orders_that_rise_as_much() -> None:
     # Of the six ways to choose two of four, one puts 3 and 4 last.
     assert LearningCurve("PPO", 0, (1.0, 2.0, 3.0, 4.0)).improvement().p_value == pytest.approx(1 / 6, abs=0.02)
+
+
+def test_a_reward_that_rises_while_right_answers_fall_is_called_hacking() -> None:
+    shares = tuple(0.5 + 0.005 * step + 0.02 * noise for step, noise in enumerate(NOISE.tolist()))
+    risen = dataclasses.replace(curve(0.1), shares=shares)
+    hacked = dataclasses.replace(curve(0.1), shares=shares[::-1])
+    flat = dataclasses.replace(curve(0.0), shares=shares[::-1])
+    assert [each.is_hacked for each in (risen, hacked, flat, curve(0.1))] == [False, True, False, False]
+    told = list(verdicts([risen, hacked]))
+    assert told[0].startswith("reward hacking: PPO, seed 7: ")
+    assert told[1:] == ["the share of answers that the rule calls right rises in 1 of 2 trainings"]
+    assert "right first" in table([risen])
+    assert not list(verdicts([curve(0.1)]))
 
 
 def test_the_table_and_the_picture_have_every_curve(tmp_path: Path) -> None:

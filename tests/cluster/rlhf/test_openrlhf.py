@@ -106,7 +106,7 @@ def test_the_actor_is_made_loaded_and_called_as_openrlhfs_launcher_does(local_ra
     strategy = SimpleNamespace(args=args, is_rank_0=None)
     ray.get(actors[0].init_model_from_pretrained.remote(strategy, "tiny"), timeout=600)
 
-    answers = ["A long answer", "yes"]
+    answers = ["Write a long answer", "No"]
     rows = policy_tokenizer()(
         [PROMPT + text + "<|im_end|>" for text in answers],
         add_special_tokens=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cluster.rlhf.ppo import (
     PolicyActor,
@@ -14,8 +15,17 @@ from cluster.rlhf.ppo import (
     value_loss,
     whitened,
 )
-from cluster.rlhf.tiny_policy import generate, random_policy, random_values
+from cluster.rlhf.tiny_policy import (
+    PROMPTS,
+    QUESTIONS,
+    generate,
+    random_policy,
+    share_right,
+    taught_policy,
+    taught_values,
+)
 from serve_app.reward_model import RewardModel
+from serve_app.reward_model.tiny import cached_folder
 
 END = 4
 """The id of `<|im_end|>`: the policy's EOS and padding."""
@@ -86,4 +96,19 @@ def test_policies_of_one_seed_are_alike_and_values_begin_at_zero(tiny: RewardMod
     first, second, other = random_policy(3), random_policy(3), random_policy(4)
     assert torch.equal(first.lm_head.weight, second.lm_head.weight)
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
-    assert not random_values(3).score.weight.any()
+    assert not taught_values().score.weight.any()
+
+
+def test_the_taught_policy_is_the_trunk_of_the_embedded_model(tiny: RewardModel) -> None:
+    """Its hidden state at the reward token, times the reward model's head, is the reward model's score."""
+    chat = [{"role": "user", "content": PROMPTS[0]}, {"role": "assistant", "content": "It is 7."}]
+    ids = tiny.tokenizer.encode(chat)
+    with torch.no_grad():
+        hidden_1TH = taught_policy().model(torch.tensor([ids])).last_hidden_state
+    head = load_file(cached_folder() / "model.safetensors")["v_head.weight"].float()
+    assert float(head @ hidden_1TH[0, -1]) == pytest.approx(tiny.get_score(chat), abs=1e-4)
+
+
+def test_the_rule_counts_right_answers_and_not_the_marker_of_the_end() -> None:
+    right = QUESTIONS[PROMPTS[0]].right[0]
+    assert share_right(PROMPTS[:1] * 4, [right, f"{right}<|im_end|>", "no", f"<|im_end|>{right}"]) == 0.5

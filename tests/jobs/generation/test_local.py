@@ -28,7 +28,7 @@ PROMPTS = [Prompt((Message("user", text),), key=f"a:{row}") for row, text in enu
 
 @pytest.fixture(scope="module")
 def folder(tiny: RewardModel) -> Path:
-    return tiny_generator.cached_folder()
+    return tiny_generator.cached_folder("tiny-random")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from serve_app.reward_model.tiny import note
 from serve_app.web.gate import http_app
 from serve_app.web.playground.page import load_page
 from serve_app.web.security import Guard
@@ -114,3 +115,8 @@ def test_a_wheel_holds_every_part_of_the_page() -> None:
     parts = [file.name for file in FOLDER.iterdir() if file.suffix not in (".py", ".png") and file.is_file()]
     assert parts
     assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in parts)
+
+
+def test_the_page_says_of_the_embedded_model_what_the_engine_says() -> None:
+    code = (FOLDER / "wording.js").read_text(encoding="utf-8")
+    assert f'"{note("tiny")}"' in re.sub(r'" \+\n +"', "", code)
