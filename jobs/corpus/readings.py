@@ -36,8 +36,10 @@ ReadingT = TypeVar("ReadingT", bound=Reading)
 MESSAGES_NAMES = ("messages", "conversations", "conversation")
 """Names of the column of messages: ShareGPT has `conversations`, LMSYS-Chat-1M `conversation`."""
 RESPONSES_NAMES = ("responses", "completions", "answers")
-CANDIDATE_PROMPTS = ("prompt", "instruction")
-"""Names of the prompt of candidates: UltraFeedback has `instruction`."""
+PROMPT_NAMES = ("prompt", "instruction")
+"""Names of the prompt beside a response, or beside several: UltraFeedback has `instruction`."""
+PARTS_OF_INSTRUCTION = ("input", "context")
+"""What stands beside an `instruction` that is not the whole prompt, as in Alpaca and Dolly."""
 SHOWN_TURNS, SHOWN_CHARS, SHOWN_CANDIDATES = 4, 72, 2
 
 
@@ -69,11 +71,13 @@ def readings_of(schema: pa.Schema) -> list[Reading]:
         return is_text(kind) or (not text_alone and (is_messages(kind) or is_sharegpt(kind)))
 
     found: list[Reading] = [ConversationColumns(messages=name) for name in MESSAGES_NAMES if holds(name)]
-    if holds("prompt") and holds("response", text_alone=True):
-        found.append(ConversationColumns(prompt="prompt", response="response"))
+    if holds("response", text_alone=True):
+        is_whole = not set(PARTS_OF_INSTRUCTION) & set(schema.names)
+        whole = PROMPT_NAMES if is_whole else PROMPT_NAMES[:1]
+        found += [ConversationColumns(prompt=name, response="response") for name in whole if holds(name)]
     if holds("chosen") and holds("rejected"):
         found.append(PreferenceColumns("chosen", "rejected", "prompt" if holds("prompt") else None))
-    prompts = [name for name in CANDIDATE_PROMPTS if holds(name)]
+    prompts = [name for name in PROMPT_NAMES if holds(name)]
     for name in RESPONSES_NAMES:
         if schema.names.count(name) == 1 and are_candidates(kind := schema.field(name).type):
             found += [CandidateColumns(name, prompt) for prompt in prompts]
@@ -172,7 +176,7 @@ def _candidates_of(schema: pa.Schema, choice: ReadingChoice, readings: Sequence[
     own = [reading for reading in own if reading.responses == named or named is None]
     if wanted is None and len(own) > 1:
         raise _AmbiguousError(own, schema)
-    prompts = [name for name in CANDIDATE_PROMPTS if name in schema.names]
+    prompts = [name for name in PROMPT_NAMES if name in schema.names]
     prompt = wanted or (own[0].prompt if own else next(iter(prompts), None))
     return CandidateColumns(named or (own[0].responses if own else RESPONSES_NAMES[0]), prompt)
 

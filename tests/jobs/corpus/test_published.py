@@ -202,3 +202,16 @@ def test_a_prompt_that_begins_a_transcript_is_its_turns(tmp_path: Path) -> None:
     prompt = f"\n\nHuman: {ASK}\n\nAssistant: {GOOD}\n\nHuman: {MORE}\n\nAssistant:"
     pq.write_table(pa.table({"prompt": [prompt], "response": [f" {THEN}"]}), tmp_path / "a.parquet")
     assert read(tmp_path, None) == [said(ASK, GOOD, MORE, THEN)]
+
+
+def test_an_instruction_is_a_prompt_where_nothing_adds_to_it(tmp_path: Path) -> None:
+    columns = {"instruction": [ASK], "response": [GOOD]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert read(tmp_path, None) == [said(ASK, GOOD)]
+    for part in ("input", "context"):  # Alpaca's and Dolly's
+        pq.write_table(pa.table(columns | {part: ["Think of dusk."]}), tmp_path / "a.parquet")
+        with pytest.raises(CorpusError, match="name yours with --messages-column, or with --prompt-column"):
+            read(tmp_path, None)
+    pq.write_table(pa.table(columns | {"prompt": [MORE]}), tmp_path / "a.parquet")
+    with pytest.raises(CorpusError, match="can be read in 2 ways"):
+        read(tmp_path, None)
