@@ -106,7 +106,7 @@ def test_the_commands_run_on_workers_and_take_nothing_from_the_current_folder(in
     assert checked([rayward, "--version"], project).startswith("rayward ")
     assert "rank" in checked([rayward, "demo"], project)
     num_rows = pq.read_metadata(project / "sample.parquet").num_rows
-    scored = checked([rayward, "score", "--input", "sample.parquet", "--output", "scored"], project)
+    scored = checked([rayward, "score", "--input", "sample.parquet", "--output", "scored", "--model", "tiny"], project)
     assert f"{num_rows:,} scored" in scored
     ranked = checked([rayward, "rank", "--input", "scored", "--output", "ranked"], project)
     assert f"{num_rows:,} rows in ranked" in ranked

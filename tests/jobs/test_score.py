@@ -97,7 +97,7 @@ def test_the_manifest_records_the_run_and_working_folders_go(finished: Path) -> 
 @pytest.mark.usefixtures("in_process")
 def test_a_bad_row_carries_its_error_and_the_job_goes_on(tmp_path: Path) -> None:
     good: dict[str, Any] = {"prompt": "hi", "response": "yes"}
-    rows = [good, good | {"response": None}, {"prompt": "word " * 40, "response": "no"}, good]
+    rows = [good, good | {"response": None}, {"prompt": "word " * 80, "response": "no"}, good]
     write(tmp_path / "in" / "a.parquet", rows)
     total = run(config(tmp_path, max_tokens=60))
     table = read_parts(tmp_path / "out")
@@ -195,7 +195,7 @@ def test_every_turn_is_for_conversations(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("in_process")
 def test_truncation_is_told_per_row(tmp_path: Path) -> None:
-    write(tmp_path / "in" / "a.parquet", [{"prompt": "word " * 40, "response": "no"}, {"prompt": "a", "response": "b"}])
+    write(tmp_path / "in" / "a.parquet", [{"prompt": "word " * 80, "response": "no"}, {"prompt": "a", "response": "b"}])
     run(config(tmp_path, max_tokens=60, truncation="left"))
     table = read_parts(tmp_path / "out")
     assert table["truncated"].to_pylist() == [True, False]

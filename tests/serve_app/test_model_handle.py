@@ -94,7 +94,8 @@ def score(replicas: Replicas, conversations: Sequence[Any], *, model: str = "tin
     return asyncio.run(handle(replicas, model=model).score(conversations, **asked))
 
 
-CHATS = [chat("Why?", "Because."), chat("Who?", "Nobody knows it."), chat("Why?", "I do not know.")]
+WHY = "Why is the water of all the seas as salt as it is?"
+CHATS = [chat(WHY, "Because."), chat("Who?", "Nobody knows it."), chat(WHY, "I do not know.")]
 
 
 def test_those_with_one_prompt_stand_together_and_scores_are_in_order(tiny: RewardModel) -> None:
