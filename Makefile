@@ -22,10 +22,10 @@ $(READY): pyproject.toml constraints.txt
 demo: setup ## score and rank the shipped sample with the embedded model
 	@$(BIN)/python -m jobs.demo
 
-test: setup ## run the tests but the slow ones, some 7 minutes on two cores
+test: setup ## run the tests but the slow ones, some 5 minutes on two cores
 	$(PYTEST) -m "not slow"
 
-test-all: setup ## run all tests, some 25 minutes on two cores
+test-all: setup ## run all tests, some 12 minutes on two cores
 	$(PYTEST)
 
 lint: setup ## check format, style and types
