@@ -15,6 +15,8 @@ import pytest
 # Threads that wait must sleep: two test processes and their Rays share the processors, and threads that spin for each
 # other keep them from all else. Set before torch is loaded, which reads it then; processes that tests start inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Ray's workers give way to all else by default: beside a busy process they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import torch
 from safetensors.torch import load_file, save_file
