@@ -43,7 +43,7 @@ def written(folder: Path, name: str) -> list[list[dict[str, str]]]:
 def scored(tmp_path: Path, name: str, tiny: RewardModel) -> tuple[pa.Table, list[float]]:
     """The row as `jobs.score` writes it to `scored`, and the engine's scores of its conversations."""
     expected = tiny.get_scores(written(tmp_path / "in", name))
-    chosen = {"reads": FORMS[name][1]} if name in FORMS else {}
+    chosen: dict[str, Any] = {"reads": FORMS[name][1]} if name in FORMS else {}
     result = api.score(str(tmp_path / "in"), str(tmp_path / "scored"), **OPTIONS, **chosen)
     assert (result.counts["rows"], result.counts["errors"]) == (1, 0)
     return read_parts(tmp_path / "scored"), expected
