@@ -249,6 +249,8 @@ def _first_paragraph(told: str) -> str:
     """What tyro says is wrong, without its heading, the frame around it and the advice below."""
     lines = [line.strip("\u2502 ") for line in told.splitlines()][1:]
     is_rule = [not line.strip("-\u2500") for line in lines]
+    if all(is_rule):
+        return told.strip()
     start = is_rule.index(False)
     end = next((place for place in range(start, len(lines)) if is_rule[place]), len(lines))
     return " ".join(lines[start:end]).removeprefix("Error parsing ")

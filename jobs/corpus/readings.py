@@ -38,8 +38,8 @@ MESSAGES_NAMES = ("messages", "conversations", "conversation")
 RESPONSES_NAMES = ("responses", "completions", "answers")
 PROMPT_NAMES = ("prompt", "instruction")
 """Names of the prompt beside a response, or beside several: UltraFeedback has `instruction`."""
-PARTS_OF_INSTRUCTION = ("input", "context")
-"""What stands beside an `instruction` that is not the whole prompt, as in Alpaca and Dolly."""
+PARTS_OF_INSTRUCTION = ("input", "context", "history", "system")
+"""What stands beside an `instruction` that is not the whole prompt, as in Alpaca, Dolly and LLaMA-Factory's files."""
 SHOWN_TURNS, SHOWN_CHARS, SHOWN_CANDIDATES = 4, 72, 2
 
 

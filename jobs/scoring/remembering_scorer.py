@@ -22,6 +22,7 @@ class RememberingScorer(SequenceScorer):
 
     def __init__(self, scorer: SequenceScorer, index: ScoreIndex) -> None:
         super().__init__(scorer.decoder, token_budget=scorer.token_budget)
+        self.prefix_cache = scorer.prefix_cache
         self._index = index
         self._known: OrderedDict[Key, Outputs] = OrderedDict()
         self._unit: dict[Key, Outputs] = {}

@@ -208,7 +208,7 @@ def test_an_instruction_is_a_prompt_where_nothing_adds_to_it(tmp_path: Path) -> 
     columns = {"instruction": [ASK], "response": [GOOD]}
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     assert read(tmp_path, None) == [said(ASK, GOOD)]
-    for part in ("input", "context"):  # Alpaca's and Dolly's
+    for part in ("input", "context", "history", "system"):  # Alpaca's, Dolly's, LLaMA-Factory's
         pq.write_table(pa.table(columns | {part: ["Think of dusk."]}), tmp_path / "a.parquet")
         with pytest.raises(CorpusError, match="name yours with --messages-column, or with --prompt-column"):
             read(tmp_path, None)

@@ -51,6 +51,17 @@ def test_equal_conversations_are_computed_once(
     assert not (tmp_path / "plain-out" / "_scores").exists()
 
 
+def test_a_scorer_that_remembers_keeps_its_prefix_cache(tiny: RewardModel) -> None:
+    """`--prefix-cache-bytes` is of use beside scores that are remembered, which is the default."""
+    model = RewardModel.from_pretrained(str(tiny.folder), device="cpu", dtype="float32", prefix_cache_bytes=1 << 24)
+    model.scorer = RememberingScorer(model.scorer, ScoreIndex())
+    prompt = list(range(10, 110))
+    for token in (200, 201, 200):
+        sequence = [1, *prompt, token, 3]
+        assert model.score_token_ids([sequence]) == tiny.score_token_ids([sequence])
+    assert model.scorer.cached_tokens == 96  # of the second; the third is remembered
+
+
 def test_what_an_earlier_job_scored_is_not_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
