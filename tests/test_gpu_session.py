@@ -11,7 +11,7 @@ import torch
 from serve_app.reward_model.linear import DenseLinear
 from tests.benchmarks import gpu_bits, gpu_session
 from tests.benchmarks.bench_engine import SHAPES
-from tests.benchmarks.gpu_session import BENCH, STEPS, Outcome, Step
+from tests.benchmarks.gpu_session import ENGINE, STEPS, Outcome, Step
 from tests.reward_model.emulated_cuda import emulate_cuda
 
 CPU = torch.device("cpu")
@@ -66,7 +66,8 @@ def test_a_step_keeps_its_last_json_and_its_limit(tmp_path: Path) -> None:
 
 
 def test_the_table_tells_every_step(tmp_path: Path) -> None:
-    product = {"preset": "7b", "dtype": "float16", "setting": "s", "moved": [], "smallest_tile": 128}
+    probed = {"multiple": 128, "tile_rows": 8192, "seconds": 0.5}
+    product = {"preset": "7b", "dtype": "float16", "setting": "s", "moved": [], "probed": probed}
     bits = {"products": [product | {"tflops": {"1024": 612.0}}]}
     bench = {"workloads": {"mixed": {"tokens_per_s": 91234.5, "ceiling_fraction": 0.71}}}
     outcomes = [
@@ -76,7 +77,10 @@ def test_the_table_tells_every_step(tmp_path: Path) -> None:
     ]
     gpu_session.write(tmp_path, "NVIDIA H200 (a card)", outcomes)
     table = (tmp_path / "gpu-nvidia-h200-a-card.md").read_text()
-    assert "| bits of products | done | 40 | 7b float16, s: moved none, tiles of 128 alike, 612.0 TFLOP/s |" in table
+    assert (
+        "| bits of products | done | 40 | 7b float16, s: moved none, multiples of 128 up to 8192 alike, 612.0 TFLOP/s |"
+        in table
+    )
     assert "| 7b | done | 50 | mixed: 91,234 tokens/s, 0.71 of the products' rate |" in table
     assert "| gpu tests | ran out of its 150 s | 150 | - |" in table
     assert json.loads((tmp_path / "gpu-nvidia-h200-a-card.json").read_text())["steps"][2]["status"] is None
@@ -97,7 +101,7 @@ def test_the_readmes_row_is_made_of_the_results(tmp_path: Path) -> None:
 
 def test_the_limits_leave_a_minute_of_ten() -> None:
     assert sum(step.limit_s for step in STEPS) <= 540
-    assert all(step.arguments[: len(BENCH)] == BENCH for step in STEPS if step.name[0].isdigit())
+    assert all(step.arguments[0] == ENGINE for step in STEPS if step.name[0].isdigit())
 
 
 def test_without_a_card_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -208,7 +208,7 @@ class ModelSlot:
         try:
             weights = staged.weights.moved_to(before.scorer.decoder.device_map)
             decoder = Decoder(staged.config, weights, quantization=self._spec.quantization)
-            decoder.pad_by(before.scorer.decoder.row_rule)
+            decoder.run_by(before.scorer.decoder.row_rule)
             self._model = RewardModel(
                 decoder,
                 staged.folder,

@@ -12,9 +12,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ from serve_app.reward_model.linear import (
     merges_products,
     silu_,
     whole_sums,
+    with_tiles,
 )
 from serve_app.reward_model.packing import PackedBatch, on_device
 from serve_app.reward_model.prefix_cache import CachedPass, PrefixCache
@@ -72,6 +73,9 @@ def row_kernels_for(device: torch.device, dtype: torch.dtype) -> RowKernels | No
         logger.warning("no Triton here (%s): the engine runs without its kernels, which takes longer", reason)
         return None
     return cast(RowKernels, row_kernels)
+
+
+_PRODUCTS = ("query", "key_value", "qkv", "output", "gate", "up", "gate_up", "down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +151,17 @@ class _Layer:
 
     @property
     def linears(self) -> list[Linear]:
-        products = (self.query, self.key_value, self.qkv, self.output, self.gate, self.up, self.gate_up, self.down)
-        return [product for product in products if product is not None]
+        return list(self._products.values())
+
+    @property
+    def _products(self) -> dict[str, Linear]:
+        """The products that the layer has, by their fields."""
+        return {name: product for name in _PRODUCTS if (product := getattr(self, name)) is not None}
+
+    def tiled(self, tile_rows: int | None) -> _Layer:
+        """The same layer with its products in tiles of so many rows."""
+        products: dict[str, Any] = {name: with_tiles(product, tile_rows) for name, product in self._products.items()}
+        return replace(self, **products)
 
     def gated_up(self, normed: Tensor, activation: Activation, kernels: RowKernels | None) -> Tensor:
         """What goes up in the MLP, times its activated gate."""
@@ -188,7 +201,7 @@ class Decoder:
         self.device = weights.embedding.device
         self.device_map = weights.device_map
         self.dtype = weights.layers[0].qkv.dtype
-        self.row_rule = RowRule.for_device(self.device)
+        self.row_rule = RowRule.for_device(self.device, invariant=invariant)
         self._norm_weight = weights.norm
         self.head = Head(config.head, weights.head, invariant=invariant)
         # Rounded to the model's dtype, as Transformers has it for Gemma: the square root of 4608 is 68 in bfloat16.
@@ -227,11 +240,13 @@ class Decoder:
         """One layer's matrix products."""
         return self._stages[0].layers[0].linears
 
-    def pad_by(self, rule: RowRule) -> None:
-        """Pad batches by another rule from now on."""
+    def run_by(self, rule: RowRule) -> None:
+        """Pad batches and cut products by another rule from now on."""
         self.row_rule = rule
+        self.head.run_by(rule)
         for stage in self._stages:
             stage.row_rule = rule
+            stage.layers = [layer.tiled(rule.tile_rows) for layer in stage.layers]
 
     @property
     def attend(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:

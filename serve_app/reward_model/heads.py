@@ -17,7 +17,7 @@ same token the weights, and the score is the weighted sum of the means.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,8 @@ from torch import Tensor
 from serve_app.reward_model.architecture import HeadConfig
 from serve_app.reward_model.errors import TokenIdsError
 from serve_app.reward_model.head_weights import HeadWeights, LinearWeights, NormWeights
-from serve_app.reward_model.linear import Linear, linear_for, rowwise_
+from serve_app.reward_model.invariance import RowRule
+from serve_app.reward_model.linear import Linear, linear_for, rowwise_, with_tiles
 
 ROW_MULTIPLE = 16
 """Rows of a matrix that the products of `linear.py` want a multiple of; zero rows fill up."""
@@ -76,6 +77,11 @@ class Head:
     def linears(self) -> list[Linear]:
         """Matrix products in float32."""
         return [product.linear for product in (*self._layers, *self._gate, *self._transforms)]
+
+    def run_by(self, rule: RowRule) -> None:
+        """Cut products by another rule from now on."""
+        for products in (self._layers, self._gate, self._transforms):
+            products[:] = [replace(each, linear=with_tiles(each.linear, rule.tile_rows)) for each in products]
 
     def tensors(self) -> tuple[object, ...]:
         """Every weight, in tensors and dataclasses of tensors."""

@@ -7,19 +7,18 @@ the float32 sums before they are rounded. A row has the same bits for any count 
 where the weight's rows are a multiple of 16 too, as in every real model.
 
 `DenseLinear` is for CUDA, and for CPUs without oneDNN. On CUDA the kernel, and with it the bits, may change at any
-count, so products run in tiles of one fixed size; smaller tiles for the rest where a probe finds that they have its
+count, so products run in tiles of one fixed size, and in tiles of other sizes where a probe finds that these have its
 bits.
 
-`Fp8Linear` is for CUDA GPUs that multiply 8-bit floats: half the bytes, and other scores. No card has said yet
-how fast it is.
+`Fp8Linear` is for CUDA GPUs that multiply 8-bit floats: half the bytes, and other scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -202,6 +201,7 @@ class Fp8Linear:
         return Fp8Linear(self.weight[first:stop], scale_1O, bias, self.tile_rows, self.quantized)
 
 
+AnyLinear = TypeVar("AnyLinear", bound=Linear)
 MergedLinear: TypeAlias = DenseLinear | Fp8Linear
 """A product whose columns may be taken apart."""
 
@@ -317,17 +317,15 @@ def _gelu_tanh_(rows: Tensor) -> object:
 
 
 def tiles(num_rows: int, tile_rows: int | None) -> Sequence[slice]:
-    """Rows cut into tiles of `tile_rows`, and what is left into halves, quarters and eighths of one."""
-    if tile_rows is None:
-        return [slice(0, num_rows)]
-    whole = num_rows - num_rows % tile_rows
-    found = _pieces(whole, tile_rows)
-    for part in (2, 4, 8):
-        step = max(1, tile_rows // part)
-        until = num_rows - (num_rows - whole) % step
-        found += _pieces(until, step, first=whole)
-        whole = until
-    return found + _pieces(num_rows, max(1, num_rows - whole), first=whole)
+    """Rows cut into tiles of `tile_rows`, and what is left in one piece."""
+    return _pieces(num_rows, tile_rows or num_rows)
+
+
+def with_tiles(linear: AnyLinear, tile_rows: int | None) -> AnyLinear:
+    """The same product in calls of `tile_rows` rows, where it runs in tiles at all; the weight is shared."""
+    if isinstance(linear, DenseLinear | Fp8Linear) and linear.tile_rows is not None:
+        return replace(linear, tile_rows=tile_rows)
+    return linear
 
 
 def _pieces(stop: int, step: int, *, first: int = 0) -> list[slice]:
@@ -336,5 +334,7 @@ def _pieces(stop: int, step: int, *, first: int = 0) -> list[slice]:
 
 def quantized_rows(x_TI: Tensor) -> tuple[Tensor, Tensor]:
     """Rows as 8-bit floats, and the scale [T, 1] that each was divided by."""
-    scale_T1 = x_TI.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12) / torch.finfo(FP8).max
+    largest_T1 = x_TI.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12)
+    # By a tensor, since CUDA multiplies by the rounded reciprocal of a number.
+    scale_T1 = largest_T1 / torch.full_like(largest_T1, torch.finfo(FP8).max)
     return (x_TI.float() / scale_T1).to(FP8), scale_T1

@@ -20,7 +20,7 @@ from serve_app.reward_model.checkpoint import load_weights, read_config
 from serve_app.reward_model.conversation import Conversation, ConversationLike, Message
 from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.errors import ConversationError, DeviceError, ScoringError
-from serve_app.reward_model.invariance import RowRule, find_variance, narrowest
+from serve_app.reward_model.invariance import RowRule, find_variance, widened
 from serve_app.reward_model.linear import check_sizes, whole_sums
 from serve_app.reward_model.model_files import fingerprint, resolve, tokenizer_folder
 from serve_app.reward_model.prefix_cache import CacheBytes
@@ -143,7 +143,7 @@ class RewardModel:
         decoder = Decoder(config, weights, quantization=quantization, invariant=invariant)
         variance = _variance(decoder) if invariant else None
         if invariant and variance is None and decoder.device.type == "cuda":
-            decoder.pad_by(_narrowest_rule(decoder))
+            decoder.run_by(_widened_rule(decoder))
         if variance is not None:
             logger.warning("on this machine %s changes its last bits with the batch or the threads", variance)
         return cls(
@@ -418,11 +418,11 @@ def _variance(decoder: Decoder) -> str | None:
         return find(decoder.linears, like.to(decoder.dtype))
 
 
-def _narrowest_rule(decoder: Decoder) -> RowRule:
+def _widened_rule(decoder: Decoder) -> RowRule:
     like = torch.empty(0, device=decoder.device)
     of_layers = [(linear, like.to(decoder.dtype)) for linear in decoder.linears]
     with whole_sums(decoder.device):
-        return narrowest(decoder.row_rule, of_layers + [(linear, like) for linear in decoder.head.linears])
+        return widened(decoder.row_rule, of_layers + [(linear, like) for linear in decoder.head.linears])
 
 
 def _listed(conversations: Sequence[ConversationLike]) -> Sequence[ConversationLike]:

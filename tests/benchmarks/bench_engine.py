@@ -9,7 +9,8 @@ ceiling fraction is the useful tokens' matrix products over the time, as a share
 the model's shapes, the fastest of several ways to call them. Peers take minutes for what the engine does in seconds:
 they take fewer turns and run a share of the sequences, spread evenly over all; their time per useful token counts.
 "one-by-one" are the candidates of a prompt in a call each, with a prefix cache that is empty at first, and without one.
-The last line is JSON.
+A CUDA card runs the other workloads `COPIES_ON_CUDA` times as large: else most of a pass would be its start and its
+end. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ VOCAB_SIZE = 92544
 Item = TypeVar("Item")
 WORKLOADS = ("mixed", "best-of-16", "uniform-short", "long", "turns", "tree", "one-by-one")
 REWARD_TOKEN = 92527
+COPIES_ON_CUDA = 8
 NUM_CONVERSATIONS, NUM_TURNS = 6, 8
 TREE_DEPTH, TREE_BRANCHES = 4, 3
 
@@ -148,26 +150,13 @@ def measure(
     contenders: Contenders, workload: str, args: argparse.Namespace, say: Callable[[str], None]
 ) -> dict[str, float]:
     """The figures of one workload. All ways take turns; ratios are of median seconds per token."""
-    model, sequences = contenders.model, workload_sequences(workload)
+    model = contenders.model
+    sequences = workload_sequences(workload, copies=COPIES_ON_CUDA if model.device.type == "cuda" else 1)
     tokens = num_tokens(sequences)
-    ways: dict[str, Callable[[], float]] = {
-        "engine": lambda: timed(lambda: model.score_token_ids(sequences), model.device) / tokens,
-        "unshared": unshared_seconds(model, sample(sequences, max(4, len(sequences) // 4))),
-    }
-    if workload == "one-by-one":
-        kept = RewardModel(
-            model.scorer.decoder, Path(), token_budget=model.scorer.token_budget, prefix_cache_bytes="auto"
-        )
-        ways = {"engine": one_by_one_seconds(kept, sequences), "uncached": one_by_one_seconds(model, sequences)}
-    if workload == "turns":
-        last = sequences[NUM_TURNS - 1 :: NUM_TURNS]
-        ways["last_alone"] = lambda: timed(lambda: model.score_token_ids(last), model.device) / tokens
-    for name, peer in contenders.peers.items() if workload != "one-by-one" else ():
-        batches = peer.batches(sequences)
-        if len(batches) == 1:  # half of a batch of equal lengths costs half
-            batches = [sample(batches[0], max(1, len(batches[0]) // 2))]
-        ways[name] = peer_seconds(peer, sample(batches, args.peer_batches), model.device)
+    ways = ways_to_score(contenders, workload, sequences, args)
     model.score_token_ids(sequences[:8])
+    for name in ways.keys() & contenders.peers if model.device.type == "cuda" else ():
+        ways[name]()  # a first call there loads kernels
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     rates = []
     for turn in range(args.repeats):
@@ -194,6 +183,31 @@ def measure(
         f"ceiling {figures['ceiling_fraction']:.2f} of {rate / 1e9:,.0f} GFLOP/s; {ratios}"
     )
     return {name: round(value, 3) for name, value in figures.items()}
+
+
+def ways_to_score(
+    contenders: Contenders, workload: str, sequences: list[list[int]], args: argparse.Namespace
+) -> dict[str, Callable[[], float]]:
+    """Runs of a workload by name, the engine's first, each in seconds per useful token."""
+    model, tokens = contenders.model, num_tokens(sequences)
+    if workload == "one-by-one":
+        kept = RewardModel(
+            model.scorer.decoder, Path(), token_budget=model.scorer.token_budget, prefix_cache_bytes="auto"
+        )
+        return {"engine": one_by_one_seconds(kept, sequences), "uncached": one_by_one_seconds(model, sequences)}
+    ways: dict[str, Callable[[], float]] = {
+        "engine": lambda: timed(lambda: model.score_token_ids(sequences), model.device) / tokens,
+        "unshared": unshared_seconds(model, sample(sequences, max(4, len(sequences) // 4))),
+    }
+    if workload == "turns":
+        last = sequences[NUM_TURNS - 1 :: NUM_TURNS]
+        ways["last_alone"] = lambda: timed(lambda: model.score_token_ids(last), model.device) / tokens
+    for name, peer in contenders.peers.items():
+        batches = peer.batches(sequences)
+        if len(batches) == 1:  # half of a batch of equal lengths costs half
+            batches = [sample(batches[0], max(1, len(batches[0]) // 2))]
+        ways[name] = peer_seconds(peer, sample(batches, args.peer_batches), model.device)
+    return ways
 
 
 def peer_seconds(peer: PaddedPeer, batches: Sequence[list[list[int]]], device: torch.device) -> Callable[[], float]:
@@ -239,8 +253,8 @@ def one_by_one_seconds(model: RewardModel, sequences: list[list[int]]) -> Callab
     return run
 
 
-def workload_sequences(workload: str) -> list[list[int]]:
-    """Token ids of a workload: random, with a fixed seed.
+def workload_sequences(workload: str, *, copies: int = 1) -> list[list[int]]:
+    """Token ids of a workload: random, with a fixed seed; `copies` times as many, but of "one-by-one".
 
     "turns" are conversations as they are after each of their answers, "tree" the nodes of a search, from one step
     behind the prompt to `TREE_DEPTH` steps.
@@ -251,21 +265,26 @@ def workload_sequences(workload: str) -> list[list[int]]:
         return [chooser.randrange(3, 92000) for _ in range(length)]
 
     if workload == "mixed":
-        return [ids(min(1024, max(24, round(chooser.lognormvariate(5.2, 0.8))))) for _ in range(96)]
+        return [ids(min(1024, max(24, round(chooser.lognormvariate(5.2, 0.8))))) for _ in range(96 * copies)]
     if workload in ("best-of-16", "one-by-one"):
-        prompts = [ids(512) for _ in range(4 if workload == "best-of-16" else 1)]
+        prompts = [ids(512) for _ in range(4 * copies if workload == "best-of-16" else 1)]
         return [prompt + ids(chooser.randint(48, 192)) for prompt in prompts for _ in range(16)]
     if workload == "uniform-short":
-        return [ids(32) for _ in range(256)]
+        return [ids(32) for _ in range(256 * copies)]
     if workload == "turns":
-        return [turn for _ in range(NUM_CONVERSATIONS) for turn in turns(ids, chooser)]
+        return [turn for _ in range(NUM_CONVERSATIONS * copies) for turn in turns(ids, chooser)]
     if workload == "tree":
-        nodes = levels = [ids(256)]
-        for _ in range(TREE_DEPTH):
-            levels = [node + ids(48) for node in levels for _ in range(TREE_BRANCHES)]
-            nodes = [*nodes, *levels]
-        return [[*node, REWARD_TOKEN] for node in nodes[1:]]
-    return [ids(4096) for _ in range(4)]
+        return [node for _ in range(copies) for node in tree(ids)]
+    return [ids(4096) for _ in range(4 * copies)]
+
+
+def tree(ids: Callable[[int], list[int]]) -> list[list[int]]:
+    """The nodes of a search, a reward token at each one's end."""
+    nodes, level = [], [ids(256)]
+    for _ in range(TREE_DEPTH):
+        level = [node + ids(48) for node in level for _ in range(TREE_BRANCHES)]
+        nodes += level
+    return [[*node, REWARD_TOKEN] for node in nodes]
 
 
 def turns(ids: Callable[[int], list[int]], chooser: random.Random) -> list[list[int]]:

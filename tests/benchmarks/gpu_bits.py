@@ -17,6 +17,7 @@ import inspect
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from serve_app.reward_model.decoder import Decoder
-from serve_app.reward_model.invariance import SMALLER_TILES, RowRule, narrowest
+from serve_app.reward_model.invariance import RowRule, widened
 from serve_app.reward_model.linear import CUDA_TILE_ROWS, DenseLinear, whole_sums
 from serve_app.reward_model.prefixes import Branch
 from tests.benchmarks.bench_engine import SHAPES, hardware, random_weights, timed
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def products(presets: Sequence[str], num_rows: int, device: torch.device) -> Iterator[dict[str, Any]]:
-    """A row for each preset, dtype and setting: which products moved, and TFLOP/s by tile."""
+    """A row for each preset, dtype and setting: which products moved, the rule that a probe finds, TFLOP/s by tile."""
     settings: dict[str, Callable[[], AbstractContextManager[None]]] = {
         "as PyTorch has it": nullcontext,
         "whole sums": lambda: whole_sums(device),
@@ -78,15 +79,14 @@ def _product_row(preset: str, num_rows: int, dtype: torch.dtype, device: torch.d
     shapes = [(hidden + kv_size, hidden), (kv_size, hidden), (hidden, hidden), (2 * intermediate, hidden)]
     shapes.append((hidden, intermediate))
     moved: list[str] = []
-    tile_rule = RowRule(multiple=CUDA_TILE_ROWS)
-    smallest = SMALLER_TILES[-1]
+    linears: list[DenseLinear] = []
     seconds: dict[int, float] = {}
     for rows, columns in shapes:
         generator = torch.Generator(device=device).manual_seed(0)
         weight = (torch.randn(rows, columns, generator=generator, device=device) * columns**-0.5).to(dtype)
         x = torch.randn(num_rows, columns, generator=generator, device=device).to(dtype)
-        moved += [f"{rows} x {columns} {why}" for why in _moved(DenseLinear(weight, None, CUDA_TILE_ROWS), x)]
-        smallest = max(smallest, narrowest(tile_rule, [(DenseLinear(weight, None, CUDA_TILE_ROWS), x)]).multiple)
+        linears.append(DenseLinear(weight, None, CUDA_TILE_ROWS))
+        moved += [f"{rows} x {columns} {why}" for why in _moved(linears[-1], x)]
         for tile in (CUDA_TILE_ROWS // 2, CUDA_TILE_ROWS, 2 * CUDA_TILE_ROWS, num_rows):
             linear = DenseLinear(weight, None, tile)
             linear(x)
@@ -94,7 +94,15 @@ def _product_row(preset: str, num_rows: int, dtype: torch.dtype, device: torch.d
             seconds[tile] = seconds.get(tile, 0.0) + statistics.median(times)
     flops = 2 * num_rows * sum(rows * columns for rows, columns in shapes)
     rates = {tile: round(flops / taken / 1e12, 1) for tile, taken in seconds.items()}
-    return {"moved": moved, "smallest_tile": smallest, "tflops": rates}
+    like = torch.empty(0, dtype=dtype, device=device)
+    started = time.perf_counter()
+    rule = widened(RowRule(CUDA_TILE_ROWS, CUDA_TILE_ROWS), [(linear, like) for linear in linears])
+    probed = {
+        "multiple": rule.multiple,
+        "tile_rows": rule.tile_rows,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    return {"moved": moved, "probed": probed, "tflops": rates}
 
 
 def _moved(product: DenseLinear, x: Tensor) -> Iterator[str]:
@@ -185,8 +193,6 @@ def launches(presets: Sequence[str], num_rows: int, device: torch.device) -> Ite
 
 def _launched(launch: Callable[[], None], device: torch.device) -> float:
     """Seconds until `launch` returns; on CUDA the device works on."""
-    import time
-
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()

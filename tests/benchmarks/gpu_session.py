@@ -21,7 +21,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[2]
-BENCH = ("tests.benchmarks.bench_engine", "--peer-batches", "0", "--preset")
+ENGINE = "tests.benchmarks.bench_engine"
+BENCH = (ENGINE, "--peer-batches", "0", "--preset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,12 @@ STEPS = (
     Step("bits of attention", 30, ("tests.benchmarks.gpu_bits", "attention")),
     Step("gpu tests", 150, ("pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/reward_model/test_gpu.py")),
     Step("launches", 30, ("tests.benchmarks.gpu_bits", "launches", "--presets", "1.8b")),
-    Step("1.8b", 60, (*BENCH, "1.8b")),
-    Step("1.8b, any kernel", 40, (*BENCH, "1.8b", "--any-kernel")),
-    Step("7b", 60, (*BENCH, "7b")),
-    Step("7b, fp8", 60, (*BENCH, "7b", "--dtype", "bfloat16", "--quantization", "fp8")),
+    Step("1.8b", 40, (*BENCH, "1.8b")),
+    Step("1.8b, any kernel", 40, (*BENCH, "1.8b", "--any-kernel", "--workloads", "mixed", "best-of-16")),
+    Step("1.8b beside padded batches", 40, (ENGINE, "--preset", "1.8b", "--workloads", "mixed", "best-of-16")),
+    Step("7b", 40, (*BENCH, "7b")),
+    Step("7b, fp8", 40, (*BENCH, "7b", "--dtype", "bfloat16", "--quantization", "fp8")),
+    Step("20b", 40, (*BENCH, "20b", "--workloads", "mixed", "best-of-16")),
 )
 
 
@@ -155,16 +158,21 @@ def _figures(outcome: Outcome) -> Iterator[str]:
     found = outcome.found or {}
     for row in found.get("products", ()):
         moved = ", ".join(row["moved"]) or "none"
-        fastest = max(row["tflops"].values())
-        alike = f"tiles of {row['smallest_tile']} alike"
-        yield f"{row['preset']} {row['dtype']}, {row['setting']}: moved {moved}, {alike}, {fastest} TFLOP/s"
+        alike, fastest = row["probed"], max(row["tflops"].values())
+        probed = f"multiples of {alike['multiple']} up to {alike['tile_rows']} alike"
+        yield f"{row['preset']} {row['dtype']}, {row['setting']}: moved {moved}, {probed}, {fastest} TFLOP/s"
     for row in found.get("attention", ()):
         yield f"{row['heads']} {row['dtype']}: differs {', '.join(row['differs']) or 'nowhere'}"
     for row in found.get("launches", ()):
         yield f"{row['rows']} rows: launched in {row['launched_ms']} ms, done in {row['done_ms']} ms"
     for workload, figures in (found.get("workloads") or {}).items():
         rate, fraction = figures["tokens_per_s"], figures["ceiling_fraction"]
-        yield f"{workload}: {rate:,.0f} tokens/s, {fraction:.2f} of the products' rate"
+        ratios = "".join(
+            f", {figures[key]:.2f} times {name}"
+            for key, name in {"vs_card": "the card's way", "vs_sorted_sdpa": "sorted SDPA"}.items()
+            if key in figures
+        )
+        yield f"{workload}: {rate:,.0f} tokens/s, {fraction:.2f} of the products' rate{ratios}"
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ def emulate_cuda(patch: pytest.MonkeyPatch) -> None:
     )
     patch.setattr(decoder, "linear_for", lambda weight, bias, **options: DenseLinear(weight, bias, CUDA_TILE_ROWS))
     patch.setattr(decoder, "merges_products", lambda weight, quantization: True)
-    patch.setattr(RowRule, "for_device", classmethod(lambda cls, device: cls(multiple=CUDA_TILE_ROWS)))
+    rule = RowRule(multiple=CUDA_TILE_ROWS, tile_rows=CUDA_TILE_ROWS)
+    patch.setattr(RowRule, "for_device", classmethod(lambda cls, device, **options: rule))
 
 
 def varlen_attn(

@@ -122,15 +122,26 @@ def test_the_probe_finds_nothing_that_varies_here(tiny_bf16: RewardModel, tiny: 
         assert torch.get_num_threads() == before
 
 
+class LoneRowLinear(DenseLinear):
+    """A product whose last bits are others for one row, as where a library has a kernel of its own for that."""
+
+    def __call__(self, x_TI: Tensor, out_TO: Tensor | None = None) -> Tensor:
+        return super().__call__(x_TI, out_TO).mul_(1 + 2**-20 if len(x_TI) == 1 else 1)
+
+
+class ThreadsLinear(DenseLinear):
+    """A product whose last bits depend on the number of threads, as where each takes a share of a row."""
+
+    def __call__(self, x_TI: Tensor, out_TO: Tensor | None = None) -> Tensor:
+        return super().__call__(x_TI, out_TO).mul_(1 + 2**-20 if torch.get_num_threads() == 4 else 1)
+
+
 @pytest.mark.parametrize(
-    ("rule", "shape"),
-    [(RowRule(multiple=1), (256, 512)), (RowRule(multiple=16), (40, 128))],
-    ids=["too few rows", "a width that is no multiple of 16"],
+    ("kind", "rule"), [(LoneRowLinear, RowRule(multiple=1)), (ThreadsLinear, RowRule(multiple=16))]
 )
-def test_the_probe_finds_what_varies(rule: RowRule, shape: tuple[int, int]) -> None:
-    """In float32: a product of one row has other bits than one of four, and an odd width depends on the threads."""
-    linear = DenseLinear(torch.randn(shape, generator=torch.Generator().manual_seed(1)), None)
-    assert find_variance(rule, [linear], torch.empty(0), **HEADS) == f"a matrix product of shape {shape}"
+def test_the_probe_finds_what_varies(kind: type[DenseLinear], rule: RowRule) -> None:
+    linear = kind(torch.randn(64, 64, generator=torch.Generator().manual_seed(1)), None)
+    assert find_variance(rule, [linear], torch.empty(0), **HEADS) == "a matrix product of shape (64, 64)"
 
 
 class PlaceLinear(DenseLinear):

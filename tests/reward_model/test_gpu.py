@@ -115,16 +115,18 @@ def test_layers_over_two_cards_have_the_bits_of_one(golden_folder: Any, goldens:
     assert np.array_equal(one.score_token_ids(sequences), two.score_token_ids(sequences))
 
 
-def test_a_small_request_has_the_bits_of_a_large_tile(model: RewardModel, goldens: list[dict[str, Any]]) -> None:
-    """The probe at load may choose smaller tiles for small requests."""
+@pytest.mark.parametrize("count", [1, 4, 218])
+def test_the_rule_that_a_probe_found_has_the_bits_of_fixed_tiles(
+    model: RewardModel, goldens: list[dict[str, Any]], count: int
+) -> None:
     decoder, rule = model.scorer.decoder, model.scorer.decoder.row_rule
-    ids = [golden["input_ids"] for golden in goldens[:4]]
+    ids = [golden["input_ids"] for golden in goldens[:count]]
     scores = model.score_token_ids(ids)
     try:
-        decoder.pad_by(RowRule(multiple=CUDA_TILE_ROWS))
+        decoder.run_by(RowRule(multiple=CUDA_TILE_ROWS, tile_rows=CUDA_TILE_ROWS))
         assert np.array_equal(model.score_token_ids(ids), scores)
     finally:
-        decoder.pad_by(rule)
+        decoder.run_by(rule)
 
 
 def test_kernels_give_the_numbers_of_the_plain_operations() -> None:

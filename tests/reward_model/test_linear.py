@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from serve_app.reward_model import RewardModel, UnsupportedDeviceError
-from serve_app.reward_model.invariance import RowRule, narrowest
+from serve_app.reward_model.invariance import LONGEST_TILE_ROWS, RowRule, widened
 from serve_app.reward_model.linear import (
     REDUCTIONS,
     DenseLinear,
@@ -143,7 +144,7 @@ def test_the_budget_leaves_a_part_of_the_memory(free_gigabytes: float, bytes_per
     assert budget_for(int(free_gigabytes * 1e9), bytes_per_token) == budget
 
 
-def test_rows_are_cut_into_tiles_and_the_rest_into_parts_of_one() -> None:
+def test_rows_are_cut_into_tiles_and_the_rest_is_one() -> None:
     def sizes(num_rows: int, tile_rows: int | None) -> list[int]:
         cut = tiles(num_rows, tile_rows)
         assert [rows.start for rows in cut] == [0, *(rows.stop for rows in cut[:-1])]
@@ -151,28 +152,44 @@ def test_rows_are_cut_into_tiles_and_the_rest_into_parts_of_one() -> None:
         return [rows.stop - rows.start for rows in cut]
 
     assert sizes(3072, 1024) == [1024] * 3
-    assert sizes(1024 + 512 + 256 + 128, 1024) == [1024, 512, 256, 128]
-    assert sizes(2048 + 640, 1024) == [1024, 1024, 512, 128]
+    assert sizes(2048 + 640, 1024) == [1024, 1024, 640]
     assert sizes(128, 1024) == [128]
     assert sizes(777, None) == [777]
-    assert sizes(64, 16) == [16] * 4
 
 
-class TiledLinear(DenseLinear):
-    """A product whose bits are those of a row alone, but in tiles of fewer than `tile_rows` / 4 rows."""
+@dataclass(frozen=True, slots=True)
+class Moody(DenseLinear):
+    """A product whose bits are those of a row alone, but in calls of the numbers of rows in `moods`."""
+
+    moods: Container[int] = ()
 
     def __call__(self, x_TI: Tensor, out_TO: Tensor | None = None) -> Tensor:
         product_TO = (x_TI[:, None] * self.weight).sum(dim=2)
         for rows in tiles(len(x_TI), self.tile_rows):
-            if rows.stop - rows.start < (self.tile_rows or 0) // 4:
+            if rows.stop - rows.start in self.moods:
                 product_TO[rows] *= 1 + 2**-20
         return product_TO
 
 
-def test_small_requests_run_in_the_smallest_tiles_that_have_the_same_bits() -> None:
-    rule, like = RowRule(multiple=1024), torch.empty(0)
-    assert narrowest(rule, [(TiledLinear(drawn(4, 8), None, 1024), like)]).multiple == 256
-    assert narrowest(rule, [(TiledLinear(drawn(4, 8), None, 4), like)]).multiple == 128
-    assert narrowest(rule, [(TiledLinear(drawn(4, 8), None, tile), like) for tile in (4, 4096)]) == rule
-    on_cpu = RowRule(multiple=16, chunk_rows=512)
-    assert narrowest(on_cpu, [(TiledLinear(drawn(4, 8), None, 4), like)]) == on_cpu
+@pytest.mark.parametrize(
+    ("moods", "multiple", "tile_rows"),
+    [
+        (range(0), 128, LONGEST_TILE_ROWS),
+        (range(100), 128, LONGEST_TILE_ROWS),
+        (range(129), 256, LONGEST_TILE_ROWS),
+        (range(4097, 6000), 128, 4096),
+        ([384], 256, LONGEST_TILE_ROWS),
+        ([128, 768], 512, LONGEST_TILE_ROWS),
+        ([128, 768, 1536], 512, 1024),
+        ([128, 768, 512], 1024, LONGEST_TILE_ROWS),
+        ([128, 768, 512, 4096], 1024, 3072),
+        ([1152], 128, 1024),
+    ],
+)
+def test_products_run_in_all_numbers_of_rows_that_have_the_same_bits(
+    moods: Container[int], multiple: int, tile_rows: int
+) -> None:
+    rule, like, weight = RowRule(multiple=1024, tile_rows=1024), torch.empty(0), drawn(4, 8)
+    steady, moody = (Moody(weight, None, 1024, moods=each) for each in ((), moods))
+    found = widened(rule, [(steady, like), (moody, like)])
+    assert (found.multiple, found.tile_rows) == (multiple, tile_rows)
