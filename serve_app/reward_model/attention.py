@@ -54,14 +54,12 @@ class Attention(Protocol):
         """Prepare for the layers of one forward pass over `batch`."""
         ...
 
-    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TQD: Tensor, *, window: Window = None) -> None:
-        """Write the attention output of every token to `out_TQD`."""
+    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, window: Window = None) -> Tensor:
+        """The attention output of every row, finite in the padding: [T, Q, D], until the next call."""
         ...
 
-    def attend_last(
-        self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_NQD: Tensor, *, window: Window = None
-    ) -> None:
-        """Write the attention output of the batch's reads, in their order, to `out_NQD`."""
+    def attend_last(self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, window: Window = None) -> Tensor:
+        """The attention output of the batch's reads, in their order, zeros in the padding: [N, Q, D]."""
         ...
 
     def release_buffers(self) -> None:
@@ -96,6 +94,7 @@ class BlockAttention:
         self._num_kept: list[int] = []
         self._reads: dict[int, list[tuple[int, Read]]] = {}
         self._scratch = torch.empty(0, dtype=dtype, device=device)
+        self._out = torch.empty(0, dtype=dtype, device=device)
         self.kernel = (
             partial(_attention, scale=scale)
             if softcap is None
@@ -110,7 +109,8 @@ class BlockAttention:
         for index, read in enumerate(batch.reads):
             self._reads.setdefault(read.span, []).append((index, read))
 
-    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TQD: Tensor, *, window: Window = None) -> None:
+    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, window: Window = None) -> Tensor:
+        out_TQD = self._out_for(q_TQD)
         for span, k_SKD, v_SKD in self._with_keys(k_TKD, v_TKD):
             for block, end in _blocks(span):
                 # Before span.start where the block begins with dummies, which may not be there behind a cached prefix.
@@ -124,19 +124,31 @@ class BlockAttention:
                 result_QBD = self.kernel(q_BQD, k_SKD[seen:end], v_SKD[seen:end], mask=mask)
                 first, stop = max(row, span.start), min(end_row, span.stop)
                 out_TQD[first:stop] = result_QBD.transpose(0, 1)[first - row : stop - row]
+        return out_TQD
 
-    def attend_last(
-        self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_NQD: Tensor, *, window: Window = None
-    ) -> None:
+    def attend_last(self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, window: Window = None) -> Tensor:
+        out_NQD = torch.zeros_like(q_NQD)
         for number, (_, k_SKD, v_SKD) in enumerate(self._with_keys(k_TKD, v_TKD)):
             for index, read in self._reads.get(number, ()):
                 q_RQD = q_NQD[index].expand(LAST_ROWS, -1, -1)
                 keys = slice(_first_seen(read.num_keys - 1, window), read.num_keys)
                 result_QRD = self.kernel(q_RQD, k_SKD[keys], v_SKD[keys], mask=None)
                 out_NQD[index] = result_QRD[:, 0]
+        return out_NQD
 
     def release_buffers(self) -> None:
         self._scratch = self._scratch.new_empty(0)
+        self._out = self._out.new_empty(0)
+
+    def _out_for(self, q_TQD: Tensor) -> Tensor:
+        """A buffer for the result, without the slack; the rows past the tokens are zeros."""
+        num_rows, num_heads, head_dim = q_TQD.shape
+        size = (num_rows - self.slack_rows) * num_heads * head_dim
+        if self._out.numel() < size:
+            self._out = torch.empty(size, dtype=q_TQD.dtype, device=q_TQD.device)
+        out_TQD = self._out[:size].view(-1, num_heads, head_dim)
+        out_TQD[self._spans[-1].stop :] = 0
+        return out_TQD
 
     def _with_keys(self, k_TKD: Tensor, v_TKD: Tensor) -> Iterator[tuple[Span, Tensor, Tensor]]:
         """Each span with its keys and values from position 0 on, and finite rows behind them."""
@@ -239,27 +251,31 @@ class VarlenAttention:
     def begin(self, batch: PackedBatch) -> None:
         device = self._device
         spans, reads = batch.spans, batch.reads
-        self._tokens = batch.num_tokens
-        self._all = _Lengths.of([span.num_rows for span in spans], [span.num_keys for span in spans], device)
+        self._num_rows, self._num_tokens = len(batch.token_ids_T), batch.num_tokens
+        # Rows of padding are a sequence of their own, so that the call's result is the whole of what is wanted.
+        padding = range(self._num_tokens, self._num_rows)
+        lengths = [len(padding)] if padding else []
+        self._all = _Lengths.of(
+            [span.num_rows for span in spans] + lengths, [span.num_keys for span in spans] + lengths, device
+        )
         self._last = _Lengths.of([1] * len(reads), [read.num_keys for read in reads], device)
         self._keys_of_all: Tensor | None = None
         self._keys_of_last: Tensor | None = None
         if batch.shares or len(reads) > len(spans):
             paths = batch.paths()
             self._keys_of_last = _joined([paths[read.span][: read.num_keys] for read in reads], device)
-            self._keys_of_all = _joined(paths, device) if batch.shares else None
+            self._keys_of_all = _joined([*paths, np.asarray(padding)], device) if batch.shares else None
 
-    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TQD: Tensor, *, window: Window = None) -> None:
-        tokens = self._tokens
-        k, v = (self._select(rows, self._keys_of_all) for rows in (k_TKD, v_TKD))
-        out_TQD[:tokens] = self._varlen(q_TQD[:tokens], k, v, *self._all.arguments, window=window)
+    def attend(self, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, window: Window = None) -> Tensor:
+        k, v = (_selected(rows, self._keys_of_all, self._num_rows) for rows in (k_TKD, v_TKD))
+        return self._varlen(q_TQD, k, v, *self._all.arguments, window=window)
 
-    def attend_last(
-        self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_NQD: Tensor, *, window: Window = None
-    ) -> None:
+    def attend_last(self, q_NQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, window: Window = None) -> Tensor:
         count = len(self._last.cu_seq_q) - 1
-        k, v = (self._select(rows, self._keys_of_last) for rows in (k_TKD, v_TKD))
+        k, v = (_selected(rows, self._keys_of_last, self._num_tokens) for rows in (k_TKD, v_TKD))
+        out_NQD = torch.zeros_like(q_NQD)
         out_NQD[:count] = self._varlen(q_NQD[:count], k, v, *self._last.arguments, window=window)
+        return out_NQD
 
     def release_buffers(self) -> None:
         """Nothing is kept."""
@@ -268,9 +284,10 @@ class VarlenAttention:
         # Causal is aligned to the last key, so a lone last query sees every key of its sequence.
         return self._call(*arguments, window_size=(-1 if window is None else window - 1, 0))
 
-    def _select(self, rows_TKD: Tensor, key_rows: Tensor | None) -> Tensor:
-        """The keys or values of each path, end to end."""
-        return rows_TKD[: self._tokens] if key_rows is None else rows_TKD[key_rows]
+
+def _selected(rows_TKD: Tensor, numbers: Tensor | None, count: int) -> Tensor:
+    """The rows of those numbers, or the first `count`."""
+    return rows_TKD[:count] if numbers is None else rows_TKD[numbers]
 
 
 @dataclass(frozen=True, slots=True)

@@ -395,11 +395,8 @@ class _Stage:
             buffer[num_rows:] = 0
         if cached is not None:
             cached.exchange(k, v)
-        attended = self._buffer("attended", num_rows, config.query_size)
-        attended[batch.num_tokens :] = 0
-        self.attention.attend(
-            self._heads(q), self._heads(k), self._heads(v), self._heads(attended), window=layer.window
-        )
+        attended = self.attention.attend(self._heads(q), self._heads(k), self._heads(v), window=layer.window)
+        attended = attended.view(num_rows, config.query_size)
         left = None
         for rows in self.row_rule.chunks(num_rows):
             left = self._finish(layer, hidden_TH[rows], attended[rows])
@@ -446,12 +443,11 @@ class _Stage:
             cached.exchange(k, v)
         rows_N = self._score_rows(batch)
         hidden_NH = hidden_TH[rows_N]
-        q, attended = (self._buffer(name, len(rows_N), config.query_size) for name in ("q", "attended"))
+        q = self._buffer("q", len(rows_N), config.query_size)
         query = layer.query(self.norm(hidden_NH, layer.attention_norm))
         self._position(query, layer.query_norm, table_TD[rows_N], q)
-        self.attention.attend_last(
-            self._heads(q), self._heads(k), self._heads(v), self._heads(attended), window=layer.window
-        )
+        attended = self.attention.attend_last(self._heads(q), self._heads(k), self._heads(v), window=layer.window)
+        attended = attended.view(len(rows_N), config.query_size)
         for rows in self.row_rule.chunks(len(rows_N)):
             left = self._finish(layer, hidden_NH[rows], attended[rows])
             if left is not None:

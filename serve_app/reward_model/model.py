@@ -20,7 +20,7 @@ from serve_app.reward_model.checkpoint import load_weights, read_config
 from serve_app.reward_model.conversation import Conversation, ConversationLike, Message
 from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.errors import ConversationError, DeviceError, ScoringError
-from serve_app.reward_model.invariance import RowRule, find_variance, widened
+from serve_app.reward_model.invariance import find_variance, widened
 from serve_app.reward_model.linear import check_sizes, whole_sums
 from serve_app.reward_model.model_files import fingerprint, resolve, tokenizer_folder
 from serve_app.reward_model.prefix_cache import CacheBytes
@@ -28,14 +28,16 @@ from serve_app.reward_model.prefixes import in_tree_order
 from serve_app.reward_model.scorer import SequenceScorer
 from serve_app.reward_model.scores import Aggregate, Score, StepScores, ranks
 from serve_app.reward_model.steps import StepEncoder, sequences_of, stepped_answers, with_scores
+from serve_app.reward_model.token_budget import CPU_TOKEN_BUDGET
 from serve_app.reward_model.tokenizer import EncodedConversation, Tokenizer, Truncation
 from serve_app.reward_model.turn_list import TurnList
 
 logger = logging.getLogger(__name__)
+S = TypeVar("S")
 T = TypeVar("T")
 
 ENCODED_AHEAD = 256
-"""Conversations that are tokenised while those before them are scored."""
+"""Conversations that are tokenised while those before them are scored, at first; see `_largest_slice`."""
 DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -141,11 +143,8 @@ class RewardModel:
             folder, config, device=targets, dtype=resolve_dtype(dtype, config, targets[0]), base_model=base_model
         )
         decoder = Decoder(config, weights, quantization=quantization, invariant=invariant)
-        variance = _variance(decoder) if invariant else None
-        if invariant and variance is None and decoder.device.type == "cuda":
-            decoder.run_by(_widened_rule(decoder))
-        if variance is not None:
-            logger.warning("on this machine %s changes its last bits with the batch or the threads", variance)
+        if invariant:
+            fit(decoder)
         return cls(
             decoder,
             folder,
@@ -254,7 +253,7 @@ class RewardModel:
         outcomes: dict[int, Score | ScoringError] = {}
         places = iter(order)
         encode = partial(self.tokenizer.encode_batch, truncation=truncation, max_tokens=max_tokens, strict=strict)
-        for encoded in _encoded_ahead(encode, [parsed[place] for place in order]):
+        for encoded in _encoded_ahead(encode, [parsed[place] for place in order], self._largest_slice):
             outcomes |= {next(places): outcome for outcome in self._score_encoded(encoded)}
         return _with_index([outcomes[place] for place in range(len(parsed))])
 
@@ -351,10 +350,8 @@ class RewardModel:
         """
         answers = stepped_answers(_listed(conversations), steps)
         outcomes: list[StepScores | ScoringError] = []
-        for at in range(0, len(answers), ENCODED_AHEAD):
-            encoded = self.step_encoder.encode_batch(
-                answers[at : at + ENCODED_AHEAD], max_tokens=max_tokens, strict=strict
-            )
+        encode = partial(self.step_encoder.encode_batch, max_tokens=max_tokens, strict=strict)
+        for encoded in _encoded_ahead(encode, answers, self._largest_slice):
             outcomes += with_scores(encoded, self.scorer.score(sequences_of(encoded)))
         return outcomes
 
@@ -375,6 +372,11 @@ class RewardModel:
         lists = [sequence.tolist() if isinstance(sequence, np.ndarray) else list(sequence) for sequence in sequences]
         return np.array(_all_or_raise(_with_index(self.scorer.score(lists))), dtype=np.float32)
 
+    @property
+    def _largest_slice(self) -> int:
+        """Conversations that are tokenised at once, so that a card's passes are full and wait for none."""
+        return ENCODED_AHEAD * max(1, self.scorer.token_budget // CPU_TOKEN_BUDGET)
+
     def _score_encoded(self, encoded: list[EncodedConversation | ScoringError]) -> list[Score | ScoringError]:
         """The score of each encoded conversation, in order; what could not be encoded keeps its error."""
         able = [item.token_ids for item in encoded if isinstance(item, EncodedConversation)]
@@ -383,12 +385,14 @@ class RewardModel:
         return [item if isinstance(item, ScoringError) else item.scored(next(outputs), names) for item in encoded]
 
 
-def _encoded_ahead(
-    encode: Callable[[Sequence[Conversation | ConversationError]], list[EncodedConversation | ScoringError]],
-    conversations: Sequence[Conversation | ConversationError],
-) -> Iterator[list[EncodedConversation | ScoringError]]:
-    """Encoded conversations in slices; each slice is encoded on a thread while the one before it is scored."""
-    slices = [conversations[at : at + ENCODED_AHEAD] for at in range(0, len(conversations), ENCODED_AHEAD)]
+def _encoded_ahead(encode: Callable[[Sequence[S]], T], items: Sequence[S], largest: int) -> Iterator[T]:
+    """Items encoded in slices of `ENCODED_AHEAD`, then of twice as many each, up to `largest`; each slice is encoded on
+    a thread while the one before it is scored.
+    """
+    slices, size, at = [], ENCODED_AHEAD, 0
+    while at < len(items):
+        slices.append(items[at : at + size])
+        at, size = at + size, min(2 * size, largest)
     if len(slices) < 2:
         yield from map(encode, slices)
         return
@@ -401,7 +405,10 @@ def _encoded_ahead(
         yield pending.result()
 
 
-def _variance(decoder: Decoder) -> str | None:
+def fit(decoder: Decoder) -> None:
+    """Probe whether the decoder's products keep a row's bits on this machine, and say so in a warning where they do
+    not; where they do on CUDA, let them run in all numbers of rows that have the same bits.
+    """
     config = decoder.config
     find = partial(
         find_variance,
@@ -412,17 +419,15 @@ def _variance(decoder: Decoder) -> str | None:
         attend=decoder.attend,
     )
     like = torch.empty(0, device=decoder.device)
+    kinds = [(decoder.head.linears, like), (decoder.linears, like.to(decoder.dtype))]
     with whole_sums(decoder.device):
-        if decoder.head.linears and (found := find(decoder.head.linears, like)):
-            return found
-        return find(decoder.linears, like.to(decoder.dtype))
-
-
-def _widened_rule(decoder: Decoder) -> RowRule:
-    like = torch.empty(0, device=decoder.device)
-    of_layers = [(linear, like.to(decoder.dtype)) for linear in decoder.linears]
-    with whole_sums(decoder.device):
-        return widened(decoder.row_rule, of_layers + [(linear, like) for linear in decoder.head.linears])
+        for linears, kind in kinds:
+            if linears and (variance := find(linears, kind)):
+                logger.warning("on this machine %s changes its last bits with the batch or the threads", variance)
+                return
+        if decoder.device.type == "cuda":
+            products = [(linear, kind) for linears, kind in kinds for linear in linears]
+            decoder.run_by(widened(decoder.row_rule, products))
 
 
 def _listed(conversations: Sequence[ConversationLike]) -> Sequence[ConversationLike]:

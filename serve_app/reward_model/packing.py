@@ -9,6 +9,7 @@ cache, its path has rows behind the batch's own, which nobody computes.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -144,7 +145,7 @@ class PackedBatch:
         num_rows = padded(len(ids))
         ids += ids[-1:] * (num_rows - len(ids))
         members = [branch.sequence for branch in branches]
-        token_ids_T = on_device(torch.tensor(ids, dtype=torch.int64), device)
+        token_ids_T = on_device(torch.frombuffer(array("q", ids), dtype=torch.int64), device)
         return cls(token_ids_T, layout.spans, members, reads, ends, dict(layout.cached(num_rows)))
 
 
@@ -155,13 +156,19 @@ class _Layout:
     """
 
     ids: list[int] = field(default_factory=list)
-    path: list[int] = field(default_factory=list)
+    path: Sequence[int] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     known: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
     def add(self, sequence: Sequence[int], branch: Branch, positions: Sequence[int]) -> None:
         """Lay out what the branch has of its own, from the first position on that is read and that nobody computes."""
-        path, kept = self.path, branch.num_shared
+        if not branch.num_known:
+            self.path = range(len(self.ids), len(self.ids) + len(sequence))
+            self.spans.append(Span(len(self.ids), len(sequence)))
+            self.ids += sequence
+            return
+        kept = branch.num_shared
+        self.path = path = list(self.path)
         path[kept:] = [UNREAD] * (branch.num_known - kept)
         first = min((place for place in positions if place >= len(path) or path[place] == UNREAD), default=len(path))
         first = min(first, len(path))

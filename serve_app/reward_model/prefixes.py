@@ -35,7 +35,7 @@ class Branch:
     @property
     def num_known(self) -> int:
         """Its first tokens that the model need not read again."""
-        return max(self.num_shared, self.num_cached)
+        return self.num_shared if self.num_shared > self.num_cached else self.num_cached  # faster than `max`
 
     @property
     def alone(self) -> Branch:

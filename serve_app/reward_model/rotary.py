@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from serve_app.reward_model.architecture import DecoderConfig, RopeConfig
-from serve_app.reward_model.packing import Span
+from serve_app.reward_model.packing import Span, on_device
 
 
 class RotaryTable:
@@ -27,18 +27,20 @@ class RotaryTable:
         self._table_PD = torch.empty(0, config.head_dim)
 
     def for_spans(self, spans: Sequence[Span], num_rows: int) -> Tensor:
-        """Cosines then sines of every row's position, float32 [num_rows, D], zeros in the rows past the spans.
+        """Cosines then sines of every row's position, float32 [num_rows, D]; those past the spans have position 0.
 
         A sequence stretched by dynamic scaling is one span alone.
         """
-        parts = [self._of_span(span) for span in spans]
-        return torch.cat([*parts, parts[0].new_zeros(num_rows - spans[-1].stop, self._config.head_dim)])
-
-    def _of_span(self, span: Span) -> Tensor:
         longest = self._config.longest_unstretched
-        if longest is not None and span.num_keys > longest:
-            return self._of_length(span.num_keys).to(self._device)
-        return self._rows(span.num_keys)[span.position :]
+        stretched = [span for span in spans if longest is not None and span.num_keys > longest]
+        positions_T = np.zeros(num_rows, dtype=np.int64)
+        for span in spans if not stretched else set(spans).difference(stretched):
+            positions_T[span.start : span.stop] = np.arange(span.position, span.num_keys)
+        table_PD = self._rows(int(positions_T.max()) + 1)
+        rows_TD = table_PD[on_device(torch.from_numpy(positions_T), self._device)]
+        for span in stretched:
+            rows_TD[span.start : span.stop] = self._of_length(span.num_keys).to(self._device)
+        return rows_TD
 
     def _rows(self, length: int) -> Tensor:
         if len(self._table_PD) < length:

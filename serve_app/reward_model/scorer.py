@@ -126,7 +126,7 @@ class SequenceScorer:
             return TokenIdsError("the sequence is empty")
         if len(sequence) > config.max_tokens:
             return TokenIdsError(f"the sequence has {len(sequence)} tokens, the limit is {config.max_tokens}")
-        if not all(type(token) is int for token in sequence):
+        if set(map(type, sequence)) != {int}:
             return TokenIdsError("token ids are integers, in one list per sequence")
         wrong = min(sequence) if min(sequence) < 0 else max(sequence)
         if not 0 <= wrong < config.vocab_size:
@@ -166,7 +166,7 @@ class SequenceScorer:
     def _start(self, branches: list[Branch], sequences: Sequence[Sequence[int]]) -> _Started:
         """Launch one forward pass. On CUDA the next one is prepared while this one runs."""
         cache = self._cache_in_use
-        if cache is None:  # perhaps it was given up after the call was planned
+        if cache is None and any(branch.num_cached for branch in branches):  # it was given up after that was planned
             branches = [replace(branch, num_cached=0) for branch in branches]
         try:
             scores = _HostCopy.of(self.decoder.score(sequences, branches, cache=cache))
@@ -180,13 +180,17 @@ class SequenceScorer:
         """The scores of a pass that was started; where memory lacked, of two of half the size."""
         branches = started.branches
         members = [branch.sequence for branch in branches]
-        num_tokens = num_rows(branches, [len(sequence) for sequence in sequences])
+        num_tokens = sum(len(sequences[branch.sequence]) - branch.num_known for branch in branches)
         if isinstance(started.scores, _HostCopy):
             found = started.scores.wait()
-            started.settle(is_sound=bool(np.isfinite(found).all()))
+            finite = np.isfinite(found).all(axis=1)
+            started.settle(is_sound=bool(finite.all()))
             self._fitted(num_tokens)
-            pairs = zip(members, found, strict=True)
-            return {member: self._finite(outputs, sequences, branches, member) for member, outputs in pairs}
+            values: dict[int, Outputs | ScoringError] = dict(zip(members, found, strict=True))
+            for place in np.flatnonzero(~finite):
+                member = members[place]
+                values[member] = self._alone(found[place], sequences, branches, member)
+            return values
         started.settle(is_sound=False)
         self._release_memory()
         if self.prefix_cache is not None:
@@ -212,13 +216,11 @@ class SequenceScorer:
     ) -> dict[int, Outputs | ScoringError]:
         return self._finish(self._start(branches, sequences), sequences)
 
-    def _finite(
+    def _alone(
         self, outputs: Outputs, sequences: Sequence[Sequence[int]], branches: list[Branch], member: int
     ) -> Outputs | ScoringError:
-        """`outputs`, if finite; else ask again alone: one sequence's infinities can reach its neighbour's attention."""
+        """What a sequence has alone whose `outputs` are not finite: another's infinities can reach its attention."""
         alone = [Branch(member)]
-        if np.isfinite(outputs).all():
-            return outputs
         self.decoder.release_buffers()  # else they could reach those of later batches, too
         if branches != alone:
             return self._score_batch(sequences, alone)[member]

@@ -35,7 +35,7 @@ from serve_app.reward_model.architecture import DecoderConfig, RopeConfig
 from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.families import INTERNLM2
 from serve_app.reward_model.linear import linear_for
-from serve_app.reward_model.model import resolve_device, resolve_dtype
+from serve_app.reward_model.model import fit, resolve_device, resolve_dtype
 from serve_app.reward_model.weights import DecoderWeights, allocate
 from tests.benchmarks.peers import PaddedPeer
 
@@ -53,7 +53,7 @@ VOCAB_SIZE = 92544
 Item = TypeVar("Item")
 WORKLOADS = ("mixed", "best-of-16", "uniform-short", "long", "turns", "tree", "one-by-one")
 REWARD_TOKEN = 92527
-COPIES_ON_CUDA = 8
+COPIES_ON_CUDA = 4
 NUM_CONVERSATIONS, NUM_TURNS = 6, 8
 TREE_DEPTH, TREE_BRANCHES = 4, 3
 
@@ -78,6 +78,8 @@ class Contenders:
         # The decoder takes the layers out of the list that it is given, and may lay them out anew.
         own = replace(weights, layers=list(weights.layers))
         decoder = Decoder(config, own, quantization=args.quantization, invariant=not args.any_kernel)
+        if not args.any_kernel:
+            fit(decoder)
         model = RewardModel(decoder, Path(), token_budget=args.token_budget or "auto")
         return cls(model, peers if args.peer_batches else {}, matrices)
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from serve_app.reward_model.decoder import Decoder
 from serve_app.reward_model.invariance import RowRule, widened
 from serve_app.reward_model.linear import CUDA_TILE_ROWS, DenseLinear, whole_sums
+from serve_app.reward_model.model import fit
 from serve_app.reward_model.prefixes import Branch
 from tests.benchmarks.bench_engine import SHAPES, hardware, random_weights, timed
 
@@ -170,6 +171,7 @@ def launches(presets: Sequence[str], num_rows: int, device: torch.device) -> Ite
             preset, device=device.type, dtype="float16" if device.type == "cuda" else "float32"
         )
         decoder = Decoder(config, weights)
+        fit(decoder)
         for rows in sorted({min(CUDA_TILE_ROWS, num_rows), num_rows}):
             sequences = [[7] * 256] * max(1, rows // 256)
             branches = [Branch(place) for place in range(len(sequences))]

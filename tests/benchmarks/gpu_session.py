@@ -9,6 +9,7 @@ table in `results/gpu-NAME.md`; a step that fails or runs out of time is named t
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 import subprocess
@@ -22,6 +23,9 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[2]
 ENGINE = "tests.benchmarks.bench_engine"
+FEW = ("--repeats", "2", "--workloads", "mixed", "best-of-16")
+TESTS = "tests/reward_model/test_gpu.py"
+PLUGINS = ("-p", "no:cacheprovider", "-p", "no:benchmark", *(("-n", "4") if importlib.util.find_spec("xdist") else ()))
 BENCH = (ENGINE, "--peer-batches", "0", "--preset")
 
 
@@ -35,16 +39,16 @@ class Step:
 
 
 STEPS = (
-    Step("bits of products", 90, ("tests.benchmarks.gpu_bits", "products")),
+    Step("bits of products", 60, ("tests.benchmarks.gpu_bits", "products")),
     Step("bits of attention", 30, ("tests.benchmarks.gpu_bits", "attention")),
-    Step("gpu tests", 150, ("pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/reward_model/test_gpu.py")),
+    Step("gpu tests", 120, ("pytest", *PLUGINS, "-m", "gpu", TESTS)),
     Step("launches", 30, ("tests.benchmarks.gpu_bits", "launches", "--presets", "1.8b")),
-    Step("1.8b", 40, (*BENCH, "1.8b")),
-    Step("1.8b, any kernel", 40, (*BENCH, "1.8b", "--any-kernel", "--workloads", "mixed", "best-of-16")),
-    Step("1.8b beside padded batches", 40, (ENGINE, "--preset", "1.8b", "--workloads", "mixed", "best-of-16")),
-    Step("7b", 40, (*BENCH, "7b")),
-    Step("7b, fp8", 40, (*BENCH, "7b", "--dtype", "bfloat16", "--quantization", "fp8")),
-    Step("20b", 40, (*BENCH, "20b", "--workloads", "mixed", "best-of-16")),
+    Step("1.8b", 60, (*BENCH, "1.8b")),
+    Step("1.8b, any kernel", 30, (*BENCH, "1.8b", "--any-kernel", *FEW)),
+    Step("1.8b beside padded batches", 40, (ENGINE, "--preset", "1.8b", *FEW)),
+    Step("7b", 50, (*BENCH, "7b", *FEW)),
+    Step("7b, fp8", 50, (*BENCH, "7b", "--dtype", "bfloat16", "--quantization", "fp8", *FEW)),
+    Step("20b", 60, (*BENCH, "20b", *FEW)),
 )
 
 

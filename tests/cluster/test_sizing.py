@@ -24,6 +24,7 @@ from cluster.sizing import (
 )
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.architecture import DecoderConfig
+from serve_app.reward_model.attention import BlockAttention
 from serve_app.reward_model.weights import allocate
 
 SMALL, MIDDLE, LARGE = INTERNLM2_MODELS.values()
@@ -55,11 +56,15 @@ def test_weights_are_as_many_bytes_as_the_engine_allocates(dtype: str, tiny: Rew
 
 
 def test_a_token_takes_the_buffers_of_the_decoder(tiny: RewardModel) -> None:
-    """Queries, keys, values and what is attended to are the decoder's own buffers; a token's share is theirs."""
+    """Queries, keys and values are the decoder's own buffers, what is attended to its attention's; a token's share is
+    theirs.
+    """
     tiny.scorer.decoder.release_buffers()  # they only grow, and other tests have used this model
     tiny.scorer.score([[1] * 1024])
-    buffers = tiny.scorer.decoder._stages[0]._buffers
-    kept = sum(buffer.numel() for buffer in buffers.values()) / 1024
+    stage = tiny.scorer.decoder._stages[0]
+    assert isinstance(stage.attention, BlockAttention)
+    buffers = [*stage._buffers.values(), stage.attention._out]
+    kept = sum(buffer.numel() for buffer in buffers) / 1024
     attention = 2 * tiny.config.query_size + 2 * tiny.config.kv_size
     assert kept == pytest.approx(attention, rel=0.1)
     assert bytes_per_token(tiny.config) > 2 * attention
