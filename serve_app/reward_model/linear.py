@@ -15,7 +15,7 @@ bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias, TypeVar
@@ -118,11 +118,12 @@ class DenseLinear:
 
     def __call__(self, x_TI: Tensor, out_TO: Tensor | None = None) -> Tensor:
         out_TO = x_TI.new_empty(len(x_TI), len(self.weight)) if out_TO is None else out_TO
-        for rows in tiles(len(x_TI), self.tile_rows):
+        weight_IO = self.weight.t()
+        for x, out in _in_tiles(self.tile_rows, x_TI, out_TO):
             if self.bias is None:
-                torch.mm(x_TI[rows], self.weight.t(), out=out_TO[rows])
+                torch.mm(x, weight_IO, out=out)
             else:
-                torch.addmm(self.bias, x_TI[rows], self.weight.t(), out=out_TO[rows])
+                torch.addmm(self.bias, x, weight_IO, out=out)
         return out_TO
 
     def silu(self, x_TI: Tensor) -> Tensor:
@@ -173,15 +174,16 @@ class Fp8Linear:
         product_TO = out_TO
         if product_TO is None or product_TO.dtype != torch.bfloat16:
             product_TO = x_TI.new_empty(len(x_TI), len(self.weight), dtype=torch.bfloat16)
-        for rows in tiles(len(x_TI), self.tile_rows):
+        weight_IO = self.weight.t()
+        for x8, scale, out in _in_tiles(self.tile_rows, x8_TI, scale_T1, product_TO):
             torch._scaled_mm(
-                x8_TI[rows],
-                self.weight.t(),
-                scale_a=scale_T1[rows],
+                x8,
+                weight_IO,
+                scale_a=scale,
                 scale_b=self.weight_scale,
                 bias=self.bias,
                 out_dtype=torch.bfloat16,
-                out=product_TO[rows],
+                out=out,
             )
         return product_TO if out_TO is None or out_TO is product_TO else out_TO.copy_(product_TO)
 
@@ -316,9 +318,9 @@ def _gelu_tanh_(rows: Tensor) -> object:
     return rows.copy_(F.gelu(rows, approximate="tanh"))
 
 
-def tiles(num_rows: int, tile_rows: int | None) -> Sequence[slice]:
-    """Rows cut into tiles of `tile_rows`, and what is left in one piece."""
-    return _pieces(num_rows, tile_rows or num_rows)
+def _in_tiles(tile_rows: int | None, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same `tile_rows` rows of each tensor at a time, what is left at the end; all at once for None."""
+    return zip(*(rows.split(tile_rows or len(rows)) for rows in tensors), strict=True)
 
 
 def with_tiles(linear: AnyLinear, tile_rows: int | None) -> AnyLinear:

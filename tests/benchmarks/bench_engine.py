@@ -341,7 +341,7 @@ def matmul_rate(matrices: Sequence[torch.Tensor]) -> float:
 
 
 def _rate(matrices: Sequence[torch.Tensor], num_rows: int, *, own: bool) -> float:
-    inputs = [torch.randn(num_rows, matrix.shape[1]).to(matrix) for matrix in matrices]
+    inputs = [torch.randn(num_rows, matrix.shape[1], device=matrix.device).to(matrix) for matrix in matrices]
     outputs = [x.new_empty(num_rows, matrix.shape[0]) for x, matrix in zip(inputs, matrices, strict=True)]
     linears = [linear_for(matrix, None) for matrix in matrices] if own else []
 

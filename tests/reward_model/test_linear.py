@@ -22,7 +22,6 @@ from serve_app.reward_model.linear import (
     Linear,
     OneDnnLinear,
     linear_for,
-    tiles,
     whole_sums,
 )
 from serve_app.reward_model.token_budget import CUDA_MAX_TOKEN_BUDGET, TRIAL_TOKENS, budget_for
@@ -144,19 +143,6 @@ def test_the_budget_leaves_a_part_of_the_memory(free_gigabytes: float, bytes_per
     assert budget_for(int(free_gigabytes * 1e9), bytes_per_token) == budget
 
 
-def test_rows_are_cut_into_tiles_and_the_rest_is_one() -> None:
-    def sizes(num_rows: int, tile_rows: int | None) -> list[int]:
-        cut = tiles(num_rows, tile_rows)
-        assert [rows.start for rows in cut] == [0, *(rows.stop for rows in cut[:-1])]
-        assert cut[-1].stop == num_rows
-        return [rows.stop - rows.start for rows in cut]
-
-    assert sizes(3072, 1024) == [1024] * 3
-    assert sizes(2048 + 640, 1024) == [1024, 1024, 640]
-    assert sizes(128, 1024) == [128]
-    assert sizes(777, None) == [777]
-
-
 @dataclass(frozen=True, slots=True)
 class Moody(DenseLinear):
     """A product whose bits are those of a row alone, but in calls of the numbers of rows in `moods`."""
@@ -165,9 +151,9 @@ class Moody(DenseLinear):
 
     def __call__(self, x_TI: Tensor, out_TO: Tensor | None = None) -> Tensor:
         product_TO = (x_TI[:, None] * self.weight).sum(dim=2)
-        for rows in tiles(len(x_TI), self.tile_rows):
-            if rows.stop - rows.start in self.moods:
-                product_TO[rows] *= 1 + 2**-20
+        for rows in product_TO.split(self.tile_rows or len(x_TI)):
+            if len(rows) in self.moods:
+                rows *= 1 + 2**-20
         return product_TO
 
 
