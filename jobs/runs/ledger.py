@@ -365,7 +365,7 @@ def recorded(
         "status": "running",
         "arguments": arguments.model_dump(),
         **(facts or {}),
-        "versions": {name: importlib.metadata.version(name) for name in ("rayward", "ray", "torch", "transformers")},
+        "versions": {name: _version(name) for name in ("rayward", "ray", "torch", "transformers")},
     }
     ledger.begin(manifest, plan)
     started = time.monotonic()
@@ -382,3 +382,11 @@ def recorded(
 def is_complete(ledger: Ledger) -> bool:
     """Whether the run that wrote the manifest came to its end."""
     return (ledger.read_manifest() or {}).get("status") == "complete"
+
+
+def _version(package: str) -> str | None:
+    """The version that is installed; None for rayward where it runs from its sources."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

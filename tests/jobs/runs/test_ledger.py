@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -182,6 +184,22 @@ def test_the_facts_of_a_run_are_in_its_manifest_from_the_start(tmp_path: Path) -
         results["rows"] = 3
     ended = ledger.read_manifest() or {}
     assert (ended["status"], ended["model"], ended["rows"]) == ("complete", {"name": "tiny"}, 3)
+
+
+def test_sources_that_are_not_installed_have_no_version(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = importlib.metadata.version
+
+    def lacking(name: str) -> str:
+        if name == "rayward":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", lacking)
+    with recorded(ledger, identity={"a": 1}, arguments=ScoringOptions()):
+        pass
+    manifest = json.loads((Path(ledger.folder) / "_manifest.json").read_text())
+    assert manifest["versions"]["rayward"] is None
+    assert manifest["versions"]["torch"] == installed("torch")
 
 
 def test_other_libraries_read_the_output_folder_as_it_is(ledger: Ledger, units: list[Unit], tmp_path: Path) -> None:
