@@ -60,6 +60,8 @@ def test_a_step_keeps_its_last_json_and_its_limit(tmp_path: Path) -> None:
     said = gpu_session.run(Step("says", 60, ("says",)), root=tmp_path)
     assert (said.status, said.found, said.told) == (0, {"launches": []}, "done")
     assert gpu_session.run(Step("fails", 60, ("fails",)), root=tmp_path).told == "failed with status 3"
+    tests = Outcome("gpu tests", 1, 9.0, None, "..F.\nFAILED tests/a.py::test_a\nFAILED tests/a.py::test_b\n")
+    assert tests.told == "2 failed, the others passed"
     hung = gpu_session.run(Step("hangs", 3, ("hangs",)), root=tmp_path)
     assert hung.status is None
     assert hung.told.startswith("ran out of its ")
@@ -95,8 +97,9 @@ def test_the_readmes_row_is_made_of_the_results(tmp_path: Path) -> None:
     gpu_session.write(tmp_path, "NVIDIA H200", outcomes)
     _, _, has_run, has_not, _ = gpu_session.status_row(tmp_path).split("|")
     assert has_run.strip() == f"NVIDIA H200 (PyTorch {torch.__version__}): {', '.join(step.name for step in STEPS[2:])}"
+    doors = "several cards for one model, jobs, the endpoint, reward actors"
     told = f"{STEPS[0].name} (not begun), {STEPS[1].name} (ran out of its 30 s)"
-    assert has_not.strip() == f"NVIDIA H200: {told}; several cards for one model"
+    assert has_not.strip() == f"NVIDIA H200: {told}; {doors}"
 
 
 def test_the_limits_leave_a_minute_of_ten() -> None:

@@ -66,6 +66,8 @@ class Outcome:
     def told(self) -> str:
         if self.status is None:
             return f"ran out of its {self.seconds:.0f} s"
+        if failed := len(re.findall(r"^FAILED ", self.tail, re.MULTILINE)):
+            return f"{failed} failed, the others passed"
         return "done" if self.status == 0 else f"failed with status {self.status}"
 
 
@@ -146,8 +148,8 @@ def status_row(folder: Path = RESULTS) -> str:
         lacking = [f"{name} ({told})" for name, told in missing.items() if told != "done"]
         if lacking:
             has_not.append(f"{session['card']}: {', '.join(lacking)}")
-    several = "several cards for one model"
-    return f"| GPUs | {'; '.join(has_run)} | {'; '.join([*has_not, several])} |"
+    doors = "several cards for one model, jobs, the endpoint, reward actors"
+    return f"| GPUs | {'; '.join(has_run)} | {'; '.join([*has_not, doors])} |"
 
 
 def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
