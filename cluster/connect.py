@@ -98,13 +98,15 @@ class ClusterError(RaywardError):
 class ClusterResources:
     """What a cluster has: nodes, GPUs in all, and the CPUs of its smallest node that has any.
 
-    `gpus_of_nodes` are the GPUs of each node that has any; without it all are taken to be on one.
+    `gpus_of_nodes` are the GPUs of each node that has any; without it all are taken to be on one. `node_memory` are the
+    bytes for tasks and actors of the node with the least; 0 where nobody knows.
     """
 
     num_nodes: int
     num_gpus: int
     node_cpus: int
     gpus_of_nodes: tuple[int, ...] = ()
+    node_memory: int = 0
 
     def places_for(self, gpus: float) -> int:
         """Processes of so many GPUs that have a place, each on one node."""
@@ -198,12 +200,14 @@ def _resources() -> ClusterResources:
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [int(resources["CPU"]) for resources in nodes if resources.get("CPU", 0) >= 1]
+    with_cpus = [resources for resources in nodes if resources.get("CPU", 0) >= 1]
+    cpus = [int(resources["CPU"]) for resources in with_cpus]
     return ClusterResources(
         num_nodes=len(cpus),
         num_gpus=int(sum(resources.get("GPU", 0) for resources in nodes)),
         node_cpus=min(cpus, default=1),
         gpus_of_nodes=tuple(int(resources["GPU"]) for resources in nodes if resources.get("GPU", 0) >= 1),
+        node_memory=min((int(resources.get("memory", 0)) for resources in with_cpus), default=0),
     )
 
 

@@ -107,7 +107,7 @@ class EngineOptions(BaseModel):
     replace_system_prompt: bool = False
     """Put it in place of a system message that is there already, which is an error otherwise."""
     num_actors: PositiveInt | None = None
-    """Scoring actors: by default one a GPU, or one a node where there are none."""
+    """Scoring actors: by default one a GPU; where there are none up to eight a node, as memory and the corpus allow."""
     gpus_per_actor: PositiveFloat | None = None
     """GPUs an actor takes on cuda: 1 by default, less to share one; 2 or more, on one node, share a model's layers."""
     cpus_per_actor: PositiveInt | None = None

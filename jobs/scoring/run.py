@@ -23,7 +23,7 @@ from jobs.errors import CorpusError
 from jobs.options import ScoringOptions
 from jobs.runs.ledger import Ledger, UnitStats
 from jobs.runs.pipeline import Stage
-from jobs.runs.placement import ActorPool, plan_actors, shortage
+from jobs.runs.placement import ActorPool, plan_actors, shortage, split_actors
 from jobs.runs.progress import Progress, clock
 from jobs.runs.unit_run import UnitRun, rows_per_unit_of
 from jobs.scoring.candidate_stage import CANDIDATE_SCORE_COLUMNS, CandidateListScorer, candidates_told
@@ -99,6 +99,8 @@ class ScoringRun:
         self._columns = _columns(self._corpus, options)
         if options.via_serve is None:
             model_config, _tokenizer = check_model_files(options)
+            embedding = model_config.vocab_size * model_config.hidden_size
+            self._weight_bytes = 4 * (model_config.num_parameters + embedding)  # in float32, the most they take
             self._check_room(model_config.head.attributes)
         else:
             self._check_room(())
@@ -147,7 +149,7 @@ class ScoringRun:
             check_reference(served.facts, options.reference_column)
             check_steps(options, served.facts.model, served.facts.scores_steps)
             self._check_room(served.facts.attributes)
-            return self._score(served.facts, served.load, served.pool, served=served)
+            return self._score(self._unit_run(served.facts, served), served.facts, served.load, served.pool, served)
         model = spec_of(options, resources)
         check_reference(model, options.reference_column)
         pool = plan_actors(
@@ -158,22 +160,24 @@ class ScoringRun:
             gpus_per_actor=options.gpus_per_actor,
         )
         model = model.on_gpus(pool.gpus_per_actor)
+        run = self._unit_run(model)
+        if model.device == "cpu" and options.num_actors is None and options.cpus_per_actor is None:
+            pool = split_actors(pool, resources, num_units=len(run.left), weight_bytes=self._weight_bytes)
         load: Callable[[], ConversationScorer] = partial(self._load, model)
         if options.remember_scores:
             from jobs.scoring.remembering_scorer import remembering  # it imports torch
 
             load = partial(remembering, load, self._earlier.index(identity_of_model(model)))
-        return self._score(model, load, pool)
+        return self._score(run, model, load, pool)
 
     def _score(
         self,
+        run: UnitRun,
         model: Model,
         load: Callable[[], ConversationScorer],
         pool: ActorPool,
-        *,
         served: ServedModelSource | None = None,
     ) -> UnitStats:
-        run = self._unit_run(model, served)
         self._announce(run, model, pool, served)
         progress = run.run(
             [Stage(self._make_scorer(load, model.attributes), pool, 1 if served is None else UNITS_AT_ONCE)]
@@ -209,7 +213,7 @@ class ScoringRun:
             attributes=attributes,
         )
 
-    def _unit_run(self, model: Model, served: ServedModelSource | None) -> UnitRun:
+    def _unit_run(self, model: Model, served: ServedModelSource | None = None) -> UnitRun:
         options = self._options
         default = auto_rows_per_unit(self._corpus.num_rows)
         if self._sample is not None:  # small enough for stretches from all over the corpus

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.connect import ClusterResources
 from jobs.errors import ResourceError
-from jobs.runs.placement import ActorPool, plan_actors, shortage
+from jobs.runs.placement import ActorPool, plan_actors, shortage, split_actors
 
 LAPTOP = ClusterResources(num_nodes=1, num_gpus=0, node_cpus=3)
 SMALL = ClusterResources(num_nodes=1, num_gpus=0, node_cpus=1)
@@ -60,6 +60,27 @@ def test_actors_are_planned(
 def test_what_does_not_fit_is_refused(resources: ClusterResources, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ResourceError, match=reason):
         plan_actors(resources, **options)
+
+
+@pytest.mark.parametrize(
+    ("pool", "memory_gib", "num_units", "weights_gib", "split"),
+    [
+        (ActorPool(1, 2, 0.0), 16, 24, 0.1, ActorPool(2, 1, 0.0)),
+        (ActorPool(1, 2, 0.0), 16, 7, 0.1, ActorPool(1, 2, 0.0)),  # little work
+        (ActorPool(1, 2, 0.0), 0, 24, 0.1, ActorPool(1, 2, 0.0)),  # nobody knows of the memory
+        (ActorPool(1, 2, 0.0), 16, 24, 7.0, ActorPool(1, 2, 0.0)),  # one copy takes half of it
+        (ActorPool(1, 0.5, 0.0), 16, 24, 0.1, ActorPool(1, 0.5, 0.0)),
+        (ActorPool(4, 15, 0.0), 64, 1000, 0.1, ActorPool(32, 1, 0.0)),
+        (ActorPool(4, 15, 0.0), 64, 1000, 7.0, ActorPool(16, 3, 0.0)),
+        (ActorPool(4, 63, 0.0), 256, 40, 0.1, ActorPool(8, 31, 0.0)),
+    ],
+)
+def test_actors_on_cpus_are_split(
+    pool: ActorPool, memory_gib: float, num_units: int, weights_gib: float, split: ActorPool
+) -> None:
+    resources = ClusterResources(pool.num_actors, 0, int(pool.cpus_per_actor) + 1, node_memory=int(memory_gib * 2**30))
+    found = split_actors(pool, resources, num_units=num_units, weight_bytes=int(weights_gib * 2**30))
+    assert found == split
 
 
 def test_what_others_hold_is_told() -> None:
