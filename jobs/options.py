@@ -180,10 +180,9 @@ class ScoringOptions(EngineOptions):
     """Score with the replicas of this running Serve application: its name, or NAME/MODEL where it serves several."""
 
     @model_validator(mode="after")
-    def _reused_by_own_actors(self) -> Self:
-        if self.reuse and (self.via_serve is not None or not self.remember_scores):
-            flag = "--via-serve" if self.via_serve is not None else "--no-remember-scores"
-            raise ValueError(f"--reuse and {flag} exclude each other: leave one out")
+    def _reuse_remembers(self) -> Self:
+        if self.reuse and not self.remember_scores:
+            raise ValueError("--reuse and --no-remember-scores exclude each other: leave one out")
         return self
 
     @model_validator(mode="after")

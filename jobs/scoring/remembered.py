@@ -2,27 +2,28 @@
 
 A score is a function of the token ids, the model, the dtype and the kind of device, so that one computed before is the
 one that would be computed now, to the bit. A job's output keeps the hashes and scores of each unit in a file of
-`_scores/`; `--reuse` reads those of earlier outputs. A scoring actor remembers its last conversations besides
-(`remembering_scorer.py`).
+`_scores/`; `--reuse` reads those of earlier outputs. What a running job remembers besides is in `score_memory.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from jobs.corpus.files import Unit
+from jobs.corpus.files import FOOTER_THREADS, Unit
 from jobs.corpus.storage import OBJECT_STORES, told
 from jobs.errors import CorpusError, OutputError
-from jobs.runs.exchange import gathered, results, scatter
+from jobs.runs.exchange import gathered, scatter
 from jobs.runs.ledger import Ledger
 from serve_app.reward_model.scores import Outputs
 
@@ -32,11 +33,9 @@ if TYPE_CHECKING:
 SCORES = "_scores"
 """The folder in a job's output with a file of hashes and scores for each unit."""
 FILES_PER_TASK = 64
-ROWS_PER_SHARE = 1 << 20
+BYTES_PER_SHARE = 24 << 20
+"""Of files; a hash and a score take some 24 bytes there."""
 MODEL_IDENTITY = ("model_fingerprint", "device", "dtype", "quantization")
-
-REUSED, REPEATED, NOT_COMPUTED = "scores_reused", "scores_repeated", "tokens_not_computed"
-"""Counts of a unit: scores of earlier outputs, those of a conversation that the actor had before, and their tokens."""
 
 Key: TypeAlias = bytes
 ScoreFile: TypeAlias = tuple[fs.FileSystem, str]
@@ -86,25 +85,6 @@ def _place(known: NDArray[np.uint64], key: NDArray[np.uint64]) -> int | None:
     return None
 
 
-class Memory(Protocol):
-    """A scorer that remembers: see `remembering_scorer.py`."""
-
-    def begin(self, told: Callable[[int, int], None] | None = None) -> None:
-        """Forget what was noted of the unit before. `told` is called with the number of sequences that are scored, now
-        and then, and with the tokens read for them."""
-        ...
-
-    def noted(self) -> tuple[pa.Table, dict[str, int]]:
-        """The hashes and scores of the unit since `begin`, and its counts but for zeros."""
-        ...
-
-
-def memory_of(model: object) -> Memory | None:
-    """The scorer of a model that remembers; None for another."""
-    scorer = getattr(model, "scorer", None)
-    return scorer if hasattr(scorer, "noted") else None
-
-
 def write_scores(ledger: Ledger, unit: Unit, table: pa.Table) -> None:
     """Write the hashes and scores of a unit, before the unit itself is committed.
 
@@ -120,10 +100,31 @@ def write_scores(ledger: Ledger, unit: Unit, table: pa.Table) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class EarlierScores:
-    """Outputs of earlier jobs: the folder, the identity of its run, and its files of hashes and scores."""
+class EarlierOutput:
+    """The output of a job: its folder, the identity of its run, and its files of hashes and scores with their bytes."""
 
-    outputs: tuple[tuple[str, Mapping[str, Any], tuple[ScoreFile, ...]], ...] = ()
+    folder: str
+    identity: Mapping[str, Any]
+    files: tuple[ScoreFile, ...]
+    num_bytes: int
+
+    @classmethod
+    def of(cls, ledger: Ledger, folder: str) -> EarlierOutput | None:
+        """What is in a folder; None where no job has begun one."""
+        manifest = ledger.read_manifest()
+        if manifest is None:
+            return None
+        selector = fs.FileSelector(f"{ledger.folder}/{SCORES}", allow_not_found=True)
+        infos = [info for info in ledger.filesystem.get_file_info(selector) if info.extension == "arrow"]
+        files = tuple((ledger.filesystem, path) for path in sorted(info.path for info in infos))
+        return cls(folder, manifest["identity"], files, sum(info.size for info in infos))
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierScores:
+    """Scores of earlier jobs' outputs."""
+
+    outputs: tuple[EarlierOutput, ...] = ()
 
     @classmethod
     def of(cls, folders: Sequence[str]) -> EarlierScores:
@@ -134,36 +135,42 @@ class EarlierScores:
         """
         found = []
         for folder in folders:
-            ledger = Ledger(folder)
-            manifest = ledger.read_manifest()
-            if manifest is None:
+            output = EarlierOutput.of(Ledger(folder), folder)
+            if output is None:
                 raise OutputError(f"--reuse {folder}: there is no output of a job")
-            selector = fs.FileSelector(f"{ledger.folder}/{SCORES}", allow_not_found=True)
-            paths = sorted(info.path for info in ledger.filesystem.get_file_info(selector) if info.extension == "arrow")
-            if not paths:
+            if not output.files:
                 raise OutputError(
                     f"--reuse {folder}: it keeps no hashes of its conversations ({SCORES}/): an earlier version wrote "
-                    "it, or --no-remember-scores or --via-serve was given"
+                    "it, or --no-remember-scores was given"
                 )
-            found.append((folder, manifest["identity"], tuple((ledger.filesystem, path) for path in paths)))
+            found.append(output)
         return cls(tuple(found))
 
+    @classmethod
+    def before(cls, ledger: Ledger) -> EarlierScores:
+        """What the job itself scored into its folder before it was started again."""
+        output = EarlierOutput.of(ledger, ledger.location)
+        return cls() if output is None else cls((output,))
+
     def index(self, identity: Mapping[str, Any]) -> ScoreIndex:
-        """The index of all files, made by tasks on the connected Ray: none holds more than a share, or some files.
+        """The index of all files. Many are read by tasks on the connected Ray: none holds more than a share, or some
+        files.
 
         Raises:
             OutputError: an output has scores of another model than `identity` names.
             CorpusError: a file cannot be read.
         """
-        for folder, before, _ in self.outputs:
-            if differing := [name for name in MODEL_IDENTITY if before.get(name) != identity.get(name)]:
-                facts = (f"{name} is {before.get(name)} there and {identity.get(name)} now" for name in differing)
-                raise OutputError(f"--reuse {folder}: its scores are of another model: {'; '.join(facts)}")
-        files = [file for _, _, own in self.outputs for file in own]
+        import ray
+
+        for output in self.outputs:
+            _check_model(output, identity)
+        files = [file for output in self.outputs for file in output.files]
         if not files:
             return ScoreIndex()
+        num_shares = math.ceil(sum(output.num_bytes for output in self.outputs) / BYTES_PER_SHARE)
+        if num_shares == 1:  # a task takes longer to start than this
+            return ScoreIndex((ray.put(_sorted_share(0, _split(files, None, num_shares=1))[0]),))
         tasks = [files[at : at + FILES_PER_TASK] for at in range(0, len(files), FILES_PER_TASK)]
-        num_shares = max(1, -(-sum(results(scatter(_num_rows, tasks, num_parts=1))) // ROWS_PER_SHARE))
         pieces = scatter(partial(_split, num_shares=num_shares), tasks, num_parts=num_shares)
         made = scatter(_sorted_share, range(num_shares), num_parts=1, pieces=gathered(pieces, num_shares))
         return ScoreIndex(tuple(ref for (ref,) in made))
@@ -172,24 +179,28 @@ class EarlierScores:
 Share: TypeAlias = tuple[NDArray[np.uint64], NDArray[np.float32]]
 
 
-def _num_rows(files: Sequence[ScoreFile], _: object) -> list[int]:
-    return [sum(len(_read(*file)[0]) for file in files)]
+def _check_model(output: EarlierOutput, identity: Mapping[str, Any]) -> None:
+    before = output.identity
+    if differing := [name for name in MODEL_IDENTITY if before.get(name) != identity.get(name)]:
+        facts = (f"{name} is {before.get(name)} there and {identity.get(name)} now" for name in differing)
+        raise OutputError(f"--reuse {output.folder}: its scores are of another model: {'; '.join(facts)}")
 
 
-def _read(filesystem: fs.FileSystem, path: str) -> Share:
+def _read(file: ScoreFile) -> Share:
+    filesystem, path = file
     try:
         with filesystem.open_input_file(path) as source:
-            table = pa.ipc.open_file(source).read_all().combine_chunks()
+            table = pa.ipc.open_file(source).read_all()
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(f"{told(filesystem, path)} cannot be read: {error}") from error
-    keys = b"".join(table.column("key").to_pylist())
-    rows = table.column("outputs").to_pylist()
-    width = len(rows[0]) if rows else 1
-    return _words(keys), np.array(rows, np.float32).reshape(-1, width)
+    keys = [_words(chunk.buffers()[1]) for chunk in table.column("key").chunks if len(chunk)]
+    values = [chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in table.column("outputs").chunks]
+    return _joined(list(zip(keys, values, strict=True)))
 
 
 def _split(files: Sequence[ScoreFile], _: object, *, num_shares: int) -> list[Share]:
-    keys, values = _joined([_read(*file) for file in files])
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        keys, values = _joined(list(pool.map(_read, files)))
     share_of = keys[:, 0] % np.uint64(num_shares)
     return [(keys[own], values[own]) for own in (np.flatnonzero(share_of == share) for share in range(num_shares))]
 

@@ -6,6 +6,7 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -30,7 +31,8 @@ from jobs.scoring.candidate_stage import CANDIDATE_SCORE_COLUMNS, CandidateListS
 from jobs.scoring.estimate import estimate
 from jobs.scoring.pair_stage import PAIR_ATTRIBUTES, PAIR_SCORE_COLUMNS, PairScorer, accuracy_told
 from jobs.scoring.preview import preview
-from jobs.scoring.remembered import REPEATED, REUSED, EarlierScores
+from jobs.scoring.remembered import EarlierScores
+from jobs.scoring.score_memory import REPEATED, REUSED, SharedScores, remembering
 from jobs.scoring.spec import (
     Model,
     check_model_files,
@@ -163,12 +165,7 @@ class ScoringRun:
         run = self._unit_run(model)
         if model.device == "cpu" and options.num_actors is None and options.cpus_per_actor is None:
             pool = split_actors(pool, resources, num_units=len(run.left), weight_bytes=self._weight_bytes)
-        load: Callable[[], ConversationScorer] = partial(self._load, model)
-        if options.remember_scores:
-            from jobs.scoring.remembering_scorer import remembering  # it imports torch
-
-            load = partial(remembering, load, self._earlier.index(identity_of_model(model)))
-        return self._score(run, model, load, pool)
+        return self._score(run, model, partial(self._load, model), pool)
 
     def _score(
         self,
@@ -179,11 +176,24 @@ class ScoringRun:
         served: ServedModelSource | None = None,
     ) -> UnitStats:
         self._announce(run, model, pool, served)
-        progress = run.run(
-            [Stage(self._make_scorer(load, model.attributes), pool, 1 if served is None else UNITS_AT_ONCE)]
-        )
-        self._progress = progress
-        return progress.total
+        units_at_once = 1 if served is None else UNITS_AT_ONCE
+        with self._with_memory(load, model, pool) as load_remembering:
+            stage = Stage(self._make_scorer(load_remembering, model.attributes), pool, units_at_once)
+            self._progress = run.run([stage])
+        return self._progress.total
+
+    @contextmanager
+    def _with_memory(
+        self, load: Callable[[], ConversationScorer], model: Model, pool: ActorPool
+    ) -> Iterator[Callable[[], ConversationScorer]]:
+        """What makes the model with a memory of what was scored before, unless that is not wanted."""
+        if not self._options.remember_scores:
+            yield load
+            return
+        identity = identity_of_model(model)
+        indexes = self._earlier.index(identity), EarlierScores.before(self._ledger).index(identity)
+        with SharedScores.among(pool.num_actors) as shared:
+            yield partial(remembering, load, *indexes, shared)
 
     @property
     def summary(self) -> str:

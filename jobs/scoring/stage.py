@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -15,7 +16,8 @@ from jobs.corpus.conversations import ConversationColumns, SystemPrompt, convers
 from jobs.corpus.files import Unit
 from jobs.runs.attempts import GuardedModel, UnitAttempt
 from jobs.runs.ledger import Ledger, UnitStats
-from jobs.scoring.remembered import memory_of, write_scores
+from jobs.scoring.remembered import write_scores
+from jobs.scoring.score_memory import memory_of
 from serve_app.reward_model import Score, ScoringError
 from serve_app.reward_model.conversation import WARNING_KINDS, Conversation
 from serve_app.reward_model.errors import ConversationError
@@ -113,7 +115,7 @@ class TableScorer(ABC, Generic[Columns, Outcome]):
         self._prefix = prefix
         self._strict = strict
         self._attributes = attributes
-        self._reach: _Reach | None = None
+        self._threads = threading.local()
 
     def process(self, unit: Unit, table: pa.Table) -> tuple[pa.Table, UnitStats]:
         """The unit's table with the scores of its rows, in input order, and its counts.
@@ -125,22 +127,26 @@ class TableScorer(ABC, Generic[Columns, Outcome]):
         attempt = self._guarded.begin(unit, table.num_rows)
         memory = memory_of(attempt.model)
         reach = _Reach(attempt)
-        if memory is not None:
-            memory.begin(reach.tell)
+        if memory is None:
+            return self._attempted(attempt, reach, table)
+        with memory.unit(reach.tell) as scores:
+            scored, stats = self._attempted(attempt, reach, table)
+        assert self._ledger is not None
+        write_scores(self._ledger, unit, scores.table())
+        return scored, replace(stats, counts={**stats.counts, **scores.counts})
+
+    def _attempted(
+        self, attempt: UnitAttempt[ConversationScorer], reach: _Reach, table: pa.Table
+    ) -> tuple[pa.Table, UnitStats]:
         started = time.perf_counter()
 
         def work(model: ConversationScorer, first: int, stop: int) -> list[Outcome]:
-            self._reach = reach
+            self._threads.reach = reach
             reach.begin(first, stop)
             return self._rows(model, table.slice(first, stop - first))
 
         outcomes = attempt.results(work, given_up=self._given_up)
         stats = self._stats(outcomes, seconds=time.perf_counter() - started)
-        if memory is not None:
-            assert self._ledger is not None
-            scores, counts = memory.noted()
-            write_scores(self._ledger, unit, scores)
-            stats = replace(stats, counts={**stats.counts, **counts})
         return self._with_columns(table, outcomes), stats
 
     def scored(self, model: ConversationScorer, table: pa.Table) -> pa.Table:
@@ -166,8 +172,9 @@ class TableScorer(ABC, Generic[Columns, Outcome]):
     def _outcomes(
         self, model: ConversationScorer, rows: Sequence[Conversation | ConversationError]
     ) -> list[Score | ScoringError]:
-        if self._reach is not None:
-            self._reach.expect(sum(isinstance(row, Conversation) for row in rows))
+        reach: _Reach | None = getattr(self._threads, "reach", None)
+        if reach is not None:
+            reach.expect(sum(isinstance(row, Conversation) for row in rows))
         return outcomes_of(model, rows, truncation=self._truncation, max_tokens=self._max_tokens, strict=self._strict)
 
 

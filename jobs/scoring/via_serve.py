@@ -15,10 +15,11 @@ from jobs.errors import ServedModelError
 from jobs.options import ScoringOptions
 from jobs.runs.placement import ActorPool, plan_forwarders
 from jobs.scoring.replica_calls import Outcomes, ReplicaCalls, num_replicas
+from jobs.scoring.score_memory import Recalled, ScoreMemory
 from serve_app.batching.parts import conversation_order, cut
 from serve_app.reward_model import Conversation, Score, ScoringError
 from serve_app.reward_model.model_files import resolve
-from serve_app.reward_model.scores import StepScores
+from serve_app.reward_model.scores import Outputs, StepScores
 from serve_app.reward_model.spec import ModelFacts
 from serve_app.reward_model.steps import StepEncoder, sequences_of, stepped_answers, with_scores
 from serve_app.reward_model.tokenizer import EncodedConversation, Truncation
@@ -56,6 +57,7 @@ class ServedModel:
         self._config, self._tokenizer = facts.spec.read(folder)
         self._attributes = self._config.head.attributes
         self._calls = calls
+        self.memory: ScoreMemory | None = None
         self._part_tokens = min(facts.token_budget, MAX_PART_TOKENS)
 
     def outcomes(
@@ -72,17 +74,17 @@ class ServedModel:
             ScorerError: the replicas make no progress, keep dying, or serve another model by now.
         """
         outcomes: dict[int, Score | ScoringError] = {}
-        pending: list[tuple[dict[int, EncodedConversation], Future[Outcomes]]] = []
+        pending: list[tuple[dict[int, EncodedConversation], _Answers]] = []
         try:
             encode = partial(self._tokenizer.encode_batch, truncation=truncation, max_tokens=max_tokens, strict=strict)
-            for part in self._parts(conversations, encode, outcomes):
-                pending.append((part, self._calls.submit([encoded.token_ids for encoded in part.values()])))
-            for part, answer in pending:
-                for (place, encoded), outputs in zip(part.items(), answer.result(), strict=True):
-                    outcomes[place] = encoded.scored(outputs, self._attributes)
+            for encoded in self._encoded(conversations, encode, outcomes):
+                pending.append((encoded, self._asked([item.token_ids for item in encoded.values()])))
+            for encoded, answers in pending:
+                for (place, item), outputs in zip(encoded.items(), answers.result(), strict=True):
+                    outcomes[place] = item.scored(outputs, self._attributes)
         finally:
-            for _, answer in pending:
-                answer.cancel()
+            for _, answers in pending:
+                answers.cancel()
         return [outcomes[place] for place in range(len(conversations))]
 
     def step_outcomes(
@@ -105,25 +107,27 @@ class ServedModel:
 
     def _scores(self, ids: Sequence[list[int]]) -> list[float | ScoringError]:
         """The score of each sequence, in order."""
-        parts = cut(ids, max_tokens=self._part_tokens)
-        answers = [self._calls.submit([ids[at] for at in part]) for part in parts]
-        found: dict[int, float | ScoringError] = {}
+        answers = self._asked(ids)
         try:
-            for part, answer in zip(parts, answers, strict=True):
-                for at, outputs in zip(part, answer.result(), strict=True):
-                    found[at] = outputs if isinstance(outputs, ScoringError) else outputs[0]
+            return [one if isinstance(one, ScoringError) else one[0] for one in answers.result()]
         finally:
-            for answer in answers:
-                answer.cancel()
-        return [found[at] for at in range(len(ids))]
+            answers.cancel()
 
-    def _parts(
+    def _asked(self, ids: Sequence[list[int]]) -> _Answers:
+        """What the replicas are asked for of the sequences: for all that the memory does not know, in parts."""
+        recalled = None if self.memory is None else self.memory.recall(ids)
+        missing = list(range(len(ids))) if recalled is None else recalled.missing
+        parts = cut([ids[at] for at in missing], max_tokens=self._part_tokens)
+        places = [[missing[at] for at in part] for part in parts]
+        return _Answers(places, [self._calls.submit([ids[at] for at in part]) for part in places], recalled)
+
+    def _encoded(
         self,
         conversations: Sequence[Conversation],
         encode: Callable[[Sequence[Conversation]], list[EncodedConversation | ScoringError]],
         failed: dict[int, Score | ScoringError],
     ) -> Iterator[dict[int, EncodedConversation]]:
-        """Encoded conversations by their places, in parts; what cannot be encoded goes to `failed`."""
+        """Encoded conversations by their places, so many at once; what cannot be encoded goes to `failed`."""
         order = conversation_order(conversations)
         for first in range(0, len(order), ENCODED_AT_ONCE):
             places = order[first : first + ENCODED_AT_ONCE]
@@ -134,10 +138,29 @@ class ServedModel:
                     encoded[place] = item
                 else:
                     failed[place] = item
-            ready = list(encoded)
-            ids = [item.token_ids for item in encoded.values()]
-            for part in cut(ids, max_tokens=self._part_tokens):
-                yield {ready[at]: encoded[ready[at]] for at in part}
+            yield encoded
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What replicas were asked for: the places of the sequences of each part, its answer to come, and what was known
+    of the others."""
+
+    places: list[list[int]]
+    answers: list[Future[Outcomes]]
+    recalled: Recalled | None
+
+    def result(self) -> Outcomes:
+        """The outcome of each sequence, in order."""
+        found: dict[int, Outputs | ScoringError] = {}
+        for part, answer in zip(self.places, self.answers, strict=True):
+            found |= zip(part, answer.result(), strict=True)
+        computed = [found[at] for at in sorted(found)]
+        return computed if self.recalled is None else self.recalled.completed(computed)
+
+    def cancel(self) -> None:
+        for answer in self.answers:
+            answer.cancel()
 
 
 @dataclass(frozen=True, slots=True)

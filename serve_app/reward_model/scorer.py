@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -38,13 +38,25 @@ from serve_app.reward_model.token_budget import (
 logger = logging.getLogger(__name__)
 
 
+class SequenceMemory(Protocol):
+    """What remembers the outputs of sequences."""
+
+    def outputs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        compute: Callable[[Sequence[Sequence[int]]], list[Outputs | ScoringError]],
+    ) -> list[Outputs | ScoringError]:
+        """The outputs of each sequence, in order; of those that it does not know they are computed."""
+        ...
+
+
 class SequenceScorer:
     """Runs a decoder over any number of sequences. Calls from several threads take turns.
 
     `token_budget` is how many tokens one forward pass reads at most, shared ones once; a longer sequence runs alone.
     Where memory lacks it is lowered, and comes back when it is enough again. `memory_share` is how much of each card
     this process was given. `share_prompts` may be turned off for measurements: the scores keep their bits. With a
-    `prefix_cache`, no prefix is read again that an earlier call had.
+    `prefix_cache`, no prefix is read again that an earlier call had; a `memory` is asked before anything is computed.
     """
 
     def __init__(
@@ -65,6 +77,7 @@ class SequenceScorer:
         self._is_measured = token_budget == "auto" and decoder.device.type == "cuda"
         self.token_budget = CPU_TOKEN_BUDGET if token_budget == "auto" else token_budget
         self.prefix_cache = _cache(decoder, prefix_cache_bytes)
+        self.memory: SequenceMemory | None = None
         self._given_up_tokens = 0
         self.measure_budget()
 
@@ -93,6 +106,9 @@ class SequenceScorer:
 
     def outputs(self, sequences: Sequence[Sequence[int]]) -> list[Outputs | ScoringError]:
         """Like `score`, with the attributes behind each score where the model has any."""
+        return self._computed(sequences) if self.memory is None else self.memory.outputs(sequences, self._computed)
+
+    def _computed(self, sequences: Sequence[Sequence[int]]) -> list[Outputs | ScoringError]:
         checked = [self._check(sequence) for sequence in sequences]
         values: dict[int, Outputs | ScoringError] = {
             index: error for index, error in enumerate(checked) if error is not None

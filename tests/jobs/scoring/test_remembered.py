@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import pickle
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from pydantic import ValidationError
 
 from jobs.errors import OutputError
 from jobs.runs.ledger import UnitStats
 from jobs.score import ScoreConfig, run
 from jobs.scoring import remembered
-from jobs.scoring.remembered import NOT_COMPUTED, REPEATED, REUSED, EarlierScores, ScoreIndex
-from jobs.scoring.remembering_scorer import RememberingScorer
+from jobs.scoring.remembered import EarlierScores, ScoreIndex, key_of
+from jobs.scoring.score_memory import NOT_COMPUTED, REPEATED, REUSED, RecentScores, ScoreMemory, SharedScores
 from serve_app.reward_model import RewardModel, ScoringError
 from tests.conftest import chat
 from tests.jobs.conftest import read_parts, write
@@ -54,7 +59,7 @@ def test_equal_conversations_are_computed_once(
 def test_a_scorer_that_remembers_keeps_its_prefix_cache(tiny: RewardModel) -> None:
     """`--prefix-cache-bytes` is of use beside scores that are remembered, which is the default."""
     model = RewardModel.from_pretrained(str(tiny.folder), device="cpu", dtype="float32", prefix_cache_bytes=1 << 24)
-    model.scorer = RememberingScorer(model.scorer, ScoreIndex())
+    model.scorer.memory = memory()
     prompt = list(range(10, 110))
     for token in (200, 201, 200):
         sequence = [1, *prompt, token, 3]
@@ -65,7 +70,7 @@ def test_a_scorer_that_remembers_keeps_its_prefix_cache(tiny: RewardModel) -> No
 def test_what_an_earlier_job_scored_is_not_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(remembered, "ROWS_PER_SHARE", 16)
+    monkeypatch.setattr(remembered, "BYTES_PER_SHARE", 2000)
     write(tmp_path / "first" / "a.parquet", rows(0, 30))
     write(tmp_path / "second" / "a.parquet", rows(100, 30))
     write(tmp_path / "all" / "a.parquet", [*rows(0, 30), *rows(90, 40)])
@@ -92,29 +97,114 @@ def test_folders_without_scores_are_refused_before_anything_runs(tmp_path: Path)
     score(tmp_path, "in", remember_scores=False)
     with pytest.raises(OutputError, match="keeps no hashes of its conversations"):
         score(tmp_path, "in", output="again", reuse=[str(tmp_path / "in-out")])
-    with pytest.raises(ValidationError, match="--reuse and --via-serve exclude each other"):
-        ScoreConfig(input="a", output="b", via_serve="app", reuse=("c",))
+    with pytest.raises(ValidationError, match="--reuse and --no-remember-scores exclude each other"):
+        ScoreConfig(input="a", output="b", model="tiny", remember_scores=False, reuse=("c",))
+
+
+def memory(shared: SharedScores | None = None) -> ScoreMemory:
+    return ScoreMemory(ScoreIndex(), ScoreIndex(), shared)
+
+
+def test_a_job_that_starts_again_finds_what_it_scored_before(tmp_path: Path) -> None:
+    """Also of a unit whose scores were written, and which was not committed."""
+    write(tmp_path / "in" / "a.parquet", [*rows(0, 10), *rows(5, 10)])
+    _, found = score(tmp_path, "in", rows_per_unit=10)
+    for part in sorted((tmp_path / "in-out").glob("part-*.parquet")):
+        part.unlink()
+    total, again = score(tmp_path, "in", rows_per_unit=10)
+    assert again == found
+    assert total.counts[REPEATED] == 20
+    assert total.computed_tokens == 0
 
 
 def test_an_error_stays_its_rows_own(tiny: RewardModel) -> None:
-    scorer = RememberingScorer(tiny.scorer, ScoreIndex())
+    remembering = memory()
     long = [1] * (tiny.config.max_tokens + 1)
     sequences = [[5, 6, 7], long, [5, 6, 7], long, [5, 6]]
     for _ in range(2):
-        found = scorer.outputs(sequences)
+        found = remembering.outputs(sequences, tiny.scorer.outputs)
         errors = [found[1], found[3]]
         assert all(isinstance(error, ScoringError) for error in errors)
         assert errors[0] is not errors[1]
+        assert str(errors[0]) == str(errors[1])
         plain = tiny.scorer.outputs([[5, 6, 7], [5, 6]])
         assert [list(found[place]) for place in (0, 2, 4)] == [list(plain[0]), list(plain[0]), list(plain[1])]  # type: ignore[arg-type]
 
 
-def test_memory_is_bounded(tiny: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.scoring.remembering_scorer.MAX_REMEMBERED", 2)
-    scorer = RememberingScorer(tiny.scorer, ScoreIndex())
-    for number in (1, 2, 1, 3, 2):
-        scorer.outputs([[number, 5]])
-    _, counts = scorer.noted()
-    assert counts == {REPEATED: 1, NOT_COMPUTED: 2}
-    scorer.begin()
-    assert scorer.noted() == (scorer.noted()[0].slice(0, 0), {})
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.scoring.score_memory.MAX_REMEMBERED", 2)
+    remembering = memory()
+    with remembering.unit() as unit:
+        for number in (1, 2, 1, 3, 2):
+            remembering.outputs([[number, 5]], computed)
+    assert unit.counts == {REPEATED: 1, NOT_COMPUTED: 2}
+    with remembering.unit() as unit:
+        pass
+    assert (unit.table().num_rows, unit.counts) == (0, {})
+
+
+def computed(sequences: Sequence[Sequence[int]]) -> list[Any]:
+    return [(float(sum(sequence)),) for sequence in sequences]
+
+
+def never(sequences: Sequence[Sequence[int]]) -> list[Any]:
+    assert not sequences
+    return []
+
+
+def test_threads_count_for_their_own_units() -> None:
+    remembering, both_began = memory(), threading.Barrier(2)
+
+    def unit_of(first: int) -> tuple[int, dict[str, int]]:
+        with remembering.unit() as unit:
+            both_began.wait()
+            remembering.outputs([[first, number] for number in range(first)] * 2, computed)
+        return unit.table().num_rows, dict(unit.counts)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(unit_of, (3, 5)))
+    assert found == [(3, {REPEATED: 3, NOT_COMPUTED: 6}), (5, {REPEATED: 5, NOT_COMPUTED: 10})]
+
+
+def test_processes_tell_each_other_what_they_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.scoring.score_memory.PROCESSES_PER_SHARE", 1)
+    sequences = [[number, 7] for number in range(40)]
+    with SharedScores.among(3) as shared:
+        assert shared is not None
+        assert len(shared.shares) == 3
+        one, other = memory(shared), memory(pickle.loads(pickle.dumps(shared)))
+        expected = one.outputs(sequences, computed)
+        with other.unit() as unit:
+            assert other.outputs(sequences, never) == expected
+    assert unit.counts == {REPEATED: 40, NOT_COMPUTED: 80}
+    with SharedScores.among(1) as alone:
+        assert alone is None
+
+
+def test_an_actor_that_is_lost_or_slow_costs_no_score(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with SharedScores.among(2) as shared:
+        assert shared is not None
+        remembering = memory(shared)
+        shared.add({key_of([1]): (1.0,)})
+        assert shared.find([key_of([1])]) == {key_of([1]): (1.0,)}
+        ray.kill(shared.shares[0])
+        assert remembering.outputs([[2], [3]], computed) == [(2.0,), (3.0,)]
+        assert "equal conversations may be computed again" in caplog.text
+        caplog.clear()
+        assert remembering.outputs([[4]], computed) == [(4.0,)]
+        assert not caplog.text  # it is not asked for a while
+    monkeypatch.setattr("jobs.scoring.score_memory.ANSWER_TIMEOUT_S", 0.0)
+    with SharedScores.among(2) as slow:
+        assert memory(slow).outputs([[2]], computed) == [(2.0,)]
+        assert "GetTimeoutError" in caplog.text
+
+
+def test_recent_scores_keep_those_that_were_asked_for() -> None:
+    recent = RecentScores(2)
+    first, second, third = (key_of([number]) for number in range(3))
+    recent.add({first: (0.0,), second: (1.0,)})
+    recent.find([first])
+    recent.add({third: (2.0,)})
+    assert recent.find([first, second, third]).keys() == {first, third}

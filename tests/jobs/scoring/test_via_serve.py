@@ -71,6 +71,20 @@ def test_every_turn_has_the_same_bits_through_the_application(app: None, tmp_pat
     assert read_parts(tmp_path / "out")["turn_scores"].to_pylist() == expected
 
 
+def test_what_own_actors_scored_is_not_asked_for_again(
+    app: None, corpus: Path, tmp_path: Path, tiny: RewardModel, in_process: None
+) -> None:
+    """And the other way round: scores have the same bits, so that it does not matter who made them."""
+    own = {"via_serve": None, "model": "tiny", "dtype": "float32", "cpus_per_actor": 1}
+    run(config(corpus, tmp_path / "own", **own, limit=300))
+    total = run(config(corpus, tmp_path / "served", reuse=(str(tmp_path / "own"),)))
+    check(tmp_path / "served", tiny)
+    assert total.counts["scores_reused"] == 299
+    total = run(config(corpus, tmp_path / "again", **own, reuse=(str(tmp_path / "served"),)))
+    check(tmp_path / "again", tiny)
+    assert total.computed_tokens == 0
+
+
 @pytest.mark.slow
 def test_replicas_that_die_cost_no_row_and_own_actors_take_the_output_over(
     app: None, corpus: Path, tmp_path: Path, tiny: RewardModel
