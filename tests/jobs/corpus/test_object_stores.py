@@ -281,3 +281,16 @@ def test_a_small_file_that_was_deleted_or_changed_is_the_error_of_its_unit(store
     del store.objects[path]
     (error,) = shared(corpus, 100)
     assert str(error) == f"s3://{path} was deleted while the job was running; restore it and restart"
+
+
+def test_a_compressed_text_is_not_a_request_for_every_64_kib(store: Store) -> None:
+    noise = np.random.default_rng(0)
+    lines = [f'{{"id": {row}, "text": "{noise.bytes(1000).hex()}"}}\n' for row in range(2000)]
+    store.put("bucket/large/a.jsonl.gz", gzip.compress("".join(lines).encode()))
+    assert len(store.objects["bucket/large/a.jsonl.gz"][0]) > 2 * storage.SMALL_FILE_BYTES
+    corpus = Corpus.open("s3://bucket/large")
+    assert store.requests["GET"] <= 3 + 2
+    store.requests.clear()
+    tables = [table for _, table in UnitReader(corpus.filesystem).read(corpus.units(1 << 20))]
+    assert sum(len(table) for table in tables if isinstance(table, pa.Table)) == 2000
+    assert store.requests["GET"] <= 2
