@@ -15,8 +15,10 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
+from threading import BoundedSemaphore
 from typing import Any
 
 import pyarrow as pa
@@ -41,10 +43,9 @@ from jobs.corpus.hub import pinned_commit
 from jobs.corpus.lines import scan_lines
 from jobs.corpus.record_batches import scan_batches
 from jobs.corpus.sources import FoundFile, Source, found_files, partition_fields
-from jobs.corpus.storage import told
+from jobs.corpus.storage import best_whole, files_at_once, told, whole_if_small
 from jobs.errors import CorpusError
 
-FOOTER_THREADS = 16
 TITLES: dict[Format, str] = {"parquet": "Parquet", "arrow": "Arrow", "jsonl": "JSONL", "csv": "CSV", "tsv": "TSV"}
 MAX_UNIT_BYTES = 64 << 20
 MIN_UNIT_ROWS, MAX_UNIT_ROWS, TARGET_UNITS = 256, 16384, 4096
@@ -280,8 +281,7 @@ class Corpus:
         listing = found_files(source, own, plan.commits)
         filesystem, found = listing.filesystem, listing.files
         form = _format(filesystem, [file.info for file in found])
-        with ThreadPoolExecutor(TEXTS_AT_ONCE if form in TEXT_FORMATS else FOOTER_THREADS) as pool:
-            contents = list(pool.map(lambda file: _content(filesystem, file.info, form, plan), found))
+        contents = _contents(filesystem, [file.info for file in found], form, plan)
         if broken := [content for content in contents if isinstance(content, str)]:
             more = f"\n  and {len(broken) - 5} more" if len(broken) > 5 else ""
             raise CorpusError(
@@ -485,6 +485,22 @@ def _format(filesystem: fs.FileSystem, infos: Sequence[fs.FileInfo]) -> Format:
     return next(iter(found))
 
 
+def _contents(
+    filesystem: fs.FileSystem, infos: Sequence[fs.FileInfo], form: Format, plan: Plan
+) -> list[FileContent | str]:
+    """What `_content` finds in each file. Texts are read few at a time, since each has several threads and, where it is
+    large, much memory; small ones on a store wait for it most of the time."""
+    few = BoundedSemaphore(TEXTS_AT_ONCE)
+
+    def content(info: fs.FileInfo) -> FileContent | str:
+        is_work = form in TEXT_FORMATS and not best_whole(filesystem, info.size)
+        with few if is_work else nullcontext():
+            return _content(filesystem, info, form, plan)
+
+    with ThreadPoolExecutor(files_at_once(filesystem)) as pool:
+        return list(pool.map(content, infos))
+
+
 def _content(filesystem: fs.FileSystem, info: fs.FileInfo, form: Format, plan: Plan) -> FileContent | str:
     """The rows of a file in groups, and its schema; or why it cannot be read."""
     fingerprint, known = plan.contents.get(info.path, ("", None))
@@ -493,7 +509,7 @@ def _content(filesystem: fs.FileSystem, info: fs.FileInfo, form: Format, plan: P
     try:
         if form == "parquet":
             return _footer(filesystem, info)
-        with filesystem.open_input_file(info.path) as source:
+        with whole_if_small(filesystem, filesystem.open_input_file(info.path)) as source:
             if form == "arrow":
                 return scan_batches(source)
             stream = text_stream(source, info.base_name)

@@ -32,6 +32,8 @@ TEXT_FORMATS = ("jsonl", "csv", "tsv")
 BLOCK_BYTES = 16 << 20
 """Bytes of text that are parsed at once."""
 SCAN_THREADS = 4
+COMPRESSED_BYTES = 4 << 20
+"""Bytes of a compressed text that are read at once; Arrow asks for 64 KiB at a time, each a request on a store."""
 TEXTS_AT_ONCE = 2
 """Texts that are read at once when a job is planned, each by so many threads, which hold a block each."""
 
@@ -88,7 +90,9 @@ def compression_of(name: str) -> str | None:
 def text_stream(source: pa.NativeFile, name: str) -> pa.NativeFile:
     """The text in a file: decompressed where its name says that it is compressed."""
     compression = compression_of(name)
-    return source if compression is None else pa.CompressedInputStream(source, compression)
+    if compression is None:
+        return source
+    return pa.CompressedInputStream(pa.BufferedInputStream(source, COMPRESSED_BYTES), compression)
 
 
 def packed(schema: pa.Schema) -> str:

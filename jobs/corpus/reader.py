@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from typing import Protocol
 
@@ -14,16 +15,14 @@ from pyarrow import fs
 
 from jobs.corpus.delimited import DELIMITERS, parse_records, record_blocks
 from jobs.corpus.files import Unit, file_fingerprint
-from jobs.corpus.formats import text_stream, unpacked
+from jobs.corpus.formats import compression_of, text_stream, unpacked
 from jobs.corpus.lines import line_blocks, parse_lines
 from jobs.corpus.record_batches import batches_from
-from jobs.corpus.storage import told
+from jobs.corpus.storage import files_at_once, opened, told
 from jobs.errors import CorpusError
 
 MAX_BATCH_ROWS = 4096
 READ_BUFFER_BYTES = 1 << 20
-FILES_AT_ONCE = 16
-"""Small files of one unit that are read at once: on a store each is a few requests, which take their time."""
 
 
 def read_tasks(units: Sequence[Unit], max_tasks: int) -> list[list[Unit]]:
@@ -61,7 +60,7 @@ class UnitReader:
 
     def _read_parts(self, unit: Unit) -> pa.Table | CorpusError:
         """The rows of the files that share a unit, several of which are read at once."""
-        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        with ThreadPoolExecutor(files_at_once(self._filesystem)) as pool:
             tables = [table for ((_, table),) in pool.map(lambda part: list(self._read_file([part])), unit.files)]
         errors = [table for table in tables if isinstance(table, CorpusError)]
         return errors[0] if errors else pa.concat_tables(tables)
@@ -70,9 +69,8 @@ class UnitReader:
         path = units[0].path
         done = 0
         try:
-            self._check_unchanged(units[0])
-            with self._filesystem.open_input_file(path) as source:
-                rows = self._rows_of(source, units[0])
+            with opened(self._filesystem, path, partial(self._check_unchanged, units[0])) as source:
+                rows = _rows_of(source, units[0])
                 while done < len(units):
                     run = _contiguous(units[done:])
                     for unit, table in zip(run, _tables(rows, run, self._own_columns(run[0])), strict=True):
@@ -98,13 +96,7 @@ class UnitReader:
             table = table.append_column(field, pa.repeat(pa.scalar(value, field.type), table.num_rows))
         return table if self._columns is None else table.select(self._columns)
 
-    def _rows_of(self, source: pa.NativeFile, unit: Unit) -> _Rows:
-        if unit.format == "parquet":
-            return _ParquetRows(source)
-        return _ArrowRows(source) if unit.format == "arrow" else _TextRows(self._filesystem, unit)
-
-    def _check_unchanged(self, unit: Unit) -> None:
-        info = self._filesystem.get_file_info(unit.path)
+    def _check_unchanged(self, unit: Unit, info: fs.FileInfo) -> None:
         where = told(self._filesystem, unit.path)
         if info.type == fs.FileType.NotFound:
             raise CorpusError(f"{where} was deleted while the job was running; restore it and restart")
@@ -124,17 +116,24 @@ class _Rows(Protocol):
         ...
 
 
+def _rows_of(source: pa.NativeFile, unit: Unit) -> _Rows:
+    if unit.format == "parquet":
+        return _ParquetRows(source)
+    return _ArrowRows(source) if unit.format == "arrow" else _TextRows(source, unit)
+
+
 class _ParquetRows:
     """The rows of a Parquet file, whose footer is read once."""
 
     def __init__(self, source: pa.NativeFile) -> None:
-        whole = pq.ParquetFile(source)
-        self._file = pq.ParquetFile(
-            source,
-            metadata=whole.metadata,
-            buffer_size=READ_BUFFER_BYTES,
-            coerce_int96_timestamp_unit=_int96_unit(whole, source),
-        )
+        self._file = pq.ParquetFile(source, buffer_size=READ_BUFFER_BYTES)
+        if unit := _int96_unit(self._file, source):
+            self._file = pq.ParquetFile(
+                source,
+                metadata=self._file.metadata,
+                buffer_size=READ_BUFFER_BYTES,
+                coerce_int96_timestamp_unit=unit,
+            )
         self.schema = self._file.schema_arrow
 
     def batches(self, unit: Unit, columns: Sequence[str], max_rows: int) -> tuple[int, Iterator[pa.RecordBatch]]:
@@ -158,21 +157,19 @@ class _ArrowRows:
 class _TextRows:
     """The rows of a text, from the byte on that a unit says; a compressed one is read from its start."""
 
-    def __init__(self, filesystem: fs.FileSystem, unit: Unit) -> None:
-        self._filesystem = filesystem
+    def __init__(self, source: pa.NativeFile, unit: Unit) -> None:
+        self._source = source
         self.schema = unpacked(unit.schema)
 
     def batches(self, unit: Unit, columns: Sequence[str], max_rows: int) -> tuple[int, Iterator[pa.Table]]:
         return unit.skip, (table.select(columns) for table in self._tables(unit))
 
     def _tables(self, unit: Unit) -> Iterator[pa.Table]:
-        with self._filesystem.open_input_file(unit.path) as source:
-            stream = text_stream(source, unit.name)
-            if stream is source:
-                stream.seek(unit.offset)
-            else:
-                stream.read(unit.offset)  # the header
-            yield from self._parsed(stream, unit)
+        first = 0 if compression_of(unit.name) else unit.offset
+        # A stream of its own: one that is decompressed closes what it reads of when it is done.
+        stream = text_stream(self._source.get_stream(first, self._source.size() - first), unit.name)
+        stream.read(unit.offset - first)  # the header
+        yield from self._parsed(stream, unit)
 
     def _parsed(self, stream: pa.NativeFile, unit: Unit) -> Iterator[pa.Table]:
         line = unit.line

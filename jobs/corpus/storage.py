@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from urllib.parse import parse_qsl, quote, unquote
 
 import pyarrow as pa
@@ -18,6 +19,12 @@ from jobs.errors import CorpusError, OutputError
 # On these a write becomes visible as a whole when it ends, and a rename is a copy.
 OBJECT_STORES = ("s3", "gcs", "abfs")
 SCHEMES = {"s3": "s3", "gcs": "gs", "abfs": "abfs", "hdfs": "hdfs"}
+# Files that are read at once: of a store as many as pyarrow's S3 client has connections. A folder needs fewer, but may
+# be a network's too.
+REMOTE_AT_ONCE, LOCAL_AT_ONCE = 25, 16
+# A store takes some 30 ms to begin an answer and sends at 30 to 100 MB/s: so much is sent in the time of one more
+# request, and files of that size are read whole, also for a few of their columns.
+SMALL_FILE_BYTES = 1 << 20
 # Names of URI options whose values are secrets.
 SECRET_OPTION = re.compile(r"secret|password|token|(^|_)key|(^|_)sig|sas")
 # Beginning of the temporary names of unfinished files; a corpus passes over names that begin with a dot.
@@ -51,6 +58,49 @@ def told(filesystem: fs.FileSystem, path: str) -> str:
     """A path on a filesystem as a user writes it: a URI where it is not local."""
     scheme = "hf" if _is_hub(filesystem) else SCHEMES.get(filesystem.type_name)
     return f"{scheme}://{path}" if scheme else path
+
+
+def files_at_once(filesystem: fs.FileSystem) -> int:
+    """How many small files, or footers, of a filesystem are best read at the same time."""
+    return LOCAL_AT_ONCE if isinstance(filesystem, fs.LocalFileSystem) else REMOTE_AT_ONCE
+
+
+def opened(filesystem: fs.FileSystem, path: str, check: Callable[[fs.FileInfo], None]) -> pa.NativeFile:
+    """A file, open to be read at any place, once `check` has passed what its filesystem says of it.
+
+    That takes few requests: S3 tells size and time of change when a file is opened, and a small file comes whole.
+
+    Raises:
+        OSError: it cannot be opened; that it is not there is left to `check`.
+    """
+    source, info = _opened_with_info(filesystem, path)
+    check(info)
+    return whole_if_small(filesystem, filesystem.open_input_file(path) if source is None else source)
+
+
+def best_whole(filesystem: fs.FileSystem, size: int | None) -> bool:
+    """Whether a file of so many bytes is best read by one request: a small one that is not local."""
+    return not isinstance(filesystem, fs.LocalFileSystem) and size is not None and size <= SMALL_FILE_BYTES
+
+
+def whole_if_small(filesystem: fs.FileSystem, source: pa.NativeFile) -> pa.NativeFile:
+    """An open file; or its content, where it is best read whole."""
+    if not best_whole(filesystem, source.size()):
+        return source
+    with source:
+        return pa.BufferReader(source.read_buffer(source.size()))
+
+
+def _opened_with_info(filesystem: fs.FileSystem, path: str) -> tuple[pa.NativeFile | None, fs.FileInfo]:
+    """What a filesystem says of a file, and the file where it is open for that already."""
+    if filesystem.type_name != "s3":
+        return None, filesystem.get_file_info(path)
+    try:
+        source = filesystem.open_input_file(path)
+    except FileNotFoundError:
+        return None, fs.FileInfo(path, fs.FileType.NotFound)
+    seconds = datetime.fromisoformat(source.metadata()["Last-Modified"].decode()).timestamp()
+    return source, fs.FileInfo(path, fs.FileType.File, mtime_ns=int(seconds) * 10**9, size=source.size())
 
 
 def _is_hub(filesystem: fs.FileSystem) -> bool:

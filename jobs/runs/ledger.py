@@ -20,8 +20,16 @@ from pyarrow import fs
 from pydantic import BaseModel
 
 from jobs.corpus.features import described
-from jobs.corpus.files import FOOTER_THREADS, NO_PLAN, Plan, Unit
-from jobs.corpus.storage import OBJECT_STORES, check_bucket, identity_of, output_filesystem, told, whole_file
+from jobs.corpus.files import NO_PLAN, Plan, Unit
+from jobs.corpus.storage import (
+    OBJECT_STORES,
+    check_bucket,
+    files_at_once,
+    identity_of,
+    output_filesystem,
+    told,
+    whole_file,
+)
 from jobs.errors import OutputError
 
 logger = logging.getLogger(__name__)
@@ -223,7 +231,7 @@ class Ledger:
                 f"{len(strays)} unit files in {self.location} come from input files that have changed or gone since, "
                 f"for one {strays[0].rpartition('/')[2]}; choose another --output, or restore the input"
             )
-        with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        with ThreadPoolExecutor(files_at_once(self.filesystem)) as pool:
             stats = list(pool.map(self._stats, files))
         found = zip((planned[file] for file in files), stats, strict=True)
         return {unit.id: stat for unit, stat in found if stat is not None and stat.rows == unit.num_rows}

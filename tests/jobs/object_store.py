@@ -20,22 +20,46 @@ KEY, SECRET = "the-key-id", "the-secret"
 
 @dataclass
 class Store:
-    """Objects by `bucket/key` with their times, and how often each kind of request came.
+    """Objects by `bucket/key` with their times, how often each kind of request came, and how many at most at one time.
 
-    Listings have milliseconds, as those of MinIO; a HEAD request has whole seconds.
+    Listings have milliseconds, as those of MinIO; a HEAD request has whole seconds. Each answer comes `latency_s` late;
+    requests of several connections wait at the same time.
     """
 
     objects: dict[str, tuple[bytes, float]] = field(default_factory=dict)
     buckets: set[str] = field(default_factory=lambda: {"bucket"})
     requests: Counter[str] = field(default_factory=Counter)
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    latency_s: float = 0.0
+    most_at_once: int = 0
+    sent_bytes: int = 0
+    _running: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def wait(self, kind: str) -> None:
+        """Count a request and let it wait."""
+        with self._lock:
+            self.requests[kind] += 1
+            self._running += 1
+            self.most_at_once = max(self.most_at_once, self._running)
+        time.sleep(self.latency_s)
+        with self._lock:
+            self._running -= 1
 
     def put(self, path: str, content: bytes) -> None:
         self.objects[path] = (content, time.time() // 1 + 0.123)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = (
+        128  # a client's connections all come at once; one that finds no room tries again a second later
+    )
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or the body waits until the client has acknowledged the headers
     store: Store
 
     def log_message(self, *_: object) -> None:
@@ -49,6 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
+            self.store.sent_bytes += len(body)
             self.wfile.write(body)
 
     def _fail(self, status: int, code: str) -> None:
@@ -69,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         path, query = unquote(url.path).strip("/"), parse_qs(url.query, keep_blank_values=True)
         path += "/" if url.path.endswith("/") and "/" in path else ""
         body = self._body()
-        self.store.requests[self.command] += 1
+        self.store.wait(self.command)
         if f"Credential={KEY}/" not in self.headers.get("Authorization", ""):
             self._fail(403, "InvalidAccessKeyId")
         elif path.partition("/")[0] not in self.store.buckets:
@@ -161,11 +186,10 @@ def _signed_chunks(body: bytes) -> bytes:
 
 
 @contextmanager
-def object_store(environment: pytest.MonkeyPatch) -> Iterator[Store]:
+def object_store(environment: pytest.MonkeyPatch, *, latency_s: float = 0.0) -> Iterator[Store]:
     """A service with the bucket `bucket`, which s3:// URIs of this process and its children reach."""
-    store = Store()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"store": store}))
-    server.daemon_threads = True
+    store = Store(latency_s=latency_s)
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"store": store}))
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
     environment.setenv("AWS_ACCESS_KEY_ID", KEY)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.corpus import storage
 from jobs.corpus.files import Corpus
 from jobs.corpus.reader import UnitReader
 from jobs.corpus.storage import filesystem_of, identity_of
@@ -22,10 +25,35 @@ from tests.jobs.object_store import SECRET, Store, object_store
 TABLE = pa.table({"prompt": ["a", "b"], "response": ["c", "d"], "score": [1.0, 2.0]})
 
 
-def parquet() -> bytes:
+def parquet(table: pa.Table = TABLE) -> bytes:
     content = io.BytesIO()
-    pq.write_table(TABLE, content)
+    pq.write_table(table, content)
     return content.getvalue()
+
+
+def one_row(number: int) -> pa.Table:
+    return pa.table({"id": [number], "text": [f"row {number}"]})
+
+
+def arrow(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+SMALL_FILES: dict[str, Callable[[int], bytes]] = {
+    "parquet": lambda number: parquet(one_row(number)),
+    "arrow": lambda number: arrow(one_row(number)),
+    "jsonl": lambda number: f'{{"id": {number}, "text": "row {number}"}}\n'.encode(),
+    "jsonl.gz": lambda number: gzip.compress(SMALL_FILES["jsonl"](number)),
+    "csv": lambda number: f"id,text\n{number},row {number}\n".encode(),
+}
+
+
+def put_small_files(store: Store, number: int, suffix: str = "parquet") -> None:
+    for place in range(number):
+        store.put(f"bucket/small/{place:04d}.{suffix}", SMALL_FILES[suffix](place))
 
 
 @pytest.fixture
@@ -175,3 +203,94 @@ def test_messages_name_the_scheme(store: Store) -> None:
         with pytest.raises(CorpusError, match=message):
             Corpus.open(source)
     assert filesystem_of("s3://bucket/in/")[1] == "bucket/in"
+
+
+def shared(corpus: Corpus, rows_per_unit: int) -> list[pa.Table | CorpusError]:
+    """The units that small files share, read."""
+    return [table for _, table in UnitReader(corpus.filesystem).read(corpus.shared_units(rows_per_unit))]
+
+
+@pytest.mark.parametrize("suffix", SMALL_FILES)
+def test_a_small_file_is_read_by_a_look_at_it_and_one_request(
+    store: Store, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    put_small_files(store, 7, suffix)
+    corpus = Corpus.open("s3://bucket/small")
+    store.requests.clear()
+    (table,) = shared(corpus, 100)
+    assert store.requests == {"HEAD": 7, "GET": 7}
+    assert isinstance(table, pa.Table)
+    assert table.equals(pa.concat_tables(map(one_row, range(7))))
+    monkeypatch.setattr(storage, "SMALL_FILE_BYTES", 8)
+    store.requests.clear()
+    assert shared(corpus, 100) == [table]
+    assert store.requests["HEAD"] == 7
+
+
+def test_small_texts_are_planned_by_a_look_and_one_request_several_at_once(store: Store) -> None:
+    put_small_files(store, 60, "jsonl")
+    store.requests.clear()
+    store.latency_s = 0.05
+    assert Corpus.open("s3://bucket/small").num_rows == 60
+    assert store.requests["HEAD"] <= 60 + 1
+    assert store.requests["GET"] <= 60 + 2
+    assert store.most_at_once >= 20
+
+
+def test_of_a_large_file_only_the_columns_that_are_wanted_are_read(store: Store) -> None:
+    noise = np.random.default_rng(0).integers(1 << 60, size=500_000)
+    store.put("bucket/large/a.parquet", parquet(pa.table({"noise": noise, "one": pa.repeat(1, len(noise))})))
+    corpus = Corpus.open("s3://bucket/large")
+    store.sent_bytes = 0
+    read = [table for _, table in UnitReader(corpus.filesystem, columns=["one"]).read(corpus.units(1 << 20))]
+    assert sum(len(table) for table in read if isinstance(table, pa.Table)) == len(noise)
+    assert store.sent_bytes < storage.SMALL_FILE_BYTES
+
+
+def test_a_thousand_files_of_one_row_are_three_thousand_requests(store: Store) -> None:
+    put_small_files(store, 1000)
+    store.requests.clear()
+    corpus = Corpus.open("s3://bucket/small")
+    assert store.requests["GET"] <= 1000 + 2
+    assert store.requests["HEAD"] <= 1
+    store.requests.clear()
+    tables = shared(corpus, 256)
+    assert [table.num_rows for table in tables if isinstance(table, pa.Table)] == [256, 256, 256, 232]
+    assert store.requests == {"HEAD": 1000, "GET": 1000}
+
+
+def test_as_many_small_files_wait_at_once_as_the_client_has_connections(store: Store) -> None:
+    put_small_files(store, 100)
+    corpus = Corpus.open("s3://bucket/small")
+    store.latency_s, store.most_at_once = 0.05, 0
+    (table,) = shared(corpus, 256)
+    assert isinstance(table, pa.Table)
+    assert table["id"].to_pylist() == list(range(100))
+    assert 20 <= store.most_at_once <= storage.REMOTE_AT_ONCE
+
+
+@pytest.mark.parametrize("suffix", SMALL_FILES)
+def test_a_small_file_that_was_deleted_or_changed_is_the_error_of_its_unit(store: Store, suffix: str) -> None:
+    put_small_files(store, 5, suffix)
+    corpus = Corpus.open("s3://bucket/small")
+    path = f"bucket/small/0003.{suffix}"
+    content, changed = store.objects[path]
+    store.objects[path] = content, changed + 1
+    (error,) = shared(corpus, 100)
+    assert str(error) == f"s3://{path} changed while the job was running; start again with a new --output"
+    del store.objects[path]
+    (error,) = shared(corpus, 100)
+    assert str(error) == f"s3://{path} was deleted while the job was running; restore it and restart"
+
+
+def test_a_compressed_text_is_not_a_request_for_every_64_kib(store: Store) -> None:
+    noise = np.random.default_rng(0)
+    lines = [f'{{"id": {row}, "text": "{noise.bytes(1000).hex()}"}}\n' for row in range(2000)]
+    store.put("bucket/large/a.jsonl.gz", gzip.compress("".join(lines).encode()))
+    assert len(store.objects["bucket/large/a.jsonl.gz"][0]) > 2 * storage.SMALL_FILE_BYTES
+    corpus = Corpus.open("s3://bucket/large")
+    assert store.requests["GET"] <= 3 + 2
+    store.requests.clear()
+    tables = [table for _, table in UnitReader(corpus.filesystem).read(corpus.units(1 << 20))]
+    assert sum(len(table) for table in tables if isinstance(table, pa.Table)) == 2000
+    assert store.requests["GET"] <= 2
