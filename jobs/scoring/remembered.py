@@ -20,8 +20,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from jobs.corpus.files import FOOTER_THREADS, Unit
-from jobs.corpus.storage import OBJECT_STORES, told
+from jobs.corpus.files import Unit
+from jobs.corpus.storage import OBJECT_STORES, files_at_once, told
 from jobs.errors import CorpusError, OutputError
 from jobs.runs.exchange import gathered, scatter
 from jobs.runs.ledger import Ledger
@@ -199,7 +199,7 @@ def _read(file: ScoreFile) -> Share:
 
 
 def _split(files: Sequence[ScoreFile], _: object, *, num_shares: int) -> list[Share]:
-    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+    with ThreadPoolExecutor(files_at_once(files[0][0])) as pool:
         keys, values = _joined(list(pool.map(_read, files)))
     share_of = keys[:, 0] % np.uint64(num_shares)
     return [(keys[own], values[own]) for own in (np.flatnonzero(share_of == share) for share in range(num_shares))]

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 SAMPLE_STRETCHES = 64
+REUSING_UNIT_ROWS = 1024
 ScoredReading: TypeAlias = Reading | StepColumns
 """What a row is scored as."""
 
@@ -226,6 +227,8 @@ class ScoringRun:
     def _unit_run(self, model: Model, served: ServedModelSource | None = None) -> UnitRun:
         options = self._options
         default = auto_rows_per_unit(self._corpus.num_rows)
+        if options.reuse:  # what takes time then is what each unit costs beside its scores
+            default = max(default, REUSING_UNIT_ROWS)
         if self._sample is not None:  # small enough for stretches from all over the corpus
             default = max(1, min(default, int(self._corpus.num_rows * self._sample) // SAMPLE_STRETCHES))
         rows_per_unit = rows_per_unit_of(self._ledger, options.rows_per_unit, default=default)

@@ -3,10 +3,10 @@
     python -m tests.benchmarks.bench_soak --minutes 10
 
 Starts its own Ray, and an endpoint of two replicas of the embedded model behind two ingresses. Every 20 seconds one of
-a replica, an ingress and the proxy is killed, in turn. Half of the clients are `AsyncRewardClient` as it comes, which
-must see no error; half are plain HTTP without retries, which may lose what a killed proxy had. Each score is compared
-with the engine's. The last line is JSON; the exit status is 1 where a client of the first kind saw an error, or anyone
-a wrong score.
+a replica, an ingress, the proxy and the controller is killed, in turn. Half of the clients are `AsyncRewardClient` as
+it comes, which must see no error; half are plain HTTP without retries, which may lose what a killed proxy had. Each
+score is compared with the engine's. The last line is JSON; the exit status is 1 where a client of the first kind saw an
+error, or anyone a wrong score.
 """
 
 from __future__ import annotations
@@ -35,10 +35,18 @@ from cluster.connect import connect
 from serve_app.client import AsyncRewardClient, RewardClientError
 from serve_app.reward_model import RewardModel
 from tests.benchmarks.bench_engine import hardware
-from tests.serve_app.test_endpoint import INGRESS, PROXY, conversations, deploy_models, replica_pids, serving
+from tests.serve_app.test_endpoint import (
+    CONTROLLER,
+    INGRESS,
+    PROXY,
+    conversations,
+    deploy_models,
+    replica_pids,
+    serving,
+)
 
 REPLICA = "ServeReplica:rayward:tiny"
-ROLES = {REPLICA: "replica", INGRESS: "ingress", PROXY: "proxy"}
+ROLES = {REPLICA: "replica", INGRESS: "ingress", PROXY: "proxy", CONTROLLER: "controller"}
 OPTIONS = {"model": "tiny", "dtype": "float32", "num_cpus": 0.5, "num_replicas": 2, "threads": 1}
 TIMEOUT_S = 600.0
 Ask = Callable[[list[Any]], Awaitable[list[float]]]

@@ -130,6 +130,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> No
 
 INGRESS = "ServeReplica:rayward:ingress"
 PROXY = "ProxyActor"
+CONTROLLER = "ServeController"
 
 
 def replica_pids(actor_class: str = "ServeReplica:rayward:tiny") -> dict[str, int]:
@@ -291,6 +292,24 @@ def test_a_killed_ingress_costs_no_request(url: str, tiny: RewardModel) -> None:
     with load(url, asked) as answers:
         wait_for(lambda: len(answers) > 10)
         wait_for(kill(INGRESS))
+        seen = len(answers)
+        wait_for(lambda: len(answers) > seen + 10)
+    assert all(scores == expected[first : first + 3] for first, scores in answers)
+
+
+@pytest.mark.slow
+def test_a_killed_controller_costs_no_request(url: str, tiny: RewardModel) -> None:
+    """It starts again where it was, and then replaces a replica as before."""
+    asked = conversations(90)
+    expected = tiny.get_scores(asked)
+    ((_, before),) = replica_pids(CONTROLLER).items()
+    with load(url, asked) as answers:
+        wait_for(lambda: len(answers) > 10)
+        os.kill(before, signal.SIGKILL)
+        wait_for(lambda: set(replica_pids(CONTROLLER).values()) - {before} != set())
+        replicas = replica_pids()
+        os.kill(next(iter(replicas.values())), signal.SIGKILL)
+        wait_for(lambda: len(replica_pids()) == 2 and replica_pids() != replicas)
         seen = len(answers)
         wait_for(lambda: len(answers) > seen + 10)
     assert all(scores == expected[first : first + 3] for first, scores in answers)
