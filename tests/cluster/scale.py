@@ -2,7 +2,8 @@
 
     python -m tests.cluster.scale --job-replicas 1 8 --endpoint-replicas 1 8 --seconds 20
 
-Each door is driven with each number of replicas, and once more with all GPUs while a node is lost under it. What comes
+Each door is driven with each number of replicas, and once more with all GPUs while a node is lost under it. With
+`--rising-from 0 1` replicas of the endpoint follow a load that comes and goes, from so few to four and back. What comes
 out is held against what it must be: every row once and in order, every request answered, every score the one that its
 tokens have. The last line is JSON.
 """
@@ -28,9 +29,10 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
 from jobs.score import ScoreConfig, run
+from jobs.scoring.replica_calls import num_replicas
 from serve_app.client import RewardClient
 from serve_app.config import ServiceConfig
 from serve_app.web.proxy import PROXY_ENVIRONMENT
@@ -50,6 +52,7 @@ WORDS = ("the", "sea", "is", "wide", "while", "rivers", "run", "to", "it", "from
 REQUEST_CONVERSATIONS = 16
 REQUESTS_PER_CLIENT = 4
 CLIENTS_PER_REPLICA = 3
+MOST_FOLLOWING = 4
 WAIT_S = 240.0
 POLL_S = 0.05
 
@@ -75,6 +78,9 @@ class ScaleConfig(BaseModel):
     """Rows that the job commits at once."""
     seconds: PositiveFloat = 20.0
     """How long the endpoint is under load, after a warm-up of a quarter of that."""
+    rising_from: tuple[NonNegativeInt, ...] = ()
+    """Fewest replicas of an endpoint whose number follows the load, which are measured in turn. It takes some three
+    minutes each, and nothing else is then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,19 @@ class Driven:
         return cls(replicas, round(tokens_per_s), round(linear, 3), conversations)
 
 
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """How replicas followed a load: seconds from its start to the first answer and to the most replicas, and from its
+    end to the fewest ones."""
+
+    fewest: int
+    most: int
+    first_answer_s: float
+    risen_s: float
+    fallen_s: float
+    conversations: int
+
+
 def main() -> int:
     """Run; the exit status."""
     config = tyro.cli(ScaleConfig, description=__doc__, prog="python -m tests.cluster.scale")
@@ -100,6 +119,11 @@ def main() -> int:
         tempfile.TemporaryDirectory() as folder,
         simulated_cluster(num_nodes=config.nodes, gpus_per_node=config.gpus_per_node) as simulated,
     ):
+        if config.rising_from:
+            with endpoint() as service:
+                result["rising"] = [asdict(service.rise_and_fall(fewest, config)) for fewest in config.rising_from]
+            print(json.dumps(result))
+            return 0
         job = _Job(Path(folder), config)
         result["job"] = [asdict(job.drive(count)) for count in config.job_replicas]
         with endpoint() as service:
@@ -179,17 +203,18 @@ class _Endpoint:
         self._url = f"http://127.0.0.1:{port}"
         self._tokenizer = sleeping_model().tokenizer
 
-    def deploy(self, replicas: int) -> None:
+    def deploy(self, **replicas: int) -> None:
+        """Serve the model with so many replicas, as `ModelConfig` says it."""
         from ray import serve
 
         from serve_app.app import application
 
-        model = {"model": "tiny", "num_gpus": 1, "num_cpus": 0.5, "num_replicas": replicas}
+        model = {"model": "tiny", "num_gpus": 1, "num_cpus": 0.5, **replicas}
         serve.run(application(ServiceConfig.model_validate(model), load=sleeping_model), name="rayward")
 
     def drive(self, replicas: int, config: ScaleConfig) -> Driven:
         """Load for so many replicas, for the seconds of `config`."""
-        self.deploy(replicas)
+        self.deploy(num_replicas=replicas)
         with self._load([by_http] * (CLIENTS_PER_REPLICA * replicas), config) as load:
             time.sleep(config.seconds / 4)
             started = time.monotonic()
@@ -202,7 +227,7 @@ class _Endpoint:
         All of them get all their scores.
         """
         replicas = len(simulated.nodes) * config.gpus_per_node
-        self.deploy(replicas)
+        self.deploy(num_replicas=replicas)
         kinds = [by_http, by_client] * -(-CLIENTS_PER_REPLICA * replicas // 2)
         with self._load(kinds, config) as load:
             load.wait_for_answers(2)
@@ -210,6 +235,31 @@ class _Endpoint:
             simulated.kill(simulated.node_of("ServeReplica:rayward:ingress"))
             load.wait_for_answers(3)  # the one each client waited for, and two more
             return load.driven(replicas, started, time.monotonic())
+
+    def rise_and_fall(self, fewest: int, config: ScaleConfig) -> Followed:
+        """Load from clients of both kinds that begins and ends, and the number of replicas that follows it.
+
+        All of them get all their scores.
+        """
+        self.deploy(min_replicas=fewest, max_replicas=MOST_FOLLOWING)
+        _wait_for_replicas(fewest)
+        with self._load([by_http, by_client] * CLIENTS_PER_REPLICA * MOST_FOLLOWING, config) as load:
+            began = time.monotonic()
+            load.wait_for_answers(1)
+            answered = load.first_answer_at
+            _wait_for_replicas(MOST_FOLLOWING)
+            risen = time.monotonic()
+            load.wait_for_answers(3)
+        ended = time.monotonic()
+        _wait_for_replicas(fewest)
+        return Followed(
+            fewest,
+            MOST_FOLLOWING,
+            first_answer_s=round(answered - began, 1),
+            risen_s=round(risen - began, 1),
+            fallen_s=round(time.monotonic() - ended, 1),
+            conversations=load.driven(MOST_FOLLOWING, began, ended).conversations,
+        )
 
     @contextmanager
     def _load(self, kinds: Sequence[Asking], config: ScaleConfig) -> Iterator[_Load]:
@@ -224,6 +274,13 @@ class _Endpoint:
                 load.stop.set()
             for client in load.clients:
                 client.result()
+
+
+def _wait_for_replicas(count: int) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while num_replicas("rayward", "tiny") != count:
+        assert time.monotonic() < deadline, f"there are {num_replicas('rayward', 'tiny')} replicas, not {count}"
+        time.sleep(POLL_S)
 
 
 Asking: TypeAlias = Callable[[str], AbstractContextManager[Callable[[Sequence[Any]], tuple[list[float], int]]]]
@@ -289,6 +346,11 @@ class _Load:
                     client.result()
             assert time.monotonic() < deadline, "clients wait for ever"
             time.sleep(POLL_S)
+
+    @property
+    def first_answer_at(self) -> float:
+        """When the first answer to any client came."""
+        return min(answers[0][0] for answers in self._answered if answers)
 
     def driven(self, replicas: int, started: float, ended: float) -> Driven:
         """The pace between two times; the conversations are those of the whole load."""
