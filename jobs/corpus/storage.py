@@ -99,7 +99,10 @@ def _opened_with_info(filesystem: fs.FileSystem, path: str) -> tuple[pa.NativeFi
         source = filesystem.open_input_file(path)
     except FileNotFoundError:
         return None, fs.FileInfo(path, fs.FileType.NotFound)
-    seconds = datetime.fromisoformat(source.metadata()["Last-Modified"].decode()).timestamp()
+    modified = source.metadata().get("Last-Modified")
+    if modified is None:  # a store that keeps it to its listings
+        return source, filesystem.get_file_info(path)
+    seconds = datetime.fromisoformat(modified.decode()).timestamp()
     return source, fs.FileInfo(path, fs.FileType.File, mtime_ns=int(seconds) * 10**9, size=source.size())
 
 

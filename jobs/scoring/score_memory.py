@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -102,7 +102,8 @@ class SharedScores:
             yield shared
         finally:
             for actor in shared.shares:
-                ray.kill(actor)
+                with suppress(ray.exceptions.RayError):  # what went wrong before is what counts
+                    ray.kill(actor)
 
     def find(self, keys: Sequence[Key]) -> dict[Key, Outputs]:
         """The scores of the keys that another process has told, as far as an answer comes in time."""

@@ -54,6 +54,7 @@ REQUESTS_PER_CLIENT = 4
 CLIENTS_PER_REPLICA = 3
 MOST_FOLLOWING = 4
 WAIT_S = 240.0
+FOLLOWING_S = 480.0  # two minutes without work to one replica, and two more to none
 POLL_S = 0.05
 
 
@@ -79,8 +80,8 @@ class ScaleConfig(BaseModel):
     seconds: PositiveFloat = 20.0
     """How long the endpoint is under load, after a warm-up of a quarter of that."""
     rising_from: tuple[NonNegativeInt, ...] = ()
-    """Fewest replicas of an endpoint whose number follows the load, which are measured in turn. It takes some three
-    minutes each, and nothing else is then."""
+    """Fewest replicas of an endpoint whose number follows the load, which are measured in turn: three
+    to six minutes each, and nothing else is then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +278,7 @@ class _Endpoint:
 
 
 def _wait_for_replicas(count: int) -> None:
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + FOLLOWING_S
     while num_replicas("rayward", "tiny") != count:
         assert time.monotonic() < deadline, f"there are {num_replicas('rayward', 'tiny')} replicas, not {count}"
         time.sleep(POLL_S)
