@@ -193,9 +193,13 @@ def _read(file: ScoreFile) -> Share:
             table = pa.ipc.open_file(source).read_all()
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(f"{told(filesystem, path)} cannot be read: {error}") from error
-    keys = [_words(chunk.buffers()[1]) for chunk in table.column("key").chunks if len(chunk)]
-    values = [chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in table.column("outputs").chunks]
-    return _joined(list(zip(keys, values, strict=True)))
+    return _joined([_share(batch) for batch in table.to_batches() if len(batch)])
+
+
+def _share(batch: pa.RecordBatch) -> Share:
+    keys, outputs = batch.column("key"), batch.column("outputs")
+    own = slice(keys.offset, keys.offset + len(keys))
+    return _words(keys.buffers()[1])[own], outputs.flatten().to_numpy().reshape(len(outputs), -1)
 
 
 def _split(files: Sequence[ScoreFile], _: object, *, num_shares: int) -> list[Share]:

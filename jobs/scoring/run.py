@@ -178,17 +178,17 @@ class ScoringRun:
     ) -> UnitStats:
         self._announce(run, model, pool, served)
         units_at_once = 1 if served is None else UNITS_AT_ONCE
-        with self._with_memory(load, model, pool) as load_remembering:
+        with self._with_memory(load, run, model, pool) as load_remembering:
             stage = Stage(self._make_scorer(load_remembering, model.attributes), pool, units_at_once)
             self._progress = run.run([stage])
         return self._progress.total
 
     @contextmanager
     def _with_memory(
-        self, load: Callable[[], ConversationScorer], model: Model, pool: ActorPool
+        self, load: Callable[[], ConversationScorer], run: UnitRun, model: Model, pool: ActorPool
     ) -> Iterator[Callable[[], ConversationScorer]]:
-        """What makes the model with a memory of what was scored before, unless that is not wanted."""
-        if not self._options.remember_scores:
+        """What makes the model with a memory of what was scored before; without one where none is of use."""
+        if not self._options.remember_scores or not run.left:
             yield load
             return
         identity = identity_of_model(model)

@@ -52,9 +52,8 @@ class Store:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = (
-        128  # a client's connections all come at once; one that finds no room tries again a second later
-    )
+    # A client's connections all come at once; one that finds no room tries again a second later.
+    request_queue_size = 128
 
 
 class _Handler(BaseHTTPRequestHandler):

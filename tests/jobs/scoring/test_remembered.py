@@ -117,6 +117,21 @@ def test_a_job_that_starts_again_finds_what_it_scored_before(tmp_path: Path) -> 
     assert total.computed_tokens == 0
 
 
+def test_units_without_a_score_are_read_again(tmp_path: Path) -> None:
+    """Also where nothing but such a unit is there."""
+    write(tmp_path / "in" / "a.parquet", [*[{"messages": None}] * 4, *rows(0, 4)])
+    score(tmp_path, "in", rows_per_unit=4)
+    _, plain = score(tmp_path, "in", output="plain", rows_per_unit=4, remember_scores=False)
+    total, found = score(tmp_path, "in", output="again", rows_per_unit=4, reuse=[str(tmp_path / "in-out")])
+    assert found == plain
+    assert total.counts[REUSED] == 4
+    write(tmp_path / "none" / "a.parquet", [{"messages": None}] * 4)
+    write(tmp_path / "some" / "a.parquet", rows(0, 4))
+    score(tmp_path, "none")
+    total, _ = score(tmp_path, "some", reuse=[str(tmp_path / "none-out")])
+    assert REUSED not in total.counts
+
+
 def test_an_error_stays_its_rows_own(tiny: RewardModel) -> None:
     remembering = memory()
     long = [1] * (tiny.config.max_tokens + 1)
