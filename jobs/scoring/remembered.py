@@ -8,6 +8,7 @@ one that would be computed now, to the bit. A job's output keeps the hashes and 
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,8 @@ from serve_app.reward_model.scores import Outputs
 
 if TYPE_CHECKING:
     import ray
+
+logger = logging.getLogger(__name__)
 
 SCORES = "_scores"
 """The folder in a job's output with a file of hashes and scores for each unit."""
@@ -122,9 +125,10 @@ class EarlierOutput:
 
 @dataclass(frozen=True, slots=True)
 class EarlierScores:
-    """Scores of earlier jobs' outputs."""
+    """Scores of earlier jobs' outputs, or the job's own. A damaged file is an error, or left out with a warning."""
 
     outputs: tuple[EarlierOutput, ...] = ()
+    is_an_error: bool = True
 
     @classmethod
     def of(cls, folders: Sequence[str]) -> EarlierScores:
@@ -150,7 +154,7 @@ class EarlierScores:
     def before(cls, ledger: Ledger) -> EarlierScores:
         """What the job itself scored into its folder before it was started again."""
         output = EarlierOutput.of(ledger, ledger.location)
-        return cls() if output is None else cls((output,))
+        return cls() if output is None else cls((output,), is_an_error=False)
 
     def index(self, identity: Mapping[str, Any]) -> ScoreIndex:
         """The index of all files. Many are read by tasks on the connected Ray: none holds more than a share, or some
@@ -169,9 +173,11 @@ class EarlierScores:
             return ScoreIndex()
         num_shares = math.ceil(sum(output.num_bytes for output in self.outputs) / BYTES_PER_SHARE)
         if num_shares == 1:  # a task takes longer to start than this
-            return ScoreIndex((ray.put(_sorted_share(0, _split(files, None, num_shares=1))[0]),))
+            pieces_here = _split(files, None, num_shares=1, is_an_error=self.is_an_error)
+            return ScoreIndex((ray.put(_sorted_share(0, pieces_here)[0]),))
         tasks = [files[at : at + FILES_PER_TASK] for at in range(0, len(files), FILES_PER_TASK)]
-        pieces = scatter(partial(_split, num_shares=num_shares), tasks, num_parts=num_shares)
+        split = partial(_split, num_shares=num_shares, is_an_error=self.is_an_error)
+        pieces = scatter(split, tasks, num_parts=num_shares)
         made = scatter(_sorted_share, range(num_shares), num_parts=1, pieces=gathered(pieces, num_shares))
         return ScoreIndex(tuple(ref for (ref,) in made))
 
@@ -186,13 +192,17 @@ def _check_model(output: EarlierOutput, identity: Mapping[str, Any]) -> None:
         raise OutputError(f"--reuse {output.folder}: its scores are of another model: {'; '.join(facts)}")
 
 
-def _read(file: ScoreFile) -> Share:
+def _read(file: ScoreFile, *, is_an_error: bool) -> Share:
     filesystem, path = file
     try:
         with filesystem.open_input_file(path) as source:
             table = pa.ipc.open_file(source).read_all()
     except (pa.ArrowException, OSError) as error:
-        raise CorpusError(f"{told(filesystem, path)} cannot be read: {error}") from error
+        text = f"{told(filesystem, path)} cannot be read: {error}"
+        if is_an_error:
+            raise CorpusError(f"{text}. Without that file its conversations are computed again") from error
+        logger.warning("%s; its conversations are computed again", text)
+        return _joined([])
     return _joined([_share(batch) for batch in table.to_batches() if len(batch)])
 
 
@@ -202,9 +212,9 @@ def _share(batch: pa.RecordBatch) -> Share:
     return _words(keys.buffers()[1])[own], outputs.flatten().to_numpy().reshape(len(outputs), -1)
 
 
-def _split(files: Sequence[ScoreFile], _: object, *, num_shares: int) -> list[Share]:
+def _split(files: Sequence[ScoreFile], _: object, *, num_shares: int, is_an_error: bool) -> list[Share]:
     with ThreadPoolExecutor(files_at_once(files[0][0])) as pool:
-        keys, values = _joined(list(pool.map(_read, files)))
+        keys, values = _joined(list(pool.map(partial(_read, is_an_error=is_an_error), files)))
     share_of = keys[:, 0] % np.uint64(num_shares)
     return [(keys[own], values[own]) for own in (np.flatnonzero(share_of == share) for share in range(num_shares))]
 

@@ -14,7 +14,7 @@ import pytest
 import ray
 from pydantic import ValidationError
 
-from jobs.errors import OutputError
+from jobs.errors import CorpusError, OutputError
 from jobs.runs.ledger import UnitStats
 from jobs.score import ScoreConfig, run
 from jobs.scoring import remembered
@@ -117,6 +117,21 @@ def test_a_job_that_starts_again_finds_what_it_scored_before(tmp_path: Path) -> 
     assert total.computed_tokens == 0
 
 
+def test_a_damaged_file_of_scores_stops_no_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "in" / "a.parquet", rows(0, 10))
+    _, found = score(tmp_path, "in", rows_per_unit=5)
+    damaged, whole = sorted((tmp_path / "in-out" / "_scores").iterdir())
+    damaged.write_bytes(whole.read_bytes()[:-9])
+    with pytest.raises(CorpusError, match="Without that file its conversations are computed again"):
+        score(tmp_path, "in", output="other", reuse=[str(tmp_path / "in-out")])
+    for part in (tmp_path / "in-out").glob("part-*.parquet"):
+        part.unlink()
+    total, again = score(tmp_path, "in", rows_per_unit=5)
+    assert again == found
+    assert total.counts[REPEATED] == 5
+    assert f"{damaged.name} cannot be read" in caplog.text
+
+
 def test_units_without_a_score_are_read_again(tmp_path: Path) -> None:
     """Also where nothing but such a unit is there."""
     write(tmp_path / "in" / "a.parquet", [*[{"messages": None}] * 4, *rows(0, 4)])
@@ -205,6 +220,8 @@ def test_an_actor_that_is_lost_or_slow_costs_no_score(
         shared.add({key_of([1]): (1.0,)})
         assert shared.find([key_of([1])]) == {key_of([1]): (1.0,)}
         ray.kill(shared.shares[0])
+        while _answers(shared):  # it does until it has heard
+            pass
         assert remembering.outputs([[2], [3]], computed) == [(2.0,), (3.0,)]
         assert "equal conversations may be computed again" in caplog.text
         caplog.clear()
@@ -214,6 +231,14 @@ def test_an_actor_that_is_lost_or_slow_costs_no_score(
     with SharedScores.among(2) as slow:
         assert memory(slow).outputs([[2]], computed) == [(2.0,)]
         assert "GetTimeoutError" in caplog.text
+
+
+def _answers(shared: SharedScores) -> bool:
+    try:
+        ray.get(shared.shares[0].find.remote([]))
+    except ray.exceptions.RayActorError:
+        return False
+    return True
 
 
 def test_recent_scores_keep_those_that_were_asked_for() -> None:
