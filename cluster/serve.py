@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
@@ -90,7 +91,6 @@ class ServeConfig(BaseModel):
     """A line for each request."""
 
 
-HAPROXY_ENVIRONMENT = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0"}
 # A thread of Serve that asks for something after the end would start another Ray.
 OWN_ENVIRONMENT = {"RAY_ENABLE_AUTO_CONNECT": "0"}
 FLAGS = {"num_gpus": "gpus-per-replica"}
@@ -112,21 +112,24 @@ def run(config: ServeConfig) -> int:
     is_own = (config.address or os.environ.get("RAY_ADDRESS") or LOCAL) == LOCAL
     if is_own:
         _check_port(config.host, config.port)
-    _set_environment(config)
+    elif config.haproxy:
+        raise ServeError("--haproxy is chosen when Ray starts: set RAY_SERVE_ENABLE_HA_PROXY=1 for `ray start` instead")
     _check(service, config.host, is_here=is_own)
     out, err = sys.stdout, sys.stderr
     # Ray shows here what its processes print: while they start and end, that is traces of what is told in one line.
     with (
+        TemporaryDirectory(prefix="rayward-", ignore_cleanup_errors=True) as folder,
         redirect_stdout(StringIO()),
         redirect_stderr(StringIO()),
-        connect(config.address, num_cpus=_num_cpus(service), log_to_driver=True) as resources,
     ):
-        if is_own:
-            _check_gpus(service, resources)
-        with _served(service, config, is_own=is_own, err=err) as line:
-            print(f"ready: {line}", file=out, flush=True)
-            with redirect_stdout(out), redirect_stderr(err):
-                _watch()
+        _set_environment(config, Path(folder))
+        with connect(config.address, num_cpus=_num_cpus(service), log_to_driver=True) as resources:
+            if is_own:
+                _check_gpus(service, resources)
+            with _served(service, config, is_own=is_own, err=err) as line:
+                print(f"ready: {line}", file=out, flush=True)
+                with redirect_stdout(out), redirect_stderr(err):
+                    _watch()
     raise AssertionError("it is watched for ever")
 
 
@@ -199,11 +202,11 @@ def _check(service: ServiceConfig, host: str, *, is_here: bool) -> None:
         raise ServeError(f"--api-keys-file {service.api_keys_file}: {error}") from None
 
 
-def _set_environment(config: ServeConfig) -> None:
+def _set_environment(config: ServeConfig, folder: Path) -> None:
     """Set what Serve's processes read when Ray starts; what the user has set stays."""
-    from serve_app.web.proxy import PROXY_ENVIRONMENT
+    from serve_app.web.proxy import PROXY_ENVIRONMENT, haproxy_environment
 
-    chosen = HAPROXY_ENVIRONMENT if config.haproxy else {}
+    chosen = haproxy_environment(folder) if config.haproxy else {}
     for name, value in (PROXY_ENVIRONMENT | OWN_ENVIRONMENT | chosen).items():
         os.environ.setdefault(name, value)
 

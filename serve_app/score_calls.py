@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,11 @@ SMALL_TOKENS = 1024
 """A request of more goes alone: it would keep its companions waiting."""
 CALL_TOKENS = 4096
 """Tokens of the requests in one call, at most: about what one pass takes, so that they are done together."""
-GATHER_S = 0.002
-"""While a call is under way, small requests wait so long for company. Otherwise they go at once."""
+GATHER_SHARE, MAX_GATHER_S = 0.25, 0.05
+"""While a call is under way, small requests wait for company: this share of what calls take, at most so many seconds.
+Otherwise they go at once."""
+FIRST_CALL_S, CALLS_AVERAGED = 0.008, 8
+"""What a call is taken to last before one has ended, and over how many that is smoothed, roughly."""
 
 
 @dataclass(eq=False, slots=True)
@@ -38,8 +42,10 @@ class ScoreCalls:
     def __init__(self, replicas: DeploymentHandle[RewardReplica]) -> None:
         self._replicas = replicas
         self._waiting: list[_Waiting] = []
-        self._is_due = False
+        self._num_tokens = 0
+        self._due: asyncio.Handle | None = None
         self._calls: set[asyncio.Task[None]] = set()
+        self._call_s = FIRST_CALL_S
 
     async def score(self, batch: TokenBatch, *, timeout_s: float | None, alone: bool = False) -> ScoreReply:
         """One replica's reply. Cancelling tells the replica, unless it works for others in the same call.
@@ -55,17 +61,17 @@ class ScoreCalls:
         loop = asyncio.get_running_loop()
         waiting = _Waiting(batch, timeout_s, loop.create_future(), contextvars.copy_context())
         self._waiting.append(waiting)
-        if not self._is_due:
-            self._is_due = True
-            if self._calls:
-                loop.call_later(GATHER_S, self._send)
-            else:
-                loop.call_soon(self._send)
+        before, self._num_tokens = self._num_tokens, self._num_tokens + batch.num_tokens()
+        if self._due is None:
+            wait_s = min(MAX_GATHER_S, GATHER_SHARE * self._call_s) if self._calls else 0.0
+            self._due = loop.call_later(wait_s, self._send) if wait_s else loop.call_soon(self._send)
+        elif before < CALL_TOKENS <= self._num_tokens:
+            self._due.cancel()
+            self._due = loop.call_soon(self._send)
         return await waiting.reply
 
     def _send(self) -> None:
-        self._is_due = False
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._num_tokens, self._due = self._waiting, [], 0, None
         for group in _groups(each for each in waiting if not each.reply.done()):
             # Serve cancels the calls of a request whose client hangs up, by its context: a call of several has none.
             context = group[0].context if len(group) == 1 else contextvars.Context()
@@ -76,6 +82,7 @@ class ScoreCalls:
                 each.reply.add_done_callback(_cancels(task, group))
 
     async def _call(self, group: list[_Waiting]) -> None:
+        started = time.monotonic()
         try:
             if len(group) == 1:
                 only = group[0]
@@ -92,6 +99,7 @@ class ScoreCalls:
                 if not each.reply.done():
                     each.reply.set_exception(error)
             return
+        self._call_s += (time.monotonic() - started - self._call_s) / CALLS_AVERAGED
         for each, reply in zip(group, replies, strict=True):
             if not each.reply.done():
                 each.reply.set_result(reply)

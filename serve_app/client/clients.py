@@ -132,8 +132,8 @@ class AsyncRewardClient:
             truncation: what the server does with a conversation over the model's length: refuse it (`"error"`, which
                 raises `TooLongError`), keep its start (`"right"`) or drop its oldest turns (`"left"`). By default the
                 server's own option says, which is `"error"` unless it was set.
-            strict: an unknown role, a last message that is not the assistant's and an empty response are errors, not
-                `warnings` of a score.
+            strict: an unknown role, a last message that is not the assistant's, an empty response and a chat template's
+                markup spelled in a message are errors, not `warnings` of a score.
         """
         batches = cut(_checked_conversations(conversations), self._limits)
         fields = {"truncation": truncation, "strict": strict or None}

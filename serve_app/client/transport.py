@@ -197,7 +197,8 @@ class Transport:
         """The JSON of a 200 answer.
 
         A server that cannot be connected to and never was is an error at once: most likely nothing listens there. One
-        that was may be about to come back.
+        that was may be about to come back. So is a proxy of Serve's that knows no route, as one does that has just
+        started.
 
         Args:
             ends_at: when the caller stops waiting, on the event loop's clock; the server is told how long that is.
@@ -239,10 +240,22 @@ class Transport:
             raise MalformedAnswerError(f"the answer cannot be decompressed: {error}") from error
         except httpx.HTTPError as error:
             raise RewardClientError(f"the request could not be sent: {error!r}") from error
+        if _is_without_route(response):
+            raise UnavailableError(
+                f"a Ray Serve proxy at {self._http.base_url} has no route to a rayward endpoint: it has just started, "
+                "or the address is another one",
+                status=404,
+            )
         self._may_recover = True
         if response.status_code == 200:
             return read_json(response.content)
         raise error_of_answer(response.status_code, response.headers, _json_or_none(response))
+
+
+def _is_without_route(response: httpx.Response) -> bool:
+    """Whether a proxy of Serve's says that it knows no application for this path."""
+    is_text = response.headers.get("content-type", "").startswith("text/plain")
+    return response.status_code == 404 and is_text and "/-/routes" in response.text
 
 
 def _json_or_none(response: httpx.Response) -> Any:

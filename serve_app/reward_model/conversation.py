@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from serve_app.reward_model.errors import ConversationError
+from serve_app.reward_model.turn_formats import TURN_MARKUP
 
 KNOWN_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 USUAL_NAMES = {
@@ -26,7 +27,7 @@ USUAL_NAMES = {
 """What other data sets call the roles."""
 USUAL_KEYS = {"from": "role", "value": "content"}
 """What ShareGPT's layout calls the keys of a message."""
-WARNING_KINDS = ("unknown_role", "last_not_assistant", "empty_response")
+WARNING_KINDS = ("unknown_role", "last_not_assistant", "empty_response", "turn_markup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ def warnings_of(conversation: Conversation) -> tuple[str, ...]:
     """What looks wrong in a conversation that can be scored all the same, most likely a slip in the data.
 
     Each begins with its kind, one of `WARNING_KINDS`, and a colon: a role that no chat template is known to have, a
-    last message that is not the assistant's, an empty response. Contents are never quoted.
+    last message that is not the assistant's, an empty response, a message that spells what chat templates write around
+    turns, as in a text that was rendered before. Contents are never quoted.
     """
     found = []
     odd = next((place for place, each in enumerate(conversation.messages) if each.role not in KNOWN_ROLES), None)
@@ -116,6 +118,12 @@ def warnings_of(conversation: Conversation) -> tuple[str, ...]:
         found.append(f"last_not_assistant: the last message, which is scored, has the role {_role_named(last.role)}")
     if not last.content.strip():
         found.append("empty_response: the last message, which is scored, is empty")
+    found += [
+        f"turn_markup: message {place} spells {mark!r}, which is read as plain text"
+        for place, message in enumerate(conversation.messages)
+        for mark in TURN_MARKUP
+        if mark in message.content
+    ][:1]
     return tuple(found)
 
 

@@ -168,3 +168,7 @@ FORMATS = (
     ),
 )
 ENDS_OF_TURNS = tuple(dict.fromkeys(end.strip() for known in FORMATS for end in known.ends))
+TURN_MARKUP = tuple(
+    dict.fromkeys(mark.strip() for known in FORMATS for mark in known.markers if mark.strip() != "</s>")
+)
+"""Texts that templates write around turns, and people hardly ever: `</s>` is HTML too."""

@@ -96,7 +96,7 @@ class _Request(_Schema):
     strict: bool = Field(
         False,
         description="Refuse what is a warning otherwise: an unknown role, a last message that is not the assistant's, "
-        "an empty response",
+        "an empty response, a chat template's markup spelled in a message",
     )
 
 

@@ -1,14 +1,18 @@
-"""Middleware of Serve's HTTP proxies: a request whose ingress died before it answered is asked again, of another.
+"""What stands in front of the ingress: Serve's HTTP proxies with middleware of ours, or HAProxy.
 
-Serve itself repeats nothing: such a request ends in a plain-text 500. Scoring changes nothing, so repeating is safe.
-Serve loads this by `PROXY_ENVIRONMENT`, in processes that need neither the engine nor FastAPI, so it imports neither.
+Serve itself repeats nothing: a request whose ingress died ends in a plain-text 500. Scoring changes nothing, so
+repeating is safe, and both are made to do it. Serve loads the middleware by `PROXY_ENVIRONMENT`, in processes that need
+neither the engine nor FastAPI, so it imports neither.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import socket
 from asyncio import sleep
+from contextlib import ExitStack
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -26,6 +30,11 @@ PROXY_ENVIRONMENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
 }
 """Variables of the processes that run Serve's controller and proxies."""
+HAPROXY_RETRIES = "conn-failure empty-response\n    option http-buffer-request"
+"""What HAProxy repeats, as Serve writes it into its file; and a line more, for which Serve has no option: a request of
+which the body came later than the headers would not be repeated."""
+HAPROXY_KEPT_BYTES = 1 << 16
+"""HAProxy sends a request again that is not larger; each that is under way takes up to three times as much memory."""
 MAX_TRIES = 3
 MAX_KEPT_BYTES = 33 * 2**20
 """A body is kept for the next try up to this size, which is over what the gate lets pass."""
@@ -33,6 +42,36 @@ RETRY_AFTER_S = 5
 ROUTES_WITHIN_S, ROUTES_PAUSE_S = 10.0, 0.1
 """A proxy that has just started answers 404 until Serve's controller has told it the routes."""
 TIMEOUT_HEADER = b"x-request-timeout-s"
+
+
+def haproxy_environment(folder: Path) -> dict[str, str]:
+    """Variables by which Serve on one machine puts HAProxy in front of the ingress.
+
+    Its files are in `folder` and its counters at free ports, so that others on the machine may have one as well. A
+    request that was lost is sent again, at last to Serve's own proxy, which waits for an ingress.
+    """
+    stats, metrics = _free_ports(2)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_RETRY_ON": HAPROXY_RETRIES,
+        "RAY_SERVE_HAPROXY_RETRIES": "6",
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(HAPROXY_KEPT_BYTES),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+    }
+
+
+def _free_ports(number: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for probe in probes:
+            probe.bind(("", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def middlewares() -> list[Middleware]:

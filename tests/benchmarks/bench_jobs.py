@@ -1,10 +1,12 @@
-"""jobs.rank over a million scored rows, and scoring with ranking against the engine alone.
+"""jobs.rank over a million scored rows, scoring with ranking against the engine alone, and the memory of jobs.score.
 
     python -m tests.benchmarks.bench_jobs --model ../shared/models/tiny-internlm2-reward
 
 Rows are made: ten candidates for each prompt, spread over the corpus, in ten files. Commands run as users run them;
 seconds are those of the manifest, without start-up, and of the whole command. Scoring and ranking the real candidates
-end to end stands against the engine on the same rows in one process, loaded already, in turns. The last line is JSON.
+end to end stands against the engine on the same rows in one process, loaded already, in turns. The memory of jobs.score
+is that of the embedded model on short conversations, a thousand different ones, which are computed once each. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from tests.benchmarks.processes import measured
 ROOT = Path(__file__).parents[2]
 NUM_FILES = 10
 GROUP_SIZE = 10
+DIFFERENT_CHATS = 1000
 
 
 class BenchConfig(BaseModel):
@@ -40,6 +43,10 @@ class BenchConfig(BaseModel):
 
     rows: tuple[PositiveInt, ...] = (100_000, 1_000_000)
     """Sizes of the made corpora."""
+    scored_rows: tuple[PositiveInt, ...] = (10_000, 100_000, 1_000_000)
+    """Sizes of the made corpora that jobs.score scores for its memory."""
+    planned_rows: PositiveInt = 10_000_000
+    """Size of the one that it plans alone."""
     candidates: str = "../shared/data/rm_bench_candidates.parquet"
     """A Parquet file of real candidates."""
     model: str = TINY
@@ -56,11 +63,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         ranked = {str(rows): rank_figures(Path(folder) / str(rows), rows, config.repeats) for rows in config.rows}
         end_to_end = score_and_rank(Path(folder), config)
+        memory = {str(rows): score_memory(Path(folder) / f"chats-{rows}", rows) for rows in config.scored_rows}
+        planned = score_memory(Path(folder) / "planned", config.planned_rows, "--dry-run")
     result = {
         "hardware": f"{local_cores()} cores of {processor()}",
         "rank": ranked,
         "cost_per_row_ratio": round(_per_row(ranked, max(config.rows)) / _per_row(ranked, min(config.rows)), 3),
         "score_and_rank": end_to_end,
+        "score_memory": memory,
+        "plan_memory": {str(config.planned_rows): planned},
     }
     config.results.parent.mkdir(parents=True, exist_ok=True)
     config.results.write_text(json.dumps(result, indent=2) + "\n")
@@ -132,6 +143,33 @@ def score_and_rank(folder: Path, config: BenchConfig) -> dict[str, float]:
         "job_tokens_per_s": round(statistics.median(job)),
         "job_over_engine": round(statistics.median(ratios), 3),
     }
+
+
+def score_memory(folder: Path, num_rows: int, *options: str) -> dict[str, float]:
+    """Peak memory of jobs.score on a made corpus of so many rows, and seconds with start-up."""
+    write_chats(folder / "in", num_rows)
+    command = ["-m", "jobs.score", "--input", str(folder / "in"), "--output", str(folder / "out"), "--model", TINY]
+    run = measured([*command, *options], folder=ROOT)
+    print(f"score {' '.join(options)} {num_rows:,} rows: driver {run.driver_bytes / 2**20:.0f} MiB", flush=True)
+    return {
+        "driver_bytes": run.driver_bytes,
+        "worker_bytes": run.worker_bytes,
+        "seconds_with_start_up": round(run.seconds, 1),
+    }
+
+
+def write_chats(folder: Path, num_rows: int) -> None:
+    """Short conversations, `DIFFERENT_CHATS` different ones over and over, in ten files with small row groups."""
+    folder.mkdir(parents=True)
+    chats = [
+        [{"role": "user", "content": f"What is {number}?"}, {"role": "assistant", "content": "A number."}]
+        for number in range(DIFFERENT_CHATS)
+    ]
+    some = pa.table({"messages": chats})
+    for number, rows in enumerate(np.array_split(np.arange(num_rows), NUM_FILES)):
+        with pq.ParquetWriter(folder / f"{number}.parquet", some.schema) as writer:
+            for first in range(0, len(rows), DIFFERENT_CHATS):
+                writer.write_table(some.slice(0, min(DIFFERENT_CHATS, len(rows) - first)))
 
 
 def _manifest(output: Path) -> dict[str, float]:

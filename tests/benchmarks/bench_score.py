@@ -4,8 +4,9 @@
 
 Tokenisation counts in both, start-up in neither: the job is timed from its first committed unit to its last, over the
 tokens in between, over several copies of the corpus, since Ray starts the processes that read and commit meanwhile. The
-engine gets the job's units one after the other, since prompts are shared within a call. The two take turns. The last
-line is JSON.
+engine gets the job's units one after the other, since prompts are shared within a call; `--engines` are so many beside
+each other, processes that divide the threads and the units, as the job's actors do. The two take turns. The last line
+is JSON.
 """
 
 from __future__ import annotations
@@ -18,8 +19,13 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
+import pyarrow.parquet as pq
 import torch
 import tyro
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -32,6 +38,7 @@ from jobs.corpus.readings import conversation_reading
 from jobs.score import ScoreConfig, run
 from serve_app.reward_model import Conversation, RewardModel
 from serve_app.reward_model.tiny import NAME as TINY
+from tests.benchmarks.bench_serve import write_checkpoint
 from tests.benchmarks.commits import commit_rate
 
 
@@ -44,6 +51,12 @@ class BenchConfig(BaseModel):
     """A folder of Parquet files, as for jobs.score."""
     model: str = TINY
     """A folder, a Hugging Face id, or tiny."""
+    preset: Literal["tiny", "mid"] | None = None
+    """The shape of a model with random weights, in place of `model`."""
+    num_rows: PositiveInt | None = None
+    """Rows of the input to take, from its start; all by default."""
+    engines: PositiveInt = 1
+    """Engines beside each other, each a process with its part of the threads."""
     copies: PositiveInt = 3
     """How often the job's corpus holds the input."""
     repeats: PositiveInt = 3
@@ -56,22 +69,22 @@ def main() -> int:
     """Run the benchmark; the exit status."""
     config = tyro.cli(BenchConfig, description=__doc__, prog="python -m tests.benchmarks.bench_score")
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    model = RewardModel.from_pretrained(config.model)
-    units = _conversations(config.input)
-    model.score(units[0])
     engine_rates, job_rates = [], []
-    with connect():
-        for _ in range(config.repeats):
-            engine_rates.append(_engine_rate(model, units))
-            job_rates.append(_job_rate(config))
-            print(f"engine {engine_rates[-1]:,.0f} tokens/s, jobs.score {job_rates[-1]:,.0f} tokens/s", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        config = _at_hand(config, Path(folder))
+        with connect(), ProcessPoolExecutor(config.engines, get_context("spawn"), _load, (config,)) as engines:
+            units = range(len(_conversations(config.input)))
+            _engine_rate(engines, units)
+            for _ in range(config.repeats):
+                engine_rates.append(_engine_rate(engines, units))
+                job_rates.append(_job_rate(config))
+                print(f"engine {engine_rates[-1]:,.0f} tokens/s, jobs.score {job_rates[-1]:,.0f} tokens/s", flush=True)
     ratios = [job / engine for job, engine in zip(job_rates, engine_rates, strict=True)]
     result = {
         "hardware": f"{local_cores()} cores of {processor()}",
         "model": Path(config.model).name,
-        "dtype": str(model.dtype).removeprefix("torch."),
         "torch": torch.__version__,
-        "conversations": sum(map(len, units)),
+        "engines": config.engines,
         "units": len(units),
         "engine_tokens_per_s": round(statistics.median(engine_rates)),
         "job_tokens_per_s": round(statistics.median(job_rates)),
@@ -83,6 +96,19 @@ def main() -> int:
     return 0
 
 
+def _at_hand(config: BenchConfig, folder: Path) -> BenchConfig:
+    """The configuration with the model and the corpus that it asks to be made, in `folder`."""
+    chosen: dict[str, str] = {}
+    if config.preset is not None:
+        chosen["model"] = str(folder / config.preset)
+        write_checkpoint(folder / config.preset, config.preset)
+    if config.num_rows is not None:
+        chosen["input"] = str(folder / "in")
+        (folder / "in").mkdir()
+        pq.write_table(pq.read_table(config.input).slice(0, config.num_rows), folder / "in" / "rows.parquet")
+    return config.model_copy(update=chosen)
+
+
 def _conversations(source: str) -> list[list[Conversation]]:
     """The conversations of each unit that the job cuts the corpus into."""
     corpus = Corpus.open(source)
@@ -92,10 +118,34 @@ def _conversations(source: str) -> list[list[Conversation]]:
     return [[row for row in conversations(table, columns) if isinstance(row, Conversation)] for table in tables]
 
 
-def _engine_rate(model: RewardModel, units: list[list[Conversation]]) -> float:
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """What a process of the engine holds: the model and the units."""
+
+    model: RewardModel
+    units: list[list[Conversation]]
+
+
+_engine: _Engine | None = None
+
+
+def _load(config: BenchConfig) -> None:
+    global _engine
+    torch.set_num_threads(max(1, local_cores() // config.engines))
+    model = RewardModel.from_pretrained(config.model)
+    _engine = _Engine(model, _conversations(config.input))
+    model.score(_engine.units[0][:8])
+
+
+def _scored_tokens(unit: int) -> int:
+    assert _engine is not None
+    return sum(score.num_tokens for score in _engine.model.score(_engine.units[unit]))
+
+
+def _engine_rate(engines: ProcessPoolExecutor, units: range) -> float:
+    """Tokens a second of the engines, which take unit after unit."""
     started = time.perf_counter()
-    tokens = sum(score.num_tokens for unit in units for score in model.score(unit))
-    return tokens / (time.perf_counter() - started)
+    return sum(engines.map(_scored_tokens, units)) / (time.perf_counter() - started)
 
 
 def _job_rate(config: BenchConfig) -> float:

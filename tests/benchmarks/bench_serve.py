@@ -38,6 +38,7 @@ from safetensors.torch import save_file
 from cluster.connect import connect
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.model_files import resolve
+from serve_app.web.proxy import PROXY_ENVIRONMENT, haproxy_environment
 from tests.benchmarks.bench_engine import RESULTS, SHAPES, hardware
 
 WORDS = ("the", "sea", "is", "wide", "while", "rivers", "run", "to", "it", "from", "hills", "since", "spring")
@@ -59,10 +60,12 @@ def main() -> int:
     parser.add_argument("--overload-s", type=float, default=60.0, help="how long five times too much is offered")
     parser.add_argument("--prompts", type=int, default=3, help="prompts whose candidates come one after another")
     parser.add_argument("--only-candidates", action="store_true", help="measure nothing else")
+    parser.add_argument("--haproxy", action="store_true", help="HAProxy in front, as `rayward serve --haproxy` has it")
     parser.add_argument("--save", action="store_true", help="write the JSON to tests/benchmarks/results")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     folder = Path(tempfile.mkdtemp(prefix="rayward-bench-"))
+    os.environ.update(PROXY_ENVIRONMENT | (haproxy_environment(folder) if args.haproxy else {}))
     try:
         write_checkpoint(folder, args.preset)
         figures = {} if args.only_candidates else measure(folder, args)
@@ -97,6 +100,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "hardware": hardware(torch.device("cpu")),
         "preset": args.preset,
+        "proxy": "HAProxy" if args.haproxy else "Serve's",
         "clients": NUM_CLIENTS,
         "engine_conversations_per_s": round(statistics.median(in_process), 2),
         "endpoint_conversations_per_s": round(capacity, 2),

@@ -26,11 +26,19 @@ def kinds(*messages: dict[str, str]) -> list[str]:
         ([ASKED, {"role": "gpt", "content": "yes"}], ["unknown_role"]),
         ([ASKED], ["last_not_assistant"]),
         (chat("hi", " \n"), ["empty_response"]),
-        ([{"role": "human", "content": ""}], list(WARNING_KINDS)),
+        (chat("hi", "4<|im_end|>\n<|im_start|>user\nthanks"), ["turn_markup"]),
+        (chat("[INST] hi [/INST]", "yes, in <s>bold</s>"), ["turn_markup"]),
+        (chat("hi", "yes, in <s>bold</s> or <end>"), []),
+        ([{"role": "human", "content": "<|eot_id|>"}, {"role": "human", "content": ""}], list(WARNING_KINDS)),
     ],
 )
 def test_each_kind_is_told(messages: list[dict[str, str]], expected: list[str]) -> None:
     assert kinds(*messages) == expected
+
+
+def test_markup_is_told_once_with_its_place() -> None:
+    conversation = Conversation.parse(chat("hi", "<|im_start|>assistant\n4<|im_end|>"))
+    assert warnings_of(conversation) == ("turn_markup: message 1 spells '<|im_end|>', which is read as plain text",)
 
 
 @pytest.mark.parametrize(

@@ -503,6 +503,21 @@ class TestRetries:
             client.score(numbers(2))
         assert type(caught.value) is UnavailableError
 
+    def test_a_proxy_that_has_just_started_knows_no_route_yet(
+        self, client: RewardClient, server: ScriptedServer, pauses: list[float]
+    ) -> None:
+        text = b"Path '/v1/score' not found. Ping http://.../-/routes for available routes."
+        reply = Reply(text, 404, {"Content-Type": "text/plain"})
+        server.answer = lambda _: reply
+        with pytest.raises(UnavailableError, match="has no route to a rayward endpoint") as caught:
+            client.score(numbers(1))
+        assert (caught.value.num_tries, caught.value.status) == (1, 404)  # nor was there one before
+        server.answer = first_then_well()
+        client.score(numbers(1))
+        server.answer = first_then_well(reply, reply)
+        assert client.score(numbers(1)) == [Score(0.0, 5, False)]
+        assert len(pauses) == 2
+
     def test_the_pauses_outlast_the_replacement_of_a_proxy(self, server: ScriptedServer, pauses: list[float]) -> None:
         """Serve checks its proxies every 10 s and replaces one at the third check that fails."""
         server.answer = lambda _: Reply(b"", is_cut=True)

@@ -100,6 +100,26 @@ def test_while_a_call_is_under_way_others_gather() -> None:
     run(main())
 
 
+def test_a_call_that_is_full_goes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long others would wait for company."""
+    monkeypatch.setattr("serve_app.score_calls.MAX_GATHER_S", 3600.0)
+
+    async def main() -> None:
+        replicas = Replicas()
+        calls = ScoreCalls(replicas)  # type: ignore[arg-type]
+        calls._call_s = 4 * 3600.0
+        first = asked(calls, 1)
+        await until_called(replicas, 1)
+        others = [asked(calls, SMALL_TOKENS) for _ in range(CALL_TOKENS // SMALL_TOKENS)]
+        await until_called(replicas, 2)
+        assert replicas.calls[1] == [SMALL_TOKENS] * (CALL_TOKENS // SMALL_TOKENS)
+        replicas.gate.set()
+        await asyncio.gather(first, *others)
+        assert calls._call_s < 4 * 3600.0
+
+    run(main())
+
+
 def test_a_large_one_and_one_that_failed_before_go_alone() -> None:
     async def main() -> None:
         replicas = Replicas()
