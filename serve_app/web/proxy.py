@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import socket
 from asyncio import sleep
 from contextlib import ExitStack
@@ -33,6 +34,10 @@ PROXY_ENVIRONMENT = {
 HAPROXY_RETRIES = "conn-failure empty-response\n    option http-buffer-request"
 """What HAProxy repeats, as Serve writes it into its file; and a line more, for which Serve has no option: a request of
 which the body came later than the headers would not be repeated."""
+HAPROXY_CONNECTIONS = 1 << 14
+"""Clients that HAProxy serves at once: more than the requests that an ingress works on, which refuses the others."""
+FILES_PER_CONNECTION = 2.5
+"""What HAProxy wants of the limit on open files, without which it does not start: 40,996 for 16,384 connections."""
 HAPROXY_KEPT_BYTES = 1 << 16
 """HAProxy sends a request again that is not larger; each that is under way takes up to three times as much memory."""
 MAX_TRIES = 3
@@ -48,14 +53,16 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
     """Variables by which Serve on one machine puts HAProxy in front of the ingress.
 
     Its files are in `folder` and its counters at free ports, so that others on the machine may have one as well. A
-    request that was lost is sent again, at last to Serve's own proxy, which waits for an ingress.
+    request that was lost is sent again: it gives a server up after three failures, and then asks Serve's own proxy,
+    which waits for an ingress.
     """
     stats, metrics = _free_ports(2)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_RETRY_ON": HAPROXY_RETRIES,
-        "RAY_SERVE_HAPROXY_RETRIES": "6",
+        "RAY_SERVE_HAPROXY_RETRIES": "16",  # each may meet one more idle connection to a process that is gone
+        "RAY_SERVE_HAPROXY_MAXCONN": str(_num_connections()),
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(HAPROXY_KEPT_BYTES),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -64,6 +71,13 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
     }
+
+
+def _num_connections() -> int:
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return HAPROXY_CONNECTIONS
+    return min(HAPROXY_CONNECTIONS, int((limit - 100) / FILES_PER_CONNECTION))
 
 
 def _free_ports(number: int) -> list[int]:

@@ -24,8 +24,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ import torch
 from safetensors.torch import save_file
 
 from cluster.connect import connect
+from cluster.serve import has_haproxy
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.model_files import resolve
 from serve_app.web.proxy import PROXY_ENVIRONMENT, haproxy_environment
@@ -44,10 +47,14 @@ from tests.benchmarks.bench_engine import RESULTS, SHAPES, hardware
 WORDS = ("the", "sea", "is", "wide", "while", "rivers", "run", "to", "it", "from", "hills", "since", "spring")
 MODEL_NAME = "bench"
 NUM_CLIENTS = 64
+LIST_CLIENTS, LIST, LONG_LIST, LONE = 4, 32, 1000, 30
+PAUSE_S = 0.01
 NUM_CANDIDATES = 16
 PROMPT_TOKENS = 512
 ANSWER_TOKENS = (48, 192)
 WAITED_S = 30.0
+NO_ANSWER = 0
+"""In place of the status of a request whose connection was refused or broke."""
 
 
 def main() -> int:
@@ -60,7 +67,11 @@ def main() -> int:
     parser.add_argument("--overload-s", type=float, default=60.0, help="how long five times too much is offered")
     parser.add_argument("--prompts", type=int, default=3, help="prompts whose candidates come one after another")
     parser.add_argument("--only-candidates", action="store_true", help="measure nothing else")
-    parser.add_argument("--haproxy", action="store_true", help="HAProxy in front, as `rayward serve --haproxy` has it")
+    parser.add_argument("--only-rates", action="store_true", help="leave the candidates out")
+    parser.add_argument(
+        "--haproxy", action=argparse.BooleanOptionalAction, default=has_haproxy(), help="as `rayward serve` has it"
+    )
+    parser.add_argument("--words", type=int, help="words of each message, for conversations of one length")
     parser.add_argument("--save", action="store_true", help="write the JSON to tests/benchmarks/results")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -69,7 +80,7 @@ def main() -> int:
     try:
         write_checkpoint(folder, args.preset)
         figures = {} if args.only_candidates else measure(folder, args)
-        result = figures | {"one_by_one": one_by_one(folder, args.prompts)}
+        result = figures if args.only_rates else figures | {"one_by_one": one_by_one(folder, args.prompts)}
     finally:
         shutil.rmtree(folder)
     if args.save:
@@ -80,21 +91,27 @@ def main() -> int:
 
 
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Every figure."""
-    chats = conversations(args.conversations)
+    """Every figure. The endpoint's prefix cache knows no conversation: only under overload is one asked for twice."""
+    count = args.conversations
+    made = iter(conversations(4 * count + LONG_LIST + LONE + NUM_CLIENTS, args.words))
+    chats, again, listed, others = (list(islice(made, count)) for _ in range(4))
+    long_list, lone_chats, warm_up = list(islice(made, LONG_LIST)), list(islice(made, LONE)), list(made)
     model = RewardModel.from_pretrained(str(folder), device="cpu")
     expected = model.get_scores(chats)
-    in_process = [rate_in_process(model, chats)]
-    lone_in_process = lone_latency_in_process(model, chats[0])
+    in_process = [rate_in_process(model, again)]
+    lone_in_process = lone_latency_in_process(model, lone_chats)
     with endpoint(folder) as url:
-        asyncio.run(ask_all(url, chats[:16], num_clients=8))
+        asyncio.run(ask_all(url, warm_up, num_clients=NUM_CLIENTS))
         before = processor_seconds()
-        many = [asyncio.run(ask_all(url, chats, num_clients=NUM_CLIENTS)) for _ in range(2)]
+        many = [asyncio.run(ask_all(url, each, num_clients=NUM_CLIENTS)) for each in (chats, again)]
         spent = processor_seconds()
         tokens_per_batch = mean_batch_tokens()
-        lone = lone_latency(url, chats[0])
-        capacity = statistics.median(len(chats) / seconds for seconds, _ in many)
-        overload = asyncio.run(offer(url, chats, rate=5 * capacity, seconds=args.overload_s))
+        lone = lone_latency(url, lone_chats)
+        lists_s, _ = asyncio.run(ask_all(url, listed, num_clients=LIST_CLIENTS, per_request=LIST))
+        long_list_s, _ = asyncio.run(ask_all(url, long_list, per_request=LONG_LIST))
+        long_list_rate = rate_in_process(model, long_list)
+        capacity = statistics.median(count / seconds for seconds, _ in many)
+        overload = asyncio.run(offer(url, others, rate=5 * capacity, seconds=args.overload_s))
     in_process.append(rate_in_process(model, chats))
     batch_tokens = statistics.mean(len(model.tokenizer.encode(chat)) for chat in chats)
     return {
@@ -105,12 +122,13 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "engine_conversations_per_s": round(statistics.median(in_process), 2),
         "endpoint_conversations_per_s": round(capacity, 2),
         "vs_engine": round(capacity / statistics.median(in_process), 3),
+        "lists_of_32_vs_engine": round(count / lists_s / statistics.median(in_process), 3),
+        "list_of_1000_seconds_vs_engine": round(long_list_s * long_list_rate / LONG_LIST, 3),
         "tokens_per_conversation": round(batch_tokens, 1),
         "lone_added_ms": round((lone - lone_in_process) * 1000, 2),
         "lone_in_process_ms": round(lone_in_process * 1000, 2),
         "processor_ms_per_conversation": {
-            role: round((seconds - before.get(role, 0.0)) / (2 * len(chats)) * 1000, 2)
-            for role, seconds in spent.items()
+            role: round((seconds - before.get(role, 0.0)) / (2 * count) * 1000, 2) for role, seconds in spent.items()
         },
         "tokens_per_batch": tokens_per_batch,
         "same_scores": many[0][1] == expected,
@@ -172,33 +190,35 @@ def rate_in_process(model: RewardModel, chats: list[Any]) -> float:
     return len(chats) / (time.perf_counter() - started)
 
 
-def lone_latency_in_process(model: RewardModel, chat: Any) -> float:
-    """Median seconds of one conversation, alone."""
-    return statistics.median(_timed(lambda: model.get_score(chat)) for _ in range(30))
+def lone_latency_in_process(model: RewardModel, chats: list[Any]) -> float:
+    """Median seconds of one conversation, alone, each after a pause: a processor that has rested is slower at first."""
+    return statistics.median(_timed_after_pause(partial(model.get_score, chat)) for chat in chats)
 
 
-def lone_latency(url: str, chat: Any) -> float:
-    """The same over HTTP, one request after the other."""
+def lone_latency(url: str, chats: list[Any]) -> float:
+    """The same over HTTP."""
     with httpx.Client(base_url=url, timeout=60) as client:
-        body = {"conversations": [chat]}
-        return statistics.median(
-            _timed(lambda: client.post("/v1/score", json=body).raise_for_status()) for _ in range(30)
-        )
+
+        def ask(chat: Any) -> None:
+            client.post("/v1/score", json={"conversations": [chat]}).raise_for_status()
+
+        return statistics.median(_timed_after_pause(partial(ask, chat)) for chat in chats)
 
 
 async def ask_all(
-    url: str, chats: list[Any], *, num_clients: int, model: str = MODEL_NAME
+    url: str, chats: list[Any], *, num_clients: int = 1, per_request: int = 1, model: str = MODEL_NAME
 ) -> tuple[float, list[float]]:
-    """Seconds until clients with one conversation in flight each have asked for all, and the scores in order."""
+    """Seconds until clients with one request in flight each have asked for all, and the scores in order."""
     scores = [0.0] * len(chats)
-    waiting = iter(range(len(chats)))
+    waiting = iter(range(0, len(chats), per_request))
 
     async def client() -> None:
         for place in waiting:
-            body = {"model": model, "conversations": [chats[place]]}
+            body = {"model": model, "conversations": chats[place : place + per_request]}
             async with http.post("/v1/score", json=body) as response:
                 response.raise_for_status()
-                scores[place] = (await response.json())["results"][0]["score"]
+                for result in (await response.json())["results"]:
+                    scores[place + result["index"]] = result["score"]
 
     async with session(url) as http:
         started = time.perf_counter()
@@ -219,8 +239,12 @@ async def offer(url: str, chats: list[Any], *, rate: float, seconds: float) -> d
         async def one() -> None:
             nonlocal without_retry_after
             began = time.perf_counter()
-            async with http.post("/v1/score", json={"conversations": [chooser.choice(chats)]}) as response:
-                await response.read()
+            try:
+                async with http.post("/v1/score", json={"conversations": [chooser.choice(chats)]}) as response:
+                    await response.read()
+            except aiohttp.ClientError:
+                statuses[NO_ANSWER] += 1
+                return
             statuses[response.status] += 1
             if response.status == 200:
                 latencies.append(time.perf_counter() - began)
@@ -316,6 +340,7 @@ def replica_bytes() -> int:
 def endpoint(folder: Path, models: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[str]:
     """The address of an endpoint with a replica that uses every core, or one of each of `models`, names and options."""
     from ray import serve
+    from ray.serve.schema import LoggingConfig
 
     from serve_app.app import build_app
     from serve_app.config import ServiceConfig
@@ -324,21 +349,24 @@ def endpoint(folder: Path, models: Mapping[str, Mapping[str, Any]] | None = None
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with connect(num_cpus=4):
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
         named = {MODEL_NAME: {"max_wait_s": WAITED_S, "burst": 0}} if models is None else models
         common = {"model": str(folder), "threads": torch.get_num_threads()}
         options = [{**common, "name": name, **each} for name, each in named.items()]
-        serve.run(build_app(ServiceConfig.model_validate({"models": options})), name="rayward", route_prefix="/")
+        app = build_app(ServiceConfig.model_validate({"models": options}))
+        serve.run(app, name="rayward", route_prefix="/", logging_config=quiet)
         yield f"http://127.0.0.1:{port}"
         serve.shutdown()
 
 
-def conversations(count: int) -> list[list[dict[str, str]]]:
-    """Conversations of different prompts, some 250 tokens long on average."""
+def conversations(count: int, num_words: int | None = None) -> list[list[dict[str, str]]]:
+    """Conversations of different prompts, by default of many lengths, some 190 tokens on average."""
     chooser = random.Random(1234)
 
     def text() -> str:
-        return " ".join(chooser.choices(WORDS, k=min(150, max(5, round(chooser.lognormvariate(3.1, 0.8))))))
+        length = num_words or min(150, max(5, round(chooser.lognormvariate(3.1, 0.8))))
+        return " ".join(chooser.choices(WORDS, k=length))
 
     return [[{"role": "user", "content": text()}, {"role": "assistant", "content": text()}] for _ in range(count)]
 
@@ -388,7 +416,8 @@ def write_checkpoint(folder: Path, preset: str) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def _timed(work: Any) -> float:
+def _timed_after_pause(work: Callable[[], object]) -> float:
+    time.sleep(PAUSE_S)
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

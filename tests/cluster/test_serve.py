@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,11 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -27,6 +30,9 @@ from serve_app.reward_model.tiny import cached_folder
 from tests.conftest import chat
 
 ROOT = Path(__file__).parents[2]
+INGRESS = "ServeReplica:rayward:ingress"
+OF_A_LOSS = re.compile(r"\S*\((raylet|\S+ pid=\d+)\)")
+"""Lines of Serve's processes, which have much to say where one was killed."""
 PATIENCE_S = 300.0  # until a command that hangs fails
 STOPPED_WITHIN_S = 5.0
 LOADED = 4.0  # how many times longer a busy machine may take
@@ -146,8 +152,35 @@ def command(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+def _command_lines(pid: int) -> str:
+    """Those of a process's descendants."""
+    lines = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):
+            lines.append(" ".join(child.cmdline()))
+    return "\n".join(lines)
+
+
+def _lose_the_ingress(pid: int, url: str) -> None:
+    """Kill it while it has requests: each is answered all the same."""
+
+    def ask(number: int) -> int:
+        body = {"conversations": [chat(f"What is {number} + 2?", "4")] * 20}
+        return httpx.post(f"{url}/v1/score", json=body, timeout=PATIENCE_S).status_code
+
+    ingress = next(
+        child for child in psutil.Process(pid).children(recursive=True) if INGRESS in " ".join(child.cmdline())
+    )
+    with ThreadPoolExecutor(8) as pool:
+        statuses = [pool.submit(ask, number) for number in range(64)]
+        while not any(status.done() for status in statuses):
+            time.sleep(0.01)
+        ingress.kill()
+        assert {status.result() for status in statuses} == {200}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--haproxy",)], ids=["own proxy", "haproxy"])
+@pytest.mark.parametrize("more", [(), ("--no-haproxy",)], ids=["haproxy", "own proxy"])
 def test_it_serves_says_so_in_one_line_and_ends_on_ctrl_c(
     more: tuple[str, ...], tiny: RewardModel, tmp_path: Path
 ) -> None:
@@ -160,12 +193,17 @@ def test_it_serves_says_so_in_one_line_and_ends_on_ctrl_c(
         asked = [chat("What is 2 + 2?", "4")]
         answer = httpx.post(f"{url}/v1/score", json={"conversations": asked}, timeout=PATIENCE_S).json()
         assert [result["score"] for result in answer["results"]] == tiny.get_scores(asked)
+        assert ("haproxy" in _command_lines(process.pid)) == (not more)
+        _lose_the_ingress(process.pid, url)
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE_S)
         assert time.monotonic() - began < STOPPED_WITHIN_S * LOADED
-    assert (process.returncode, out) == (130, "")
-    assert [line for line in err.splitlines() if not line.startswith("still starting: ")] == ["rayward serve stopped"]
+    told = [line for text in (out, err) for line in text.splitlines() if not OF_A_LOSS.match(line)]
+    assert (process.returncode, [line for line in told if not line.startswith("still starting: ")]) == (
+        130,
+        ["rayward serve stopped"],
+    )
 
 
 @pytest.mark.slow
