@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cluster.connect import ClusterResources
@@ -18,6 +19,8 @@ MAX_SPLIT = 8
 SPLIT_MEMORY_SHARE = 0.5
 LIBRARIES_BYTES = 2**30
 UNITS_PER_ACTOR = 4
+LEFT_WITHIN_S = 3.0
+"""How long the actors of a job that has ended may take to go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +81,22 @@ def split_actors(pool: ActorPool, resources: ClusterResources, *, num_units: int
     return pool if parts == 1 else ActorPool(parts * pool.num_actors, int(pool.cpus_per_actor / parts), 0.0)
 
 
-def shortage(pool: ActorPool, free: Mapping[str, float]) -> str | None:
-    """Why not even one actor can start now: what it takes and what of that others leave; None where one can.
+def shortage(pool: ActorPool, free: Callable[[], Mapping[str, float]]) -> str | None:
+    """Why not even one actor can start: what it takes and what of that others leave; None where one can.
+
+    The actors of a job that has just ended take a moment to go, which is waited for.
 
     Args:
         pool: the actors.
-        free: what is free in the cluster, as `ray.available_resources` tells it.
+        free: tells what is free in the cluster, as `ray.available_resources` does.
     """
+    deadline = time.monotonic() + LEFT_WITHIN_S
+    while (lacking := _lacking(pool, free())) and time.monotonic() < deadline:
+        time.sleep(LEFT_WITHIN_S / 20)
+    return lacking
+
+
+def _lacking(pool: ActorPool, free: Mapping[str, float]) -> str | None:
     wanted = {"CPU": pool.cpus_per_actor, "GPU": pool.gpus_per_actor}
     lacking = [
         f"{free.get(name, 0.0):g} of {wants:g} {name}s" for name, wants in wanted.items() if free.get(name, 0.0) < wants

@@ -283,7 +283,7 @@ class ScoringRun:
             doer,
             pool.num_actors,
         )
-        if run.left and (lacking := shortage(pool, ray.available_resources())):
+        if run.left and (lacking := shortage(pool, ray.available_resources)):
             logger.warning("%s: the job waits until others leave them (--cpus-per-actor, --gpus-per-actor)", lacking)
 
 

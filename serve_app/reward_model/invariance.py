@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from serve_app.reward_model.linear import CUDA_TILE_ROWS, Linear, with_tiles
+from serve_app.reward_model.linear import CUDA_TILE_ROWS, PROBED_THREADS, Linear, with_tiles
 
 MIN_ROWS = 16
 CPU_CHUNK_ROWS = 512
-PROBED_THREADS = (1, 2, 4, 8, 16)
 PROBED_SHIFTS = (1, 5, 100)
 CUDA_MULTIPLES = (128, 256, 512)
 """Rows that a batch may have a multiple of on CUDA, the best first, before that of the tiles."""
@@ -112,7 +111,7 @@ def _longest_alike(linear: Linear, like: Tensor, tile_rows: int, multiple: int, 
 def _product_varies(rule: RowRule, linear: Linear, like: Tensor) -> bool:
     num_rows = rule.multiple * 4
     x = torch.randn(num_rows, linear.shape[1], generator=torch.Generator().manual_seed(0)).to(like)
-    for product in (linear, linear.silu):
+    for product in (linear, linear.silu, linear.gelu_tanh):
         whole = product(x)
         if any(not torch.equal(product(other)[kept], whole[rows]) for other, kept, rows in _elsewhere(x)):
             return True

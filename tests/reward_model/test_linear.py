@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from serve_app.reward_model import RewardModel, UnsupportedDeviceError
-from serve_app.reward_model.invariance import LONGEST_TILE_ROWS, RowRule, widened
+from serve_app.reward_model.invariance import LONGEST_TILE_ROWS, RowRule, _product_varies, widened
 from serve_app.reward_model.linear import (
     REDUCTIONS,
     DenseLinear,
     Fp8Linear,
     Linear,
     OneDnnLinear,
+    PiecewiseLinear,
     linear_for,
+    varies_by_rows,
     whole_sums,
 )
 from serve_app.reward_model.token_budget import CUDA_MAX_TOKEN_BUDGET, TRIAL_TOKENS, budget_for
@@ -36,10 +38,11 @@ def drawn(*shape: int) -> Tensor:
 
 def made(kind: str, dtype: torch.dtype) -> tuple[Linear, Tensor, Tensor]:
     weight, bias = (drawn(OUT, IN) / 8).to(dtype), drawn(OUT).to(dtype)
-    if kind == "oneDNN" and not OneDnnLinear.supports(weight):
+    if kind in ("oneDNN", "pieces") and not OneDnnLinear.supports(weight):
         pytest.skip(f"oneDNN has no {dtype} products on this processor")
     linears: dict[str, Callable[[], Linear]] = {
         "oneDNN": lambda: OneDnnLinear.of(weight, bias),
+        "pieces": lambda: PiecewiseLinear.of(weight, bias),
         "dense": lambda: DenseLinear(weight, bias),
         "tiled": lambda: DenseLinear(weight, bias, tile_rows=16),
         "fp8": lambda: Fp8Linear.of(weight, bias, tile_rows=16),
@@ -47,7 +50,7 @@ def made(kind: str, dtype: torch.dtype) -> tuple[Linear, Tensor, Tensor]:
     return linears[kind](), weight, bias
 
 
-@pytest.mark.parametrize("kind", ["oneDNN", "dense", "tiled", "fp8"])
+@pytest.mark.parametrize("kind", ["oneDNN", "pieces", "dense", "tiled", "fp8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products_are_right(kind: str, dtype: torch.dtype) -> None:
     linear, weight, bias = made(kind, dtype)
@@ -64,7 +67,7 @@ def test_products_are_right(kind: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(ours.double(), theirs, atol=tolerance, rtol=tolerance / 5)
 
 
-@pytest.mark.parametrize("kind", ["oneDNN", "tiled", "fp8"])
+@pytest.mark.parametrize("kind", ["oneDNN", "pieces", "tiled", "fp8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.usefixtures("threads")
 def test_a_row_has_the_same_bits_among_any_others(kind: str, dtype: torch.dtype) -> None:
@@ -79,10 +82,79 @@ def test_a_row_has_the_same_bits_among_any_others(kind: str, dtype: torch.dtype)
             assert all(torch.equal(ours, theirs[rows]) for ours, theirs in zip(part, whole, strict=True))
 
 
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several columns of pieces, the last of which is narrower, and long ones."""
+    monkeypatch.setattr("serve_app.reward_model.linear.PIECE_COLUMNS", 80)
+
+
+@pytest.mark.usefixtures("threads", "small_pieces")
+def test_pieces_have_one_size_whatever_the_rows_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where oneDNN's sums depend on the number of rows and of threads, as with AMX."""
+    sizes: set[tuple[int, int]] = set()
+    plain = OneDnnLinear.__call__
+
+    def noted(linear: OneDnnLinear, x: Tensor, out: Tensor | None = None) -> Tensor:
+        sizes.add((len(x), torch.get_num_threads()))
+        return plain(linear, x, out)
+
+    monkeypatch.setattr(OneDnnLinear, "__call__", noted)
+    weight, bias = drawn(OUT, IN) / 8, drawn(OUT)
+    linear = replace(PiecewiseLinear.of(weight, bias), long_rows=128)
+    x = drawn(401, IN)
+    exact, kept = x.double() @ weight.double().T + bias.double(), torch.full((401, OUT + 3), 7.0)
+    sizes.clear()
+    for num_threads in (1, 2, 3, 5):
+        torch.set_num_threads(num_threads)
+        for num_rows in (1, 58, 64, 130, 401):
+            torch.testing.assert_close(linear(x[:num_rows]).double(), exact[:num_rows], atol=1e-5, rtol=1e-5)
+        assert torch.get_num_threads() == num_threads
+    assert linear(x, kept[:, :OUT]).data_ptr() == kept.data_ptr()
+    torch.testing.assert_close(kept[:, :OUT].double(), exact, atol=1e-5, rtol=1e-5)
+    assert (kept[:, OUT:] == 7).all()
+    assert sizes == {(64, 1), (128, 1)}
+
+
+def test_an_error_in_a_piece_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = PiecewiseLinear.of(drawn(OUT, IN), None)
+    for num_threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda number=num_threads: number)
+        with pytest.raises(RuntimeError):
+            linear(drawn(70, IN + 1))
+
+
+def test_products_that_vary_with_the_rows_are_cut_into_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = drawn(OUT, IN).bfloat16()
+    if not OneDnnLinear.supports(weight):
+        pytest.skip("oneDNN has no torch.bfloat16 products on this processor")
+    plain = OneDnnLinear.__call__
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
+    for varies in (False, True):
+        varies_by_rows.cache_clear()
+        monkeypatch.setattr(
+            OneDnnLinear, "__call__", lambda linear, x, varies=varies: plain(linear, x) * (1 + varies * len(x))
+        )
+        assert isinstance(linear_for(weight, None), PiecewiseLinear if varies else OneDnnLinear)
+    assert isinstance(linear_for(weight.float(), None), OneDnnLinear)
+    varies_by_rows.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [(1024, 1024), (2816, 1024), (1024, 2816)])
+@pytest.mark.usefixtures("threads")
+def test_rows_of_real_sizes_keep_their_bits(shape: tuple[int, int]) -> None:
+    """As they do not with oneDNN alone on processors with AMX."""
+    if not OneDnnLinear.supports(torch.empty(0, dtype=torch.bfloat16)):
+        pytest.skip("oneDNN has no torch.bfloat16 products on this processor")
+    linear = linear_for((drawn(*shape) / 32).bfloat16(), None)
+    for other in (RowRule(multiple=16), RowRule(multiple=80)):
+        assert not _product_varies(other, linear, torch.empty(0, dtype=torch.bfloat16))
+
+
 def test_the_device_and_the_dtype_choose_the_product() -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         weight = drawn(OUT, IN).to(dtype)
-        assert isinstance(linear_for(weight, None), OneDnnLinear if OneDnnLinear.supports(weight) else DenseLinear)
+        own = (OneDnnLinear, PiecewiseLinear) if OneDnnLinear.supports(weight) else DenseLinear
+        assert isinstance(linear_for(weight, None), own)
     assert not OneDnnLinear.supports(drawn(OUT, IN).half())
     assert isinstance(linear_for(drawn(OUT, IN), None, quantization="fp8"), Fp8Linear)
 

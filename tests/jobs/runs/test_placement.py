@@ -83,8 +83,10 @@ def test_actors_on_cpus_are_split(
     assert found == split
 
 
-def test_what_others_hold_is_told() -> None:
+def test_what_others_hold_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = ActorPool(num_actors=2, cpus_per_actor=2.0, gpus_per_actor=0.5)
-    assert shortage(pool, {"CPU": 2.0, "GPU": 0.5}) is None
-    assert shortage(pool, {"CPU": 0.5, "GPU": 1.0}) == "only 0.5 of 2 CPUs that an actor takes are free"
-    assert shortage(pool, {"CPU": 3.0}) == "only 0 of 0.5 GPUs that an actor takes are free"
+    leaving = iter([{"CPU": 0.5}, {"CPU": 1.5}, {"CPU": 2.0, "GPU": 0.5}])
+    assert shortage(pool, lambda: next(leaving)) is None
+    monkeypatch.setattr("jobs.runs.placement.LEFT_WITHIN_S", 0.01)
+    assert shortage(pool, lambda: {"CPU": 0.5, "GPU": 1.0}) == "only 0.5 of 2 CPUs that an actor takes are free"
+    assert shortage(pool, lambda: {"CPU": 3.0}) == "only 0 of 0.5 GPUs that an actor takes are free"
