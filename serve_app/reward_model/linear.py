@@ -166,12 +166,12 @@ class PiecewiseLinear:
         row_groups = _shares(len(x) // PIECE_ROWS, threads)
         part_groups = _shares(len(self.parts), math.ceil(threads / len(row_groups)))
 
-        @torch.inference_mode()
         def compute(group: tuple[range, range]) -> None:
-            for part in group[1]:
-                for rows in self._cut(group[0].start * PIECE_ROWS, group[0].stop * PIECE_ROWS):
-                    into = out[rows, part * PIECE_COLUMNS : (part + 1) * PIECE_COLUMNS]
-                    into.copy_(piece(part, x[rows], rows)[: len(into)])
+            with torch.inference_mode():
+                for part in group[1]:
+                    for rows in self._cut(group[0].start * PIECE_ROWS, group[0].stop * PIECE_ROWS):
+                        into = out[rows, part * PIECE_COLUMNS : (part + 1) * PIECE_COLUMNS]
+                        into.copy_(piece(part, x[rows], rows)[: len(into)])
 
         run_serially(compute, [(rows, parts) for rows in row_groups for parts in part_groups], threads)
         return out
@@ -406,22 +406,21 @@ def varies_by_rows(dtype: torch.dtype, shape: tuple[int, ...], has_bias: bool) -
 
 
 class _SerialThreads:
-    """Threads on which PyTorch computes with one thread each: as many as were asked for last."""
+    """Threads on which PyTorch computes with one thread each, in a pool for each number that was asked for."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
-        self._kind = (0, 0)
+        self._process = os.getpid()
+        self._pools: dict[int, ThreadPoolExecutor] = {}
 
     def pool(self, num_threads: int) -> ThreadPoolExecutor:
-        """The threads, of this process: one that was forked has none of those of before."""
+        """So many threads of this process: one that was forked has none of those of before."""
         with self._lock:
-            kind = (os.getpid(), num_threads)
-            if self._pool is None or self._kind != kind:
-                if self._pool is not None and self._kind[0] == kind[0]:
-                    self._pool.shutdown(wait=False)
-                self._pool, self._kind = _serial_pool(num_threads), kind
-            return self._pool
+            if self._process != os.getpid():
+                self._process, self._pools = os.getpid(), {}
+            if num_threads not in self._pools:
+                self._pools[num_threads] = _serial_pool(num_threads)
+            return self._pools[num_threads]
 
 
 def _serial_pool(num_threads: int) -> ThreadPoolExecutor:
