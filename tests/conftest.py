@@ -69,12 +69,19 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order files: first those of a process that is connected to no Ray, since `local_ray` stays to the end; then those
-    on Ray, which take the longest, so that two processes end at about the same time.
+    on Ray, and others with slow tests, which take the longest, so that two processes end at about the same time.
     """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
     fixtures: dict[Path, set[str]] = {}
     for item in items:
         fixtures.setdefault(item.path, set()).update(getattr(item, "fixturenames", ()))
-    items.sort(key=lambda item: ("elsewhere" not in fixtures[item.path], "local_ray" not in fixtures[item.path]))
+    items.sort(
+        key=lambda item: (
+            "elsewhere" not in fixtures[item.path],
+            "local_ray" not in fixtures[item.path],
+            item.path not in slow,
+        )
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from serve_app.reward_model.linear import CUDA_TILE_ROWS, PROBED_THREADS, Linear, with_tiles
+from serve_app.reward_model.linear import CUDA_TILE_ROWS, Linear, with_tiles
 
 MIN_ROWS = 16
 CPU_CHUNK_ROWS = 512
+PROBED_THREADS = (1, 2, 4, 8, 16)
 PROBED_SHIFTS = (1, 5, 100)
 CUDA_MULTIPLES = (128, 256, 512)
 """Rows that a batch may have a multiple of on CUDA, the best first, before that of the tiles."""
