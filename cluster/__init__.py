@@ -6,3 +6,5 @@ plan             GPUs, hours and bytes of a corpus: the command; sizing: its ari
 reward_actor     the RLHF door; reward_pool: its parts; rlhf: one adapter a trainer
 deploy/          YAML for KubeRay and `ray up`, an image, a dashboard
 """
+
+import serve_app  # noqa: F401  it has a say in how PyTorch starts

@@ -11,8 +11,22 @@ reward_model     the engine
 """
 
 import os
+from itertools import islice
+from pathlib import Path
 
-# PyTorch's threads wait for work by spinning, for milliseconds: beside the threads that compute pieces of products that
-# halves the engine's rate on two cores. PyTorch reads this when it is imported; what the user has set stays.
-if "OMP_WAIT_POLICY" not in os.environ:
+CPU_FACTS = Path("/proc/cpuinfo")
+
+
+def _has_amx() -> bool:
+    try:
+        with CPU_FACTS.open(encoding="utf-8", errors="replace") as lines:
+            return any("amx_tile" in line for line in islice(lines, 40))  # the first processor's
+    except OSError:
+        return False
+
+
+# PyTorch's threads wait for work by spinning, for milliseconds: beside the threads that compute pieces of products
+# (`reward_model/onednn.py`) that halves the engine's rate on two cores. PyTorch reads this when it is imported; what
+# the user has set stays. Actors of jobs import PyTorch first, and have one thread where nothing else is asked for.
+if "OMP_WAIT_POLICY" not in os.environ and _has_amx():
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serve_app.reward_model import RewardModel
-from serve_app.reward_model.linear import OneDnnLinear
+from serve_app.reward_model.onednn import OneDnnLinear
 
 SHARED = Path(os.environ.get("RAYWARD_SHARED", Path(__file__).parents[2] / "shared"))
 

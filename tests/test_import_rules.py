@@ -6,6 +6,7 @@ Imports inside functions count like those at the top of a file.
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+import serve_app
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("serve_app", "jobs", "cluster")
@@ -198,3 +201,15 @@ def test_all_stands_in_faces_alone_and_is_true() -> None:
 def test_every_package_is_in_the_wheel() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     assert set(listed) == {name for name, file in FILES.items() if file.name == "__init__.py"}
+
+
+@pytest.mark.parametrize("module", ["cluster.reward_pool.actor", "serve_app.replica", "serve_app.reward_model.model"])
+def test_what_pytorch_reads_at_its_start_is_set_before(module: str) -> None:
+    """As processes of Ray import the code that they run."""
+    told = "import os, sys, importlib; sys.modules['torch'] = None\n"
+    told += f"try: importlib.import_module({module!r})\nexcept ImportError: pass\n"
+    told += "print(os.environ.get('GOMP_SPINCOUNT'), 'serve_app' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run([sys.executable, "-c", told], env=environment, cwd=ROOT, capture_output=True, text=True)
+    spins = "1000" if serve_app._has_amx() else "None"
+    assert done.stdout.split() == [spins, "True"], done.stderr

@@ -12,7 +12,7 @@ A conversation's path:
     prefix_cache     keys and values of prefixes that were read, for the calls after it
     packing          sequences end to end under a token budget
     scorer           packed batches in turn; out of memory and not finite are met here
-    decoder          packed batch -> hidden states, by linear (matrix products), attention and rotary;
+    decoder          packed batch -> hidden states, by linear (matrix products; onednn: on CPUs), attention and rotary;
                      row_kernels: what is done row by row, for CUDA; handover: between devices that share the layers
     heads            hidden states -> scores
     scores           a score, orders and ranks

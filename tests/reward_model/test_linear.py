@@ -20,12 +20,10 @@ from serve_app.reward_model.linear import (
     DenseLinear,
     Fp8Linear,
     Linear,
-    OneDnnLinear,
-    PiecewiseLinear,
     linear_for,
-    varies_by_rows,
     whole_sums,
 )
+from serve_app.reward_model.onednn import OneDnnLinear, PiecewiseLinear, varies
 from serve_app.reward_model.token_budget import CUDA_MAX_TOKEN_BUDGET, TRIAL_TOKENS, budget_for
 from tests.cluster.reward_pool.checkpoints import reshaped
 
@@ -85,7 +83,7 @@ def test_a_row_has_the_same_bits_among_any_others(kind: str, dtype: torch.dtype)
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several columns of pieces, the last of which is narrower, and long ones."""
-    monkeypatch.setattr("serve_app.reward_model.linear.PIECE_COLUMNS", 80)
+    monkeypatch.setattr("serve_app.reward_model.onednn.PIECE_COLUMNS", 80)
 
 
 @pytest.mark.usefixtures("threads", "small_pieces")
@@ -115,10 +113,11 @@ def test_pieces_have_one_size_whatever_the_rows_and_threads(monkeypatch: pytest.
     assert sizes == {(64, 1), (128, 1)}
 
 
-def test_an_error_in_a_piece_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("threads")
+def test_an_error_in_a_piece_is_the_callers() -> None:
     linear = PiecewiseLinear.of(drawn(OUT, IN), None)
     for num_threads in (1, 2):
-        monkeypatch.setattr(torch, "get_num_threads", lambda number=num_threads: number)
+        torch.set_num_threads(num_threads)
         with pytest.raises(RuntimeError):
             linear(drawn(70, IN + 1))
 
@@ -129,17 +128,17 @@ def test_products_that_vary_with_the_rows_are_cut_into_pieces(monkeypatch: pytes
         pytest.skip("oneDNN has no torch.bfloat16 products on this processor")
     plain = OneDnnLinear.__call__
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
-    for varies in (False, True):
-        varies_by_rows.cache_clear()
+    for is_varied in (False, True):
+        varies.cache_clear()
         monkeypatch.setattr(
-            OneDnnLinear, "__call__", lambda linear, x, varies=varies: plain(linear, x) * (1 + varies * len(x))
+            OneDnnLinear, "__call__", lambda linear, x, by=int(is_varied): plain(linear, x) * (1 + by * len(x))
         )
-        assert isinstance(linear_for(weight, None), PiecewiseLinear if varies else OneDnnLinear)
+        assert isinstance(linear_for(weight, None), PiecewiseLinear if is_varied else OneDnnLinear)
     assert isinstance(linear_for(weight.float(), None), OneDnnLinear)
-    varies_by_rows.cache_clear()
+    varies.cache_clear()
 
 
-@pytest.mark.parametrize("shape", [(1024, 1024), (2816, 1024), (1024, 2816)])
+@pytest.mark.parametrize("shape", [(1024, 1024), (512, 1024), (2816, 1024), (1024, 2816)])
 @pytest.mark.usefixtures("threads")
 def test_rows_of_real_sizes_keep_their_bits(shape: tuple[int, int]) -> None:
     """As they do not with oneDNN alone on processors with AMX."""

@@ -14,7 +14,7 @@ import torch
 
 from serve_app.reward_model import DeviceError, NonFiniteScoreError, RewardModel
 from serve_app.reward_model.families import GATE_PATTERN
-from serve_app.reward_model.linear import OneDnnLinear
+from serve_app.reward_model.onednn import OneDnnLinear
 from serve_app.reward_model.prefix_cache import CACHE_BLOCK_TOKENS, CPU_CACHE_BYTES, PrefixCache, cache_bytes
 from serve_app.reward_model.scorer import SequenceScorer
 from tests.goldens import make_golden

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from serve_app.reward_model import Conversation, ConversationError, ConversationTooLongError, RewardModel, Score
-from serve_app.reward_model.linear import OneDnnLinear
+from serve_app.reward_model.onednn import OneDnnLinear
 from serve_app.reward_model.prefixes import MIN_SHARED_TOKENS
 from tests.conftest import chat
 
