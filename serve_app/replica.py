@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -164,7 +165,7 @@ class RewardReplica:
             self._metrics.failed("cancelled")
             raise
         self._metrics.answered(outcomes)
-        return ScoreReply.of(outcomes)
+        return replace(ScoreReply.of(outcomes), processor=self._facts.processor)
 
     async def score_each(self, batches: Sequence[TokenBatch], timeouts_s: Sequence[float | None]) -> list[ScoreReply]:
         """`score` of several requests that arrived together, each with a queue place and a reply of its own."""

@@ -38,6 +38,7 @@ class ScoringRecord:
     versions: Mapping[str, str]
     not_computed: int = 0
     """Tokens of scores that were there before."""
+    processors: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> ScoringRecord:
@@ -60,6 +61,7 @@ class ScoringRecord:
             elapsed or None,
             {key: str(value) for key, value in _mapping(manifest.get("versions")).items()},
             int(_number(manifest.get("tokens_not_computed"))),
+            tuple(manifest.get("processors", ())),
         )
 
     @property

@@ -323,6 +323,7 @@ def _record(record: ScoringRecord, *, several: bool) -> PageSection:
         ("revision", record.revision),
         ("fingerprint of its files", record.fingerprint),
         ("device, dtype", ", ".join(filter(None, (record.device, record.dtype)))),
+        ("processor", "; ".join(record.processors)),
         ("status", record.status if record.status != "complete" else None),
         ("rows, tokens", f"{record.rows:,}, {record.tokens:,}" if record.rows else None),
         ("without a score", f"{record.errors:,}" if record.errors else None),

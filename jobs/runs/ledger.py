@@ -50,7 +50,7 @@ class UnitStats:
 
     Of `rows` input rows `errors` have no score; `left_out` were kept out of the output because that was asked for.
     `tokens` were scored in `seconds`, summed over actors. `counts` holds what a job counts beside; `added_rows` in it
-    are those that the output has over the input's.
+    are those that the output has over the input's. `processors` are the kinds that scores were computed on.
     """
 
     rows: int = 0
@@ -59,6 +59,10 @@ class UnitStats:
     seconds: float = 0.0
     left_out: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
+    processors: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "processors", tuple(self.processors))  # a list in JSON
 
     def __add__(self, other: UnitStats) -> UnitStats:
         names = [*self.counts, *(name for name in other.counts if name not in self.counts)]
@@ -69,6 +73,7 @@ class UnitStats:
             self.seconds + other.seconds,
             self.left_out + other.left_out,
             {name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in names},
+            sorted({*self.processors, *other.processors}),
         )
 
     @property
@@ -84,7 +89,8 @@ class UnitStats:
     def figures(self) -> dict[str, Any]:
         """All counts by name, as a manifest has them."""
         own = {"rows": self.rows, "errors": self.errors, "tokens": self.tokens, "seconds": self.seconds}
-        return own | dict(self.counts)
+        processors = {"processors": list(self.processors)} if self.processors else {}
+        return own | dict(self.counts) | processors
 
 
 class Ledger:

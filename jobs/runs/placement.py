@@ -18,7 +18,7 @@ REPLICAS_PER_FORWARDER = 4
 MAX_SPLIT = 8
 SPLIT_MEMORY_SHARE = 0.5
 LIBRARIES_BYTES = 2**30
-UNITS_PER_ACTOR = 4
+UNITS_PER_ACTOR = 2
 LEFT_WITHIN_S = 3.0
 """How long the actors of a job that has ended may take to go."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,8 @@ class UnitRun:
     """Work of a job: its units, those that are done by id, and what a restart must have in common with it.
 
     `plan` is what a restart need not find out again. `arguments` and `facts`, such as the model, are for the manifest
-    alone; `error_column` is where the reasons are, which `max_errors` counts.
+    alone; `error_column` is where the reasons are, which `max_errors` counts. `watch` is called with the counts of the
+    whole output, at the beginning and after each unit.
     """
 
     ledger: Ledger
@@ -34,6 +35,7 @@ class UnitRun:
     error_column: str
     facts: dict[str, Any] = field(default_factory=dict)
     progress: ProgressStyle = "auto"
+    watch: Callable[[UnitStats], None] | None = None
 
     @property
     def left(self) -> list[Unit]:
@@ -63,15 +65,17 @@ class UnitRun:
             num_units=len(self.left),
             style=self.progress,
         ) as progress:
-            self._check_errors(done)
+            self._check(done)
             if self.left:
                 reports = run_units(self.left, filesystem=self.corpus.filesystem, ledger=self.ledger, stages=stages)
                 for report in reports:
                     progress.add(report.stats)
-                    self._check_errors(progress.total)
+                    self._check(progress.total)
         return progress
 
-    def _check_errors(self, total: UnitStats) -> None:
+    def _check(self, total: UnitStats) -> None:
+        if self.watch is not None:
+            self.watch(total)
         if self.max_errors is not None and total.errors > self.max_errors:
             raise TooManyErrorsError(
                 f"{total.errors} rows failed, --max-errors allows {self.max_errors}; their reasons are in the column "

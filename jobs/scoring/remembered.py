@@ -1,7 +1,8 @@
 """Scores that were computed before, found by a 128-bit hash of token ids: within a job and of earlier outputs.
 
-A score is a function of the token ids, the model, the dtype and the kind of device, so that one computed before is the
-one that would be computed now, to the bit. A job's output keeps the hashes and scores of each unit in a file of
+A score is a function of the token ids, the model, the dtype and the kind of processor, so that one computed before is
+the one that would be computed now, to the bit. The processor is part of the hash: a worker finds what its own kind
+computed, and no other's. A job's output keeps the hashes and scores of each unit in a file of
 `_scores/`; `--reuse` reads those of earlier outputs. What a running job remembers besides is in `score_memory.py`.
 """
 
@@ -13,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 SCORES = "_scores"
 """The folder in a job's output with a file of hashes and scores for each unit."""
+FORM, FORM_KEY = b"2", b"rayward.scores"
+"""The form of such a file, in its metadata. The first one had none, and hashes without the processor."""
 FILES_PER_TASK = 64
 BYTES_PER_SHARE = 24 << 20
 """Of files; a hash and a score take some 24 bytes there."""
@@ -44,9 +47,17 @@ Key: TypeAlias = bytes
 ScoreFile: TypeAlias = tuple[fs.FileSystem, str]
 
 
-def key_of(token_ids: Sequence[int]) -> Key:
-    """The BLAKE2b digest of token ids: of a billion conversations two share one with a probability of 1e-21."""
-    return hashlib.blake2b(np.asarray(token_ids, np.uint32).tobytes(), digest_size=16).digest()
+def key_of(token_ids: Sequence[int], processor: str) -> Key:
+    """The BLAKE2b digest of token ids that are scored on a kind of processor: of a billion conversations two share one
+    with a probability of 1e-21."""
+    content = np.asarray(token_ids, np.uint32).tobytes()
+    return hashlib.blake2b(content, digest_size=16, key=_short(processor)).digest()
+
+
+@lru_cache
+def _short(processor: str) -> bytes:
+    """BLAKE2b's key takes 64 bytes."""
+    return hashlib.blake2b(processor.encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +105,7 @@ def write_scores(ledger: Ledger, unit: Unit, table: pa.Table) -> None:
     Raises:
         OutputError: they cannot be written.
     """
-    sink = pa.BufferOutputStream()
+    sink, table = pa.BufferOutputStream(), table.replace_schema_metadata({FORM_KEY: FORM})
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     if ledger.filesystem.type_name not in OBJECT_STORES:  # there a folder is a name
@@ -104,10 +115,14 @@ def write_scores(ledger: Ledger, unit: Unit, table: pa.Table) -> None:
 
 @dataclass(frozen=True, slots=True)
 class EarlierOutput:
-    """The output of a job: its folder, the identity of its run, and its files of hashes and scores with their bytes."""
+    """The output of a job: its folder, the identity of its run, and its files of hashes and scores with their bytes.
+
+    `processors` are the kinds that they were computed on; none where the job has not ended yet, which tells them.
+    """
 
     folder: str
     identity: Mapping[str, Any]
+    processors: tuple[str, ...]
     files: tuple[ScoreFile, ...]
     num_bytes: int
 
@@ -120,7 +135,8 @@ class EarlierOutput:
         selector = fs.FileSelector(f"{ledger.folder}/{SCORES}", allow_not_found=True)
         infos = [info for info in ledger.filesystem.get_file_info(selector) if info.extension == "arrow"]
         files = tuple((ledger.filesystem, path) for path in sorted(info.path for info in infos))
-        return cls(folder, manifest["identity"], files, sum(info.size for info in infos))
+        processors = tuple(manifest.get("processors", ()))
+        return cls(folder, manifest["identity"], processors, files, sum(info.size for info in infos))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +171,13 @@ class EarlierScores:
         """What the job itself scored into its folder before it was started again."""
         output = EarlierOutput.of(ledger, ledger.location)
         return cls() if output is None else cls((output,), is_an_error=False)
+
+    @property
+    def processors(self) -> frozenset[str]:
+        """The kinds of processors of which there are scores; empty where an output does not say it."""
+        if not all(output.processors for output in self.outputs):
+            return frozenset()
+        return frozenset(processor for output in self.outputs for processor in output.processors)
 
     def index(self, identity: Mapping[str, Any]) -> ScoreIndex:
         """The index of all files. Many are read by tasks on the connected Ray: none holds more than a share, or some
@@ -197,13 +220,19 @@ def _read(file: ScoreFile, *, is_an_error: bool) -> Share:
     try:
         with filesystem.open_input_file(path) as source:
             table = pa.ipc.open_file(source).read_all()
-    except (pa.ArrowException, OSError) as error:
+        _check_form(table.schema)
+    except (pa.ArrowException, OSError, ValueError) as error:
         text = f"{told(filesystem, path)} cannot be read: {error}"
         if is_an_error:
             raise CorpusError(f"{text}. Without that file its conversations are computed again") from error
         logger.warning("%s; its conversations are computed again", text)
         return _joined([])
     return _joined([_share(batch) for batch in table.to_batches() if len(batch)])
+
+
+def _check_form(schema: pa.Schema) -> None:
+    if (schema.metadata or {}).get(FORM_KEY) != FORM:
+        raise ValueError("another version of rayward wrote it, and its hashes do not tell kinds of processors apart")
 
 
 def _share(batch: pa.RecordBatch) -> Share:

@@ -92,7 +92,8 @@ class CallGate:
 class ReplicaCalls:
     """Asks the replicas of a deployment that have the model of `key`, from a thread of its own.
 
-    `num_callers` is how many processes ask; they share what replicas take at once.
+    `num_callers` is how many processes ask; they share what replicas take at once. `processors` are the kinds that
+    answers were computed on.
     """
 
     def __init__(self, app: str, deployment: str, key: str, *, num_callers: int, handle: Any = None) -> None:
@@ -100,6 +101,7 @@ class ReplicaCalls:
 
         self._app, self._deployment, self._key, self._num_callers = app, deployment, key, num_callers
         self._replicas = handle or serve.get_deployment_handle(deployment, app)
+        self.processors: set[str] = set()
         self._gate = CallGate(CALLS_PER_REPLICA)
         self._counted_at = -math.inf
         self._progressed_at = time.monotonic()
@@ -168,6 +170,7 @@ class ReplicaCalls:
             reply, pause_s = await self._ask(batch)
             if reply is not None and reply.failure is None:
                 self._progressed_at = time.monotonic()
+                self.processors.add(reply.processor)
                 return reply.outputs()
             num_failures += reply is not None
             if reply is not None and num_failures == MAX_FAILURES:

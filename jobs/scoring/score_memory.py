@@ -161,12 +161,15 @@ class Recalled:
     _known: Mapping[Key, Outputs]
     _reused: frozenset[Key]
 
-    def completed(self, computed: Sequence[Outputs | ScoringError]) -> list[Outputs | ScoringError]:
-        """The outcome of each sequence, in order, from those of the missing ones; they are remembered."""
+    def completed(
+        self, computed: Sequence[Outputs | ScoringError], *, remember: bool = True
+    ) -> list[Outputs | ScoringError]:
+        """The outcome of each sequence, in order, from those of the missing ones, which are to be remembered or not."""
         made = {self._keys[place]: one for place, one in zip(self.missing, computed, strict=True)}
         scores = {key: one for key, one in made.items() if not isinstance(one, ScoringError)}
-        known = {**self._known, **scores}
-        self._memory.learn(known, made=scores)
+        kept = scores if remember else {}
+        known = {**self._known, **kept}
+        self._memory.learn(known, made=kept)
         num_tokens = sum(self._lengths[place] for place in self.missing)
         self._memory.note(known, self._counts(scores), len(self._keys), num_tokens)
         outcomes = {**self._known, **made}
@@ -190,10 +193,13 @@ class ScoreMemory:
         reused: scores of earlier outputs.
         before: scores of the job itself, before it was started again.
         shared: scores of the job's other processes.
+        processor: the kind that this one computes on: scores of another kind are not found.
     """
 
-    def __init__(self, reused: KnownScores, before: KnownScores, shared: SharedScores | None = None) -> None:
-        self._reused, self._before, self._shared = reused, before, shared
+    def __init__(
+        self, reused: KnownScores, before: KnownScores, shared: SharedScores | None = None, *, processor: str
+    ) -> None:
+        self._reused, self._before, self._shared, self._processor = reused, before, shared, processor
         self._recent = RecentScores(MAX_REMEMBERED)
         self._threads = threading.local()
 
@@ -217,7 +223,7 @@ class ScoreMemory:
 
     def recall(self, sequences: Sequence[Sequence[int]]) -> Recalled:
         """What is known of the sequences."""
-        keys = [key_of(sequence) for sequence in sequences]
+        keys = [key_of(sequence, self._processor) for sequence in sequences]
         firsts = {key: place for place, key in reversed(list(enumerate(keys)))}
         known: dict[Key, Outputs] = {}
         sources: list[KnownScores | None] = [self._recent, self._shared, self._before]
@@ -256,7 +262,7 @@ def remembering(load: Callable[[], M], reused: KnownScores, before: KnownScores,
     """The model that `load` makes, with a memory as `ScoreMemory` says where it can have one."""
     model = load()
     if hasattr(holder := _holder(model), "memory"):
-        holder.memory = ScoreMemory(reused, before, shared)
+        holder.memory = ScoreMemory(reused, before, shared, processor=holder.processor)
     return model
 
 

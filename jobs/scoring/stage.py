@@ -44,6 +44,11 @@ class DeadRowError(ScoringError):
 class ConversationScorer(Protocol):
     """A scorer of conversations: a `RewardModel` in this process, or a `ServedModel` elsewhere."""
 
+    @property
+    def processors(self) -> tuple[str, ...]:
+        """The kinds of processors that scores were computed on so far; usually one."""
+        ...
+
     def outcomes(
         self, conversations: Sequence[Conversation], *, truncation: Truncation, max_tokens: int | None, strict: bool
     ) -> Sequence[Score | ScoringError]:
@@ -128,12 +133,14 @@ class TableScorer(ABC, Generic[Columns, Outcome]):
         memory = memory_of(attempt.model)
         reach = _Reach(attempt)
         if memory is None:
-            return self._attempted(attempt, reach, table)
+            scored, stats = self._attempted(attempt, reach, table)
+            return scored, replace(stats, processors=attempt.model.processors)
         with memory.unit(reach.tell) as scores:
             scored, stats = self._attempted(attempt, reach, table)
         assert self._ledger is not None
         write_scores(self._ledger, unit, scores.table())
-        return scored, replace(stats, counts={**stats.counts, **scores.counts})
+        counts = {**stats.counts, **scores.counts}
+        return scored, replace(stats, counts=counts, processors=attempt.model.processors)
 
     def _attempted(
         self, attempt: UnitAttempt[ConversationScorer], reach: _Reach, table: pa.Table

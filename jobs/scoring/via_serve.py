@@ -57,8 +57,14 @@ class ServedModel:
         self._config, self._tokenizer = facts.spec.read(folder)
         self._attributes = self._config.head.attributes
         self._calls = calls
+        self.processor = facts.processor
         self.memory: ScoreMemory | None = None
         self._part_tokens = min(facts.token_budget, MAX_PART_TOKENS)
+
+    @property
+    def processors(self) -> tuple[str, ...]:
+        """The kinds of processors that the replicas have computed on so far, the first of them that of `describe`."""
+        return (self.processor, *sorted(self._calls.processors - {self.processor}))
 
     def outcomes(
         self,
@@ -119,7 +125,8 @@ class ServedModel:
         missing = list(range(len(ids))) if recalled is None else recalled.missing
         parts = cut([ids[at] for at in missing], max_tokens=self._part_tokens)
         places = [[missing[at] for at in part] for part in parts]
-        return _Answers(places, [self._calls.submit([ids[at] for at in part]) for part in places], recalled)
+        answers = [self._calls.submit([ids[at] for at in part]) for part in places]
+        return _Answers(places, answers, recalled, self)
 
     def _encoded(
         self,
@@ -144,11 +151,12 @@ class ServedModel:
 @dataclass(frozen=True, slots=True)
 class _Answers:
     """What replicas were asked for: the places of the sequences of each part, its answer to come, and what was known
-    of the others."""
+    of the others. Once replicas on several kinds of processors answer, no score is remembered: it may be of any."""
 
     places: list[list[int]]
     answers: list[Future[Outcomes]]
     recalled: Recalled | None
+    model: ServedModel
 
     def result(self) -> Outcomes:
         """The outcome of each sequence, in order."""
@@ -156,7 +164,9 @@ class _Answers:
         for part, answer in zip(self.places, self.answers, strict=True):
             found |= zip(part, answer.result(), strict=True)
         computed = [found[at] for at in sorted(found)]
-        return computed if self.recalled is None else self.recalled.completed(computed)
+        if self.recalled is None:
+            return computed
+        return self.recalled.completed(computed, remember=len(self.model.processors) == 1)
 
     def cancel(self) -> None:
         for answer in self.answers:

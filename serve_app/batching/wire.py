@@ -102,6 +102,7 @@ class ScoreReply:
     """The scores of a batch, float32 [number of sequences], in order; those in `errors`, by place, have none.
 
     `attributes`, float32 [number of sequences, A], are those of a model that has any: see `HeadConfig.attributes`.
+    `processor` is the kind that they were computed on: see `processor.py`.
     With a `refusal` or a `failure` there are no scores at all: the batch was not tried, or the forward pass failed for
     all of it, so that another process may do better. `weights_version` is the number of the weights that all scores
     were computed with, where those can change.
@@ -113,6 +114,7 @@ class ScoreReply:
     failure: ForwardError | None = None
     weights_version: int = 0
     attributes: NDArray[np.float32] | None = None
+    processor: str = ""
 
     @classmethod
     def of(cls, outcomes: Sequence[Outputs | ScoringError], *, weights_version: int = 0) -> ScoreReply:

@@ -20,8 +20,8 @@ A conversation's path:
 A model's path: spec names it, model_files finds it, checkpoint loads it. families is the table of architectures,
 architecture reads a configuration, adapter_config an adapter's; weight_files, weights and head_weights place tensors by
 name, adapters and fp8_weights change them on the way; device_map spreads layers over devices, parked_weights puts them
-away. token_budget says how much one pass reads, invariance probes this machine; model is the front door, tiny the
-embedded models and lessons what one of them was taught, errors the exception tree.
+away. token_budget says how much one pass reads, invariance probes this machine, processor names it; model is the front
+door, tiny the embedded models and lessons what one of them was taught, errors the exception tree.
 
 `RewardModel` brings torch when it is first asked for: who reads options, help or errors does not wait for it.
 """

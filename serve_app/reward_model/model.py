@@ -173,6 +173,11 @@ class RewardModel:
         )
 
     @property
+    def processors(self) -> tuple[str, ...]:
+        """The kind of processor that scores are computed on: on another one they may differ in their last bits."""
+        return (self.scorer.processor,)
+
+    @property
     def normalization(self) -> Normalization | None:
         """Mean and standard deviation that the trainer saved beside the weights. Scores are raw all the same, unless
         the model was loaded with `normalize`.

@@ -24,6 +24,7 @@ from serve_app.reward_model.errors import (
 from serve_app.reward_model.packing import halves, num_rows, pack
 from serve_app.reward_model.prefix_cache import CACHE_BLOCK_TOKENS, CacheBytes, CachedPass, PrefixCache, cache_bytes
 from serve_app.reward_model.prefixes import Branch, branch_by_prefix
+from serve_app.reward_model.processor import processor_of
 from serve_app.reward_model.scores import Outputs
 from serve_app.reward_model.token_budget import (
     CPU_TOKEN_BUDGET,
@@ -90,6 +91,11 @@ class SequenceScorer:
         if self._is_measured:
             with self._lock:
                 self.token_budget = _measured_budget(self.decoder, self._memory_share)
+
+    @property
+    def processor(self) -> str:
+        """The kind of processor that it computes on, as `processor.py` has it."""
+        return processor_of(self.decoder.device)
 
     @property
     def cached_tokens(self) -> int:

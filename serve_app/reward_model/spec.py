@@ -216,6 +216,7 @@ class ModelFacts:
     dtype: str
     quantization: Quantization
     token_budget: int
+    processor: str
     chat_template: str | None = None
     base_model: str | None = None
     head: str | None = None
@@ -236,6 +237,7 @@ class ModelFacts:
             dtype=dtype_name(model.dtype),
             quantization=spec.quantization,
             token_budget=model.scorer.token_budget,
+            processor=model.scorer.processor,
             chat_template=spec.chat_template,
             base_model=spec.base_model,
             head=spec.head,
@@ -259,7 +261,7 @@ class ModelFacts:
 
     @property
     def key(self) -> str:
-        """Stands for all that decides a score: equal keys, equal bits."""
+        """Stands for all that decides a score: equal keys, equal bits, on processors of one kind."""
         return "/".join((self.fingerprint, self.device, self.dtype, self.quantization))
 
 

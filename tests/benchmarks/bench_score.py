@@ -55,6 +55,8 @@ class BenchConfig(BaseModel):
     """The shape of a model with random weights, in place of `model`."""
     num_rows: PositiveInt | None = None
     """Rows of the input to take, from its start; all by default."""
+    rows_per_unit: PositiveInt | None = None
+    """Rows of a unit; by default what a job takes for such a corpus."""
     engines: PositiveInt = 1
     """Engines beside each other, each a process with its part of the threads."""
     copies: PositiveInt = 3
@@ -73,7 +75,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         config = _at_hand(config, Path(folder))
         with connect(), ProcessPoolExecutor(config.engines, get_context("spawn"), _load, (config,)) as engines:
-            units = range(len(_conversations(config.input)))
+            units = range(len(_conversations(config.input, config.rows_per_unit)))
             _engine_rate(engines, units)
             for _ in range(config.repeats):
                 engine_rates.append(_engine_rate(engines, units))
@@ -109,11 +111,11 @@ def _at_hand(config: BenchConfig, folder: Path) -> BenchConfig:
     return config.model_copy(update=chosen)
 
 
-def _conversations(source: str) -> list[list[Conversation]]:
+def _conversations(source: str, rows_per_unit: int | None) -> list[list[Conversation]]:
     """The conversations of each unit that the job cuts the corpus into."""
     corpus = Corpus.open(source)
     columns = conversation_reading(corpus.schemas[0])
-    units = corpus.units(auto_rows_per_unit(corpus.num_rows))
+    units = corpus.units(rows_per_unit or auto_rows_per_unit(corpus.num_rows))
     tables = [table for _, table in UnitReader(corpus.filesystem).read(units)]
     return [[row for row in conversations(table, columns) if isinstance(row, Conversation)] for table in tables]
 
@@ -133,7 +135,7 @@ def _load(config: BenchConfig) -> None:
     global _engine
     torch.set_num_threads(max(1, local_cores() // config.engines))
     model = RewardModel.from_pretrained(config.model)
-    _engine = _Engine(model, _conversations(config.input))
+    _engine = _Engine(model, _conversations(config.input, config.rows_per_unit))
     model.score(_engine.units[0][:8])
 
 
@@ -154,7 +156,8 @@ def _job_rate(config: BenchConfig) -> float:
         for copy in range(config.copies):
             shutil.copytree(config.input, corpus / str(copy))
         # The copies hold equal conversations, and all are to be computed.
-        run(ScoreConfig(input=str(corpus), output=output, model=config.model, remember_scores=False))
+        options = {"model": config.model, "rows_per_unit": config.rows_per_unit, "remember_scores": False}
+        run(ScoreConfig.model_validate({"input": str(corpus), "output": output} | options))
         return commit_rate(Path(output))
 
 

@@ -23,6 +23,10 @@ class HarmfulModel:
         self._model = model
         self._folder = folder
 
+    @property
+    def processors(self) -> tuple[str, ...]:
+        return self._model.processors
+
     def outcomes(self, conversations: list[Any], **options: Any) -> list[Score | ScoringError]:
         if any(POISON in message.content for conversation in conversations for message in conversation.messages):
             self.harm()

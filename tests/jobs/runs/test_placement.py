@@ -66,13 +66,13 @@ def test_what_does_not_fit_is_refused(resources: ClusterResources, options: dict
     ("pool", "memory_gib", "num_units", "weights_gib", "split"),
     [
         (ActorPool(1, 2, 0.0), 16, 24, 0.1, ActorPool(2, 1, 0.0)),
-        (ActorPool(1, 2, 0.0), 16, 7, 0.1, ActorPool(1, 2, 0.0)),  # little work
+        (ActorPool(1, 2, 0.0), 16, 3, 0.1, ActorPool(1, 2, 0.0)),  # little work
         (ActorPool(1, 2, 0.0), 0, 24, 0.1, ActorPool(1, 2, 0.0)),  # nobody knows of the memory
         (ActorPool(1, 2, 0.0), 16, 24, 7.0, ActorPool(1, 2, 0.0)),  # one copy takes half of it
         (ActorPool(1, 0.5, 0.0), 16, 24, 0.1, ActorPool(1, 0.5, 0.0)),
         (ActorPool(4, 15, 0.0), 64, 1000, 0.1, ActorPool(32, 1, 0.0)),
         (ActorPool(4, 15, 0.0), 64, 1000, 7.0, ActorPool(16, 3, 0.0)),
-        (ActorPool(4, 63, 0.0), 256, 40, 0.1, ActorPool(8, 31, 0.0)),
+        (ActorPool(4, 63, 0.0), 256, 40, 0.1, ActorPool(20, 12, 0.0)),
     ],
 )
 def test_actors_on_cpus_are_split(

@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import ray
+import torch
 from pydantic import ValidationError
 
 from jobs.errors import CorpusError, OutputError
@@ -84,10 +86,64 @@ def test_what_an_earlier_job_scored_is_not_computed_again(
     assert total.counts[REUSED] == 60
     assert total.computed_tokens == sum(row["num_tokens"] for row in found[30:40])
     assert "; 60 scores reused; this run 70 rows" in capsys.readouterr().out
-    manifest = json.loads((tmp_path / "all-out" / "_manifest.json").read_text())
+    manifest = manifest_of(tmp_path / "all-out")
     assert manifest["arguments"]["reuse"] == earlier
     with pytest.raises(OutputError, match="of another model: dtype is float32 there and bfloat16 now"):
         EarlierScores.of(earlier).index(manifest["identity"] | {"dtype": "bfloat16"})
+
+
+def test_what_another_kind_of_processor_scored_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also by the job itself, where it is started again elsewhere; it says so, and the manifest names both kinds."""
+    write(tmp_path / "in" / "a.parquet", rows(0, 10))
+    _, found = score(tmp_path, "in", rows_per_unit=5)
+    (own,) = manifest_of(tmp_path / "in-out")["processors"]
+    assert f"torch {torch.__version__}" in own
+    monkeypatch.setattr("serve_app.reward_model.scorer.processor_of", lambda device: "another card")
+    total, again = score(tmp_path, "in", rows_per_unit=5, output="again", reuse=[str(tmp_path / "in-out")])
+    assert again == found  # it is the same processor in truth
+    assert not {REPEATED, REUSED} & total.counts.keys()
+    assert f"so that all are computed again: {own} there, another card here" in caplog.text
+    assert "several kinds" not in caplog.text
+    next(iter((tmp_path / "in-out").glob("part-*.parquet"))).unlink()
+    total, _ = score(tmp_path, "in", rows_per_unit=5)
+    assert REPEATED not in total.counts
+    assert caplog.text.count("several kinds of processors") == 1
+    assert manifest_of(tmp_path / "in-out")["processors"] == sorted([own, "another card"])
+
+
+def manifest_of(output: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((output / "_manifest.json").read_text())
+    return manifest
+
+
+def test_hashes_of_an_earlier_form_are_refused_and_stop_no_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They do not tell kinds of processors apart."""
+    write(tmp_path / "in" / "a.parquet", rows(0, 5))
+    score(tmp_path, "in")
+    (path,) = (tmp_path / "in-out" / "_scores").iterdir()
+    with pa.ipc.open_file(path) as source:
+        table = source.read_all().replace_schema_metadata(None)
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(CorpusError, match="another version of rayward wrote it"):
+        score(tmp_path, "in", output="other", reuse=[str(tmp_path / "in-out")])
+    next(iter((tmp_path / "in-out").glob("part-*.parquet"))).unlink()
+    total, _ = score(tmp_path, "in")
+    assert REPEATED not in total.counts
+    assert "do not tell kinds of processors apart; its conversations are computed again" in caplog.text
+
+
+def test_scores_that_may_be_of_several_processors_are_not_remembered() -> None:
+    remembering = memory()
+    with remembering.unit() as unit:
+        recalled = remembering.recall([[1, 2], [1, 2]])
+        assert recalled.completed([(3.0,)], remember=False) == [(3.0,), (3.0,)]
+    assert (unit.table().num_rows, unit.counts) == (0, {REPEATED: 1, NOT_COMPUTED: 2})
+    assert remembering.recall([[1, 2]]).missing == [0]
 
 
 def test_folders_without_scores_are_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -102,7 +158,7 @@ def test_folders_without_scores_are_refused_before_anything_runs(tmp_path: Path)
 
 
 def memory(shared: SharedScores | None = None) -> ScoreMemory:
-    return ScoreMemory(ScoreIndex(), ScoreIndex(), shared)
+    return ScoreMemory(ScoreIndex(), ScoreIndex(), shared, processor="a card")
 
 
 def test_a_job_that_starts_again_finds_what_it_scored_before(tmp_path: Path) -> None:
@@ -217,8 +273,8 @@ def test_an_actor_that_is_lost_or_slow_costs_no_score(
     with SharedScores.among(2) as shared:
         assert shared is not None
         remembering = memory(shared)
-        shared.add({key_of([1]): (1.0,)})
-        assert shared.find([key_of([1])]) == {key_of([1]): (1.0,)}
+        shared.add({key_of([1], "a card"): (1.0,)})
+        assert shared.find([key_of([1], "a card")]) == {key_of([1], "a card"): (1.0,)}
         ray.kill(shared.shares[0])
         while _answers(shared):  # it does until it has heard
             pass
@@ -243,7 +299,7 @@ def _answers(shared: SharedScores) -> bool:
 
 def test_recent_scores_keep_those_that_were_asked_for() -> None:
     recent = RecentScores(2)
-    first, second, third = (key_of([number]) for number in range(3))
+    first, second, third = (key_of([number], "a card") for number in range(3))
     recent.add({first: (0.0,), second: (1.0,)})
     recent.find([first])
     recent.add({third: (2.0,)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,6 +76,10 @@ class Replicas:
             self.under_way.remove(is_poisoned)
 
 
+def on_a_card(batch: TokenBatch) -> ScoreReply:
+    return replace(lengths_of(batch), processor="a card")
+
+
 @pytest.fixture(autouse=True)
 def _no_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replica_calls, "num_replicas", lambda app, deployment: 1)
@@ -105,6 +110,13 @@ def test_one_bad_row_has_its_error_and_its_neighbours_their_scores() -> None:
     first, second, third = outcomes(Replicas(one_bad), sequences(3, 1, 2))
     assert (first, third) == ([3.0], [2.0])
     assert isinstance(second, NonFiniteScoreError)
+
+
+def test_it_is_known_what_answers_were_computed_on() -> None:
+    asked = calls(Replicas(on_a_card))
+    assert asked.processors == set()
+    asked.submit(sequences(3)).result()
+    assert asked.processors == {"a card"}
 
 
 def test_another_model_stops_the_job() -> None:

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
 from jobs.errors import JobError, ServedModelError
 from jobs.runs.ledger import UnitStats
 from jobs.score import ScoreConfig, run
+from jobs.scoring.via_serve import ServedModel, ServedModelSource
 from serve_app.reward_model import RewardModel
 from tests.conftest import chat
 from tests.jobs.conftest import read_parts, write
@@ -83,6 +85,25 @@ def test_what_own_actors_scored_is_not_asked_for_again(
     total = run(config(corpus, tmp_path / "again", **own, reuse=(str(tmp_path / "served"),)))
     check(tmp_path / "again", tiny)
     assert total.computed_tokens == 0
+
+
+def test_nothing_is_remembered_of_replicas_on_several_kinds_of_processors(
+    app: None, corpus: Path, tmp_path: Path, tiny: RewardModel, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which of them a score is of is not known any more."""
+
+    def load(source: ServedModelSource) -> ServedModel:
+        model = loaded(source)
+        model._calls.processors.add("another card")
+        return model
+
+    loaded = ServedModelSource.load
+    monkeypatch.setattr(ServedModelSource, "load", load)
+    total = run(config(corpus, tmp_path / "served"))
+    check(tmp_path / "served", tiny)
+    assert total.processors == (*tiny.processors, "another card")
+    hashes = (tmp_path / "served" / "_scores").iterdir()
+    assert sum(pa.ipc.open_file(path).read_all().num_rows for path in hashes) == 0
 
 
 @pytest.mark.slow
