@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +170,8 @@ class CandidateScorer:
         judged = _judged(rows, generations, outcomes)
         select = all_rows if self._terms.keep_all else best_rows
         selected = select(table, judged, prefix=self._terms.prefix)
-        return selected, _stats(judged, selected.num_rows, seconds, keep_all=self._terms.keep_all)
+        stats = _stats(judged, selected.num_rows, seconds, keep_all=self._terms.keep_all)
+        return selected, replace(stats, processors=attempt.model.processors)
 
     def _conversations(
         self,

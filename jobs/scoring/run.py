@@ -263,7 +263,7 @@ class ScoringRun:
             error_column=f"{self._prefix}error",
             facts=record_of_model(model) | ({} if served is None else served.record),
             progress=options.progress,
-            watch=_ProcessorWatch(self._earlier.processors),
+            reused_processors=self._earlier.processors,
         )
 
     def _announce(self, run: UnitRun, model: Model, pool: ActorPool, served: ServedModelSource | None) -> None:
@@ -286,30 +286,6 @@ class ScoringRun:
         )
         if run.left and (lacking := shortage(pool, ray.available_resources)):
             logger.warning("%s: the job waits until others leave them (--cpus-per-actor, --gpus-per-actor)", lacking)
-
-
-class _ProcessorWatch:
-    """Warns of what a job's processors mean for its scores, once, as soon as its units tell.
-
-    `earlier` are the kinds of processors whose scores may be reused; empty where none are, or they are not known.
-    """
-
-    def __init__(self, earlier: frozenset[str]) -> None:
-        self._earlier = earlier
-        self._told: set[str] = set()
-
-    def __call__(self, total: UnitStats) -> None:
-        found = ", ".join(total.processors)
-        if len(total.processors) > 1:
-            self._warn("the output has scores of several kinds of processors, which may differ in the last bits", found)
-        if total.processors and self._earlier and self._earlier.isdisjoint(total.processors):
-            told = f"{', '.join(sorted(self._earlier))} there, {found} here"
-            self._warn("--reuse has scores of other kinds of processors alone, so that all are computed again", told)
-
-    def _warn(self, what: str, which: str) -> None:
-        if what not in self._told:
-            self._told.add(what)
-            logger.warning("%s: %s", what, which)
 
 
 def _columns(corpus: Corpus, options: ScoringOptions) -> ScoredReading:

@@ -71,6 +71,7 @@ def test_a_resumed_job_draws_and_ranks_what_the_engine_does(
     assert f"13 prompts in {output} (" in told
     assert "before): 12 answered, 0 of them with fewer candidates than asked for, 1 without a response" in told
     check_all(read_parts(output), prompts, tiny)
+    assert json.loads((output / "_manifest.json").read_text())["processors"] == list(tiny.processors)
 
     times = {path: path.stat().st_mtime_ns for path in output.iterdir()}
     assert command(monkeypatch, *arguments) == 3
