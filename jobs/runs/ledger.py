@@ -89,8 +89,7 @@ class UnitStats:
     def figures(self) -> dict[str, Any]:
         """All counts by name, as a manifest has them."""
         own = {"rows": self.rows, "errors": self.errors, "tokens": self.tokens, "seconds": self.seconds}
-        processors = {"processors": list(self.processors)} if self.processors else {}
-        return own | dict(self.counts) | processors
+        return own | dict(self.counts)
 
 
 class Ledger:

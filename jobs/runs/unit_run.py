@@ -57,6 +57,7 @@ class UnitRun:
         ) as results:
             progress = self._work(stages)
             results |= {"units": len(self.units), **progress.total.figures()}
+            results["processors"] = list(progress.total.processors)
         return progress
 
     def _work(self, stages: Sequence[Stage]) -> Progress:
