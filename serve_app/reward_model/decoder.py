@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ from serve_app.reward_model.linear import (
     whole_sums,
     with_tiles,
 )
+from serve_app.reward_model.onednn import PiecewiseLinear, run_serially
 from serve_app.reward_model.packing import PackedBatch, on_device
 from serve_app.reward_model.prefix_cache import CachedPass, PrefixCache
 from serve_app.reward_model.prefixes import Branch
@@ -44,6 +45,7 @@ from serve_app.reward_model.token_budget import rows_per_key
 from serve_app.reward_model.weights import DecoderWeights, LayerWeights
 
 logger = logging.getLogger(__name__)
+Outcome = TypeVar("Outcome")
 
 
 class RowKernels(Protocol):
@@ -152,6 +154,11 @@ class _Layer:
     @property
     def linears(self) -> list[Linear]:
         return list(self._products.values())
+
+    @property
+    def is_in_pieces(self) -> bool:
+        """Whether products are computed in pieces, as on processors with AMX."""
+        return any(isinstance(product, PiecewiseLinear) for product in self.linears)
 
     @property
     def _products(self) -> dict[str, Linear]:
@@ -384,23 +391,37 @@ class _Stage:
         qkv, q, k, v = self._queries_keys_values(
             num_rows + slack, num_rows + batch.num_cached + slack, is_merged=layer.qkv is not None
         )
-        for rows in self.row_rule.chunks(num_rows):
+
+        def project(rows: slice) -> None:
             normed = self._add_norm(hidden_TH[rows], added_TH, layer.attention_norm)
             if layer.qkv is None:
                 self._position(layer.query(normed), layer.query_norm, table_TD[rows], q[rows])
                 self._keys_values(layer, normed, table_TD[rows], k[rows], v[rows])
             else:
                 self._position_merged(layer, layer.qkv(normed, qkv[rows]), table_TD[rows])
+
+        self._by_chunks(layer, num_rows, project)
         for buffer in (q, k, v) if slack else ():
             buffer[num_rows:] = 0
         if cached is not None:
             cached.exchange(k, v)
         attended = self.attention.attend(self._heads(q), self._heads(k), self._heads(v), window=layer.window)
         attended = attended.view(num_rows, config.query_size)
-        left = None
-        for rows in self.row_rule.chunks(num_rows):
-            left = self._finish(layer, hidden_TH[rows], attended[rows])
-        return left
+        left = self._by_chunks(layer, num_rows, lambda rows: self._finish(layer, hidden_TH[rows], attended[rows]))
+        return left[-1]
+
+    def _by_chunks(self, layer: _Layer, num_rows: int, compute: Callable[[slice], Outcome]) -> list[Outcome]:
+        """What `compute` makes of each chunk of rows, in order.
+
+        Where products are in pieces, chunks run beside each other, each on one thread: the threads wait for each other
+        once, and not after each product. Fewer rows leave it to the products to share the threads.
+        """
+        threads = torch.get_num_threads()
+        if layer.is_in_pieces and threads > 1:
+            chunks = list(self.row_rule.chunks(num_rows, threads=threads))
+            if len(chunks) >= threads:
+                return run_serially(compute, chunks)
+        return [compute(rows) for rows in self.row_rule.chunks(num_rows)]
 
     def _queries_keys_values(
         self, num_queries: int, num_keys: int, *, is_merged: bool
@@ -436,9 +457,12 @@ class _Stage:
         """The residual stream after the last layer, where scores are read: [N, H]."""
         config, num_rows = self.config, len(hidden_TH)
         k, v = (self._buffer(name, num_rows + batch.num_cached, config.kv_size) for name in "kv")
-        for rows in self.row_rule.chunks(num_rows):
+
+        def project(rows: slice) -> None:
             normed = self._add_norm(hidden_TH[rows], added_TH, layer.attention_norm)
             self._keys_values(layer, normed, table_TD[rows], k[rows], v[rows])
+
+        self._by_chunks(layer, num_rows, project)
         if cached is not None:
             cached.exchange(k, v)
         rows_N = self._score_rows(batch)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from serve_app.reward_model.linear import CUDA_TILE_ROWS, Linear, with_tiles
+from serve_app.reward_model.onednn import PIECE_ROWS
 
 MIN_ROWS = 16
 CPU_CHUNK_ROWS = 512
@@ -43,8 +44,11 @@ class RowRule:
     def padded(self, num_rows: int) -> int:
         return math.ceil(num_rows / self.multiple) * self.multiple
 
-    def chunks(self, num_rows: int) -> Iterator[slice]:
+    def chunks(self, num_rows: int, *, threads: int = 1) -> Iterator[slice]:
+        """The chunks of so many rows; for several threads as many as there are, as far as each has a piece of rows."""
         step = self.chunk_rows or num_rows
+        if threads > 1:
+            step = min(step, math.ceil(num_rows / threads / PIECE_ROWS) * PIECE_ROWS)
         return (slice(first, min(first + step, num_rows)) for first in range(0, num_rows, step))
 
 

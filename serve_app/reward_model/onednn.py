@@ -6,7 +6,7 @@ rows are a multiple of 16 too, as in every real model.
 
 Not so with AMX in bfloat16, as on newer Intel processors: there oneDNN cuts a sum by the number of rows and of threads.
 `varies` finds the products that it does so with, and `PiecewiseLinear` gives oneDNN pieces of one size, each on one
-thread; threads of its own share them.
+thread; threads of its own share them. The decoder gives them whole chunks of rows where there are enough.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -122,13 +122,12 @@ class PiecewiseLinear:
         part_groups = _shares(len(self.parts), math.ceil(threads / len(row_groups)))
 
         def compute(group: tuple[range, range]) -> None:
-            with torch.inference_mode():
-                for part in group[1]:
-                    for rows in self._cut(group[0].start * PIECE_ROWS, group[0].stop * PIECE_ROWS):
-                        into = out[rows, part * PIECE_COLUMNS : (part + 1) * PIECE_COLUMNS]
-                        into.copy_(piece(part, x[rows], rows)[: len(into)])
+            for part in group[1]:
+                for rows in self._cut(group[0].start * PIECE_ROWS, group[0].stop * PIECE_ROWS):
+                    into = out[rows, part * PIECE_COLUMNS : (part + 1) * PIECE_COLUMNS]
+                    into.copy_(piece(part, x[rows], rows)[: len(into)])
 
-        _run_serially(compute, [(rows, parts) for rows in row_groups for parts in part_groups], threads)
+        run_serially(compute, [(rows, parts) for rows in row_groups for parts in part_groups])
         return out
 
     def _cut(self, first: int, stop: int) -> Iterator[slice]:
@@ -148,7 +147,7 @@ def _long_rows(dtype: torch.dtype, shape: tuple[int, ...], has_bias: bool) -> in
         short = trial.in_pieces(PIECE_ROWS)
         found.extend(rows for rows in LONG_PIECES if torch.equal(trial.outcomes(slice(rows)), short[:, :rows]))
 
-    _run_serially(try_out, [None], torch.get_num_threads())
+    run_serially(try_out, [None])
     return max(found)
 
 
@@ -254,13 +253,21 @@ def _serial_pool(num_threads: int) -> ThreadPoolExecutor:
 
 _serial_threads = _SerialThreads()
 Task = TypeVar("Task")
+Outcome = TypeVar("Outcome")
 
 
-def _run_serially(compute: Callable[[Task], None], tasks: Sequence[Task], num_threads: int) -> None:
-    """Run the tasks, `num_threads` at a time, each with one thread of PyTorch's, and return when all are done."""
+def run_serially(compute: Callable[[Task], Outcome], tasks: Sequence[Task]) -> list[Outcome]:
+    """What `compute` makes of each task, in order: as many at a time as PyTorch has threads here, each on a thread on
+    which it has one. All have ended when it returns or raises."""
+
+    def alone(task: Task) -> Outcome:
+        with torch.inference_mode():
+            return compute(task)
+
+    num_threads = torch.get_num_threads()
     if num_threads == 1:
-        for task in tasks:
-            compute(task)
-        return
-    for _ in _serial_threads.pool(num_threads).map(compute, tasks):
-        pass
+        return [alone(task) for task in tasks]
+    pool = _serial_threads.pool(num_threads)
+    under_way = [pool.submit(alone, task) for task in tasks]
+    wait(under_way)
+    return [each.result() for each in under_way]

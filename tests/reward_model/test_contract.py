@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from serve_app.reward_model import RewardModel
 from serve_app.reward_model.invariance import RowRule, find_variance
 from serve_app.reward_model.linear import DenseLinear, silu_
+from serve_app.reward_model.onednn import PiecewiseLinear, run_serially
 from tests.conftest import chat
 
 LENGTHS = (2, 3, 4, 5, 63, 64, 65, 191, 192, 193, 511, 512, 513, 767, 768, 769)
@@ -108,6 +110,60 @@ def test_every_call_gives_the_same_bits(model: RewardModel) -> None:
     assert model.compare(*conversations[:2], return_scores=True)[1] == together[:2]
     encoded = [model.tokenizer.encode(conversation) for conversation in conversations]
     assert model.score_token_ids(encoded).tolist() == together
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_chunks_that_run_beside_each_other_keep_the_bits(
+    dtype: str, sequences: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where products are in pieces, on processors with AMX."""
+    at_once: list[int] = []
+
+    def noted(compute: Callable[[slice], Any], chunks: list[slice]) -> list[Any]:
+        at_once.append(len(chunks))
+        return run_serially(compute, chunks)
+
+    monkeypatch.setattr("serve_app.reward_model.linear.varies", lambda *_: True)
+    monkeypatch.setattr("serve_app.reward_model.decoder.run_serially", noted)
+    torch.set_num_threads(1)
+    model = RewardModel.from_pretrained("tiny", device="cpu", dtype=dtype)
+    assert {type(linear) for linear in model.scorer.decoder.linears} == {PiecewiseLinear}
+    alone = np.concatenate([model.score_token_ids([ids]) for ids in sequences])
+    assert not at_once
+    for num_threads in (2, 3, 5):
+        torch.set_num_threads(num_threads)
+        for ids, score in zip(sequences[::7], alone[::7], strict=True):
+            assert model.score_token_ids([ids]) == score
+        at_once.clear()
+        assert (model.score_token_ids(sequences) == alone).all()
+        assert min(at_once) >= num_threads
+        assert (model.score_token_ids(sequences[::-1])[::-1] == alone).all()
+
+
+def test_what_runs_serially_has_ended_when_one_of_it_fails() -> None:
+    """Otherwise what is left would write where the next pass does."""
+    ended: list[int] = []
+
+    def compute(place: int) -> int:
+        if place == 0:
+            raise MemoryError
+        time.sleep(0.02)
+        assert torch.get_num_threads() == 1
+        ended.append(place)
+        return -place
+
+    before = torch.get_num_threads()
+    try:
+        for num_threads in (1, 3):
+            torch.set_num_threads(num_threads)
+            assert run_serially(compute, [3, 2, 1]) == [-3, -2, -1]
+            ended.clear()
+            with pytest.raises(MemoryError):
+                run_serially(compute, [0, 1, 2, 3])
+            assert len(ended) == (0 if num_threads == 1 else 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 HEADS: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32}
