@@ -3,7 +3,7 @@
 app, config      build_app, for `serve run`, and its options
 ingress          the deployment that speaks HTTP; model_handle: a model's replicas as it sees them
 score_calls      small requests that arrive together travel as one
-replica          a model in a replica; autoscaling: replicas from the work that waits
+replica          a model in a replica; trial: its first passes; autoscaling: replicas from the work that waits
 web              HTTP, without Ray: routes, other servers' wire formats, the playground
 batching         concurrent requests -> batches, without Ray
 client           RewardClient, without torch and Ray

@@ -59,7 +59,10 @@ class ModelConfig(BaseModel):
         None, description="only on GPUs of this type, as Ray names them: H100, A100-80G, L40S, L4", min_length=1
     )
     num_cpus: NonNegativeFloat = Field(1.0, description="CPUs that Ray sets aside for one replica")
-    threads: PositiveInt | None = Field(None, description="CPU threads of one replica; by default an even share")
+    threads: PositiveInt | None = Field(
+        None,
+        description="CPU threads of one replica; by default those of an even share that a trial at its start gains by",
+    )
     num_replicas: PositiveInt = Field(1, description="replicas, where they do not follow the load")
     max_replicas: PositiveInt | None = Field(None, description="set it to let the number of replicas follow the load")
     min_replicas: int = Field(1, ge=0, description="the fewest replicas that follow the load; 0 frees the GPU")

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -31,6 +31,7 @@ from serve_app.config import ModelConfig
 from serve_app.reward_model import ModelSpec, RewardModel, ScoringError
 from serve_app.reward_model.scores import Outputs
 from serve_app.reward_model.spec import ModelFacts
+from serve_app.trial import best_rate, on_fewest_threads
 
 TOKEN_BOUNDS = [float(2**power) for power in range(6, 18)]
 SECOND_BOUNDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
@@ -110,15 +111,15 @@ class RewardReplica:
     def __init__(self, config: ModelConfig, spec: ModelSpec, num_sharing: int, load: Load) -> None:
         # All that PyTorch does here it does in one thread: a second one would bring a second pool of threads.
         executor = ThreadPoolExecutor(1, thread_name_prefix="device")
-        model, tokens_per_s = executor.submit(_loaded, config, spec, num_sharing, load).result()
-        self._scorer = scorer = model.scorer
+        loaded = executor.submit(_Loaded.of, config, spec, num_sharing, load).result()
+        self._scorer = scorer = loaded.model.scorer
         self._reported_cached = 0
-        self._facts = ModelFacts.of(spec, model)
+        self._facts = ModelFacts.of(spec, loaded.model)
         admission = Admission(
             max_queued_tokens=config.max_queued_tokens,
             max_wait_s=config.max_wait_s,
             burst=config.burst,
-            guessed_tokens_per_s=tokens_per_s,
+            guessed_tokens_per_s=loaded.tokens_per_s,
         )
         self._metrics = ReplicaMetrics(config.name)
         self._batcher = TokenBatcher(
@@ -130,11 +131,12 @@ class RewardReplica:
             executor=executor,
         )
         logger.info(
-            "%s on %s in %s: %d tokens/s in a first trial, budget %d tokens",
+            "%s on %s in %s, %d threads: %d tokens/s in a first trial, budget %d tokens",
             config.name,
             self._facts.device,
             self._facts.dtype,
-            tokens_per_s,
+            loaded.threads,
+            loaded.tokens_per_s,
             scorer.token_budget,
         )
 
@@ -205,21 +207,24 @@ class RewardReplica:
         self._reported_cached = cached
 
 
-def _loaded(config: ModelConfig, spec: ModelSpec, num_sharing: int, load: Load) -> tuple[RewardModel, float]:
-    """The model, and the tokens per second of a trial batch, which also warms the device up.
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model, its tokens per second in a first trial, and the CPU threads that it computes on."""
 
-    On CPU `num_sharing` replicas divide the threads of this machine, unless the configuration says how many.
-    """
-    if spec.device == "cpu" or config.threads is not None:
-        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // num_sharing))
-    model = load(spec)
-    length = min(256, model.config.max_tokens)
-    count = max(1, min(model.scorer.token_budget, 4096) // length)
-    sequences = [[1 + place] * length for place in range(count)]
-    model.scorer.share_prompts = False  # the second run would read next to nothing
-    model.scorer.score(sequences)
-    started = time.perf_counter()
-    model.scorer.score(sequences)
-    tokens_per_s = count * length / (time.perf_counter() - started)
-    model.scorer.share_prompts = True
-    return model, tokens_per_s
+    model: RewardModel
+    tokens_per_s: float
+    threads: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, spec: ModelSpec, num_sharing: int, load: Load) -> _Loaded:
+        """The model of `spec`, for the calling thread.
+
+        On CPU `num_sharing` replicas divide the threads of this machine, of which each takes what it gains by, unless
+        the configuration says how many.
+        """
+        may_choose = config.threads is None and spec.device == "cpu"
+        if config.threads is not None or may_choose:
+            torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // num_sharing))
+        model = load(spec)
+        tokens_per_s = on_fewest_threads(model) if may_choose else best_rate(model)
+        return cls(model, tokens_per_s, torch.get_num_threads())

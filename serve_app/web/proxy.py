@@ -15,8 +15,9 @@ import shlex
 import shutil
 import socket
 from asyncio import sleep
-from contextlib import ExitStack
+from contextlib import suppress
 from pathlib import Path
+from random import sample
 from time import monotonic
 from typing import Any
 
@@ -41,6 +42,7 @@ HAPROXY_CONNECTIONS = 1 << 14
 """Clients that HAProxy serves at once: more than the requests that an ingress works on, which refuses the others."""
 FILES_PER_CONNECTION = 2.5
 """What HAProxy wants of the limit on open files, without which it does not start: 40,996 for 16,384 connections."""
+HAPROXY_PORTS = range(20_000, 32_000)
 HAPROXY_KEPT_BYTES = 1 << 16
 """HAProxy sends a request again that is not larger; each that is under way takes up to three times as much memory."""
 MAX_TRIES = 3
@@ -65,6 +67,11 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_RETRY_ON": HAPROXY_RETRIES,
         "RAY_SERVE_HAPROXY_RETRIES": "16",  # each may meet one more idle connection to a process that is gone
+        # An ingress that is asked for too much takes connections and answers checks late. Serve's own proxy, which is
+        # asked in place of one that is given up, costs many times as much. One that is dead refuses connections.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "30",
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "6",
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_FASTINTER": "5s",
         "RAY_SERVE_HAPROXY_MAXCONN": str(_num_connections()),
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(HAPROXY_KEPT_BYTES),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
@@ -100,11 +107,17 @@ def _num_connections() -> int:
 
 
 def _free_ports(number: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for probe in probes:
-            probe.bind(("", 0))
-        return [probe.getsockname()[1] for probe in probes]
+    """Ports that nobody has now, of a range that systems give to nobody who asks for any: Ray takes many of those
+    before HAProxy starts.
+    """
+    free: list[int] = []
+    for port in sample(HAPROXY_PORTS, len(HAPROXY_PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            free.append(port)
+        if len(free) == number:
+            break
+    return free
 
 
 def middlewares() -> list[Middleware]:

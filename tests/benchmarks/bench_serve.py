@@ -54,7 +54,9 @@ PROMPT_TOKENS = 512
 ANSWER_TOKENS = (48, 192)
 WAITED_S = 30.0
 NO_ANSWER = 0
-"""In place of the status of a request whose connection was refused or broke."""
+"""In place of the status of a request whose connection was refused or broke, or that found no file left for one."""
+MAX_OPEN = 15_000
+"""Requests under way at once: each holds a file, and a process may open some 20,000."""
 
 
 def main() -> int:
@@ -252,12 +254,16 @@ async def offer(url: str, chats: list[Any], *, rate: float, seconds: float) -> d
                 without_retry_after += 1
 
         started = time.perf_counter()
-        tasks = set()
+        tasks: set[asyncio.Task[None]] = set()
         sent = 0
         while (now := time.perf_counter() - started) < seconds:
             while sent < now * rate:
-                tasks.add(asyncio.create_task(one()))
                 sent += 1
+                if len(tasks) < MAX_OPEN:
+                    tasks.add(task := asyncio.create_task(one()))
+                    task.add_done_callback(tasks.discard)
+                else:
+                    statuses[NO_ANSWER] += 1
             await asyncio.sleep(min(0.05, 1 / rate))
             if len(memory) < now / 5:
                 memory.append(replica_bytes())
@@ -308,8 +314,13 @@ def mean_batch_tokens(timeout_s: float = 30.0) -> float | None:
 
 
 def processor_seconds() -> dict[str, float]:
-    """Processor time so far of the proxy, the ingress and the model's replica."""
-    titles = {"proxy": ("ProxyActor", "haproxy"), "ingress": (":ingress",), "replica": (f":{MODEL_NAME}",)}
+    """Processor time so far of HAProxy, Serve's own proxy, the ingress and the model's replica."""
+    titles = {
+        "haproxy": ("/haproxy",),
+        "proxy": ("ProxyActor",),
+        "ingress": (":ingress",),
+        "replica": (f":{MODEL_NAME}",),
+    }
     found: dict[str, float] = {}
     for process in psutil.Process().children(recursive=True):
         try:
@@ -338,7 +349,7 @@ def replica_bytes() -> int:
 
 @contextmanager
 def endpoint(folder: Path, models: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[str]:
-    """The address of an endpoint with a replica that uses every core, or one of each of `models`, names and options."""
+    """The address of an endpoint with a replica, or one of each of `models`, names and options."""
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
@@ -352,8 +363,7 @@ def endpoint(folder: Path, models: Mapping[str, Mapping[str, Any]] | None = None
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
         serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
         named = {MODEL_NAME: {"max_wait_s": WAITED_S, "burst": 0}} if models is None else models
-        common = {"model": str(folder), "threads": torch.get_num_threads()}
-        options = [{**common, "name": name, **each} for name, each in named.items()]
+        options = [{"model": str(folder), "name": name, **each} for name, each in named.items()]
         app = build_app(ServiceConfig.model_validate({"models": options}))
         serve.run(app, name="rayward", route_prefix="/", logging_config=quiet)
         yield f"http://127.0.0.1:{port}"

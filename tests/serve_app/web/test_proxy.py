@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -158,6 +159,21 @@ def test_tries_share_the_deadline(monkeypatch: pytest.MonkeyPatch, told: bytes, 
     headers = {proxy.TIMEOUT_HEADER: told, b"authorization": b"Bearer k"}
     assert ask(serve, headers=headers) == GOOD
     assert serve.headers == [headers, headers | {proxy.TIMEOUT_HEADER: left}]
+
+
+def test_ports_of_haproxy_are_free_and_none_that_ray_may_take() -> None:
+    ports = proxy._free_ports(40)
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii").split()[0])
+    assert len(set(ports)) == 40
+    assert max(ports) < low, "the range from which the system gives ports"
+
+
+def test_a_port_of_haproxy_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = proxy._free_ports(3)
+    monkeypatch.setattr(proxy, "HAPROXY_PORTS", (first, second, third))
+    with socket.socket() as taken:
+        taken.bind(("", second))
+        assert sorted(proxy._free_ports(2)) == sorted((first, third))
 
 
 def test_websockets_and_the_like_pass() -> None:
