@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.batching.parts import cut
+from serve_app.batching.parts import conversation_order, cut
 from serve_app.batching.wire import Refusal, ScoreReply, TokenBatch
 from serve_app.config import ModelConfig
 from serve_app.replica import RewardReplica
@@ -29,13 +30,16 @@ from serve_app.reward_model import (
 )
 from serve_app.reward_model.scores import Outputs, StepScores
 from serve_app.reward_model.steps import StepEncoder, sequences_of, stepped_answers, with_scores
-from serve_app.reward_model.tokenizer import Truncation
+from serve_app.reward_model.tokenizer import EncodedConversation, Truncation
 from serve_app.score_calls import ScoreCalls
 from serve_app.web.service import ApiError, seconds_left
 
+S = TypeVar("S")
 T = TypeVar("T")
 logger = logging.getLogger("ray.serve")  # the one whose lines Serve keeps
 
+ENCODED_AHEAD = 256
+"""Conversations of a request that are tokenised at once; those after them are tokenised while they are scored."""
 PART_TOKENS = 8192
 """A request for more is cut into parts of at most this many tokens, shared ones counted once, which replicas share."""
 PARTS_AT_ONCE = 8
@@ -101,31 +105,54 @@ class ModelHandle:
         strict: bool = False,
         raises: bool = False,
     ) -> list[Score | ApiError]:
-        """`outcomes`; where it `raises`, nothing is scored unless everything can be encoded."""
+        """`outcomes`; where it `raises`, an error ends the scoring of those encoded before it."""
 
-        failures = _Failures(params, raises)
+        failures = _Failures(params)
         parsed = failures.sort_out((place, _parsed(each)) for place, each in enumerate(conversations))
+        if raises:
+            failures.raise_first()
         encode = partial(
             self.tokenizer.encode_batch,
             truncation=truncation or self.config.truncation,
             max_tokens=min(filter(None, (max_tokens, self.config.max_tokens)), default=None),
             strict=strict,
         )
-        encoding = await asyncio.get_running_loop().run_in_executor(self._pool, encode, list(parsed.values()))
-        encoded = failures.sort_out(zip(parsed, encoding, strict=True))
-        places = list(encoded)
-        names = self._decoder_config.head.attributes
-        scores = failures.sort_out(
-            (places[at], encoded[places[at]].scored(outputs, names))
-            for at, outputs in await self._outputs([encoded[place].token_ids for place in places])
-        )
-        found: dict[int, Score | ApiError] = {**scores, **failures.errors}
+        found: dict[int, Score | ApiError] = {}
+        progress = _Progress(asyncio.Semaphore(PARTS_AT_ONCE))
+
+        async def score(encoded: dict[int, EncodedConversation]) -> None:
+            places, names = list(encoded), self._decoder_config.head.attributes
+            ids = [each.token_ids for each in encoded.values()]
+            found.update(
+                failures.sort_out(
+                    (places[at], encoded[places[at]].scored(outputs, names))
+                    for at, outputs in await self._outputs(ids, progress)
+                )
+            )
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for places in _slices(parsed):
+                    encoding = await self._in_pool(encode, [parsed[place] for place in places])
+                    encoded = failures.sort_out(zip(places, encoding, strict=True))
+                    if encoded and not (raises and failures.errors):
+                        group.create_task(score(encoded))
+                if raises:
+                    failures.raise_first()
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        if raises:
+            failures.raise_first()
+        found |= failures.errors
         return [found[place] for place in range(len(conversations))]
 
-    async def _outputs(self, ids: Sequence[list[int]]) -> list[tuple[int, Outputs | ScoringError]]:
+    async def _in_pool(self, encode: Callable[[Sequence[S]], T], items: Sequence[S]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, encode, items)
+
+    async def _outputs(self, ids: Sequence[list[int]], progress: _Progress) -> list[tuple[int, Outputs | ScoringError]]:
         """What replicas say of each sequence, with its place; those that begin alike stand together."""
         parts = cut(ids, max_tokens=PART_TOKENS)
-        replies = await self._score_parts([TokenBatch.of([ids[at] for at in part]) for part in parts])
+        replies = await self._score_parts([TokenBatch.of([ids[at] for at in part]) for part in parts], progress)
         return [
             found
             for part, reply in zip(parts, replies, strict=True)
@@ -141,11 +168,11 @@ class ModelHandle:
             raise ApiError(422, text, "no_steps", "model")
         encode = partial(self._steps.encode_batch, max_tokens=self.config.max_tokens, strict=strict)
         answers = stepped_answers(prompts, steps)
-        encoded = await asyncio.get_running_loop().run_in_executor(self._pool, encode, answers)
+        encoded = await self._in_pool(encode, answers)
         _raise_first(encoded)
         sequences = sequences_of(encoded)
         found: list[float | ScoringError] = [0.0] * len(sequences)
-        for at, outputs in await self._outputs(sequences):
+        for at, outputs in await self._outputs(sequences, _Progress(asyncio.Semaphore(PARTS_AT_ONCE))):
             found[at] = outputs if isinstance(outputs, ScoringError) else outputs[0]
         return _raise_first(with_scores(encoded, found))
 
@@ -159,20 +186,20 @@ class ModelHandle:
         except (TimeoutError, RayError, DeploymentUnavailableError, BackPressureError):
             return False
 
-    async def _score_parts(self, parts: Sequence[TokenBatch]) -> list[ScoreReply]:
-        """The replies to a request's parts, a few of which are under way at once.
+    async def _score_parts(self, parts: Sequence[TokenBatch], progress: _Progress) -> list[ScoreReply]:
+        """The replies to some of a request's parts, a few of which are under way at once.
 
-        Where the first part is refused for overload, the request is. Once that is taken on, the others wait.
+        Where the request's first part is refused for overload, the request is. Once that is taken on, the others wait.
         """
-        window = asyncio.Semaphore(PARTS_AT_ONCE)
 
-        async def reply_to(place: int) -> ScoreReply:
-            async with window:
-                return await (self._score_patiently if place else self._score_part)(parts[place])
+        async def reply_to(part: TokenBatch) -> ScoreReply:
+            async with progress.window:
+                is_first, progress.has_begun = not progress.has_begun, True
+                return await (self._score_part if is_first else self._score_patiently)(part)
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(reply_to(place)) for place in range(len(parts))]
+                tasks = [group.create_task(reply_to(part)) for part in parts]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
@@ -223,27 +250,48 @@ class ModelHandle:
         return ApiError(503, text, "overloaded", retry_after_s=refusal.retry_after_s)
 
 
-class _Failures:
-    """The conversations of one request that have no score, by place; the first is raised where it `raises`."""
+@dataclass(slots=True)
+class _Progress:
+    """What the parts of one request share: how many replicas have at once, and whether any has been sent."""
 
-    def __init__(self, params: Sequence[str] | None, raises: bool) -> None:
+    window: asyncio.Semaphore
+    has_begun: bool = False
+
+
+def _slices(parsed: Mapping[int, Conversation]) -> Iterator[list[int]]:
+    """The places of conversations in slices, of which one is encoded while those before it are scored; those that begin
+    with the same messages stand together.
+    """
+    places = list(parsed)
+    if len(places) > ENCODED_AHEAD:
+        places = [places[at] for at in conversation_order(list(parsed.values()))]
+    return (places[at : at + ENCODED_AHEAD] for at in range(0, len(places), ENCODED_AHEAD))
+
+
+class _Failures:
+    """The conversations of one request that have no score, by place."""
+
+    def __init__(self, params: Sequence[str] | None) -> None:
         self._params = params
-        self._raises = raises
         self.errors: dict[int, ApiError] = {}
 
     def sort_out(self, outcomes: Iterable[tuple[int, T | ScoringError | ApiError]]) -> dict[int, T]:
         """Those of `outcomes` that are no errors, by place; the errors are kept."""
         good: dict[int, T] = {}
         for place, outcome in outcomes:
-            if isinstance(outcome, ApiError | ScoringError):
+            if isinstance(outcome, ApiError):
+                self.errors[place] = outcome
+            elif isinstance(outcome, ScoringError):
                 param = f"conversations[{place}]" if self._params is None else self._params[place]
-                error = outcome if isinstance(outcome, ApiError) else _api_error(outcome, param)
-                if self._raises:
-                    raise error
-                self.errors[place] = error
+                self.errors[place] = _api_error(outcome, param)
             else:
                 good[place] = outcome
         return good
+
+    def raise_first(self) -> None:
+        """Raise the error of the first of them, where there is any."""
+        if self.errors:
+            raise self.errors[min(self.errors)]
 
 
 def _raise_first(outcomes: Sequence[T | ScoringError]) -> list[T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -154,6 +155,46 @@ def test_a_large_list_goes_in_parts_a_few_at_a_time(tiny: RewardModel) -> None:
     assert [item.value for item in scores] == [len(tiny.tokenizer.encode(each)) for each in conversations]
     assert all(request.lengths.sum() <= PART_TOKENS for request in replicas.requests)
     assert len(replicas.requests) > PARTS_AT_ONCE == replicas.most_under_way
+
+
+def test_a_large_list_is_tokenised_while_its_beginning_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_handle, "ENCODED_AHEAD", 2)
+    replicas = Replicas(lengths)
+    served = handle(replicas)
+    encode = served.tokenizer.encode_batch
+    slices: list[int] = []
+
+    def waits_for_the_slices_before(items: Sequence[Any], **how: Any) -> Any:
+        until = time.monotonic() + 60
+        while len(replicas.requests) < len(slices):
+            assert time.monotonic() < until, "nothing was sent while this was tokenised"
+            time.sleep(0.001)
+        slices.append(len(items))
+        return encode(items, **how)
+
+    monkeypatch.setattr(served.tokenizer, "encode_batch", waits_for_the_slices_before)
+    asked = [chat(f"Question {place % 2}?", "so " * place) for place in range(1, 6)]
+    scores = asyncio.run(served.score(asked, truncation="error", max_tokens=None, params=None))
+    assert slices == [2, 2, 1]
+    assert [item.value for item in scores] == [item.num_tokens for item in scores]
+    assert sorted(item.num_tokens for item in scores) == [item.num_tokens for item in scores], "in the order asked for"
+
+
+def test_the_first_of_a_large_list_that_cannot_be_encoded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_handle, "ENCODED_AHEAD", 2)
+    long = "because " * 40_000
+    # Those with one prompt are tokenised together: the last one before the second.
+    asked = [chat("Why?", "So."), chat("Who?", long), chat("What?", "It."), chat("Why?", long)]
+    replicas = Replicas(lengths, delay_s=30.0)
+    with pytest.raises(ApiError) as raised:
+        score(replicas, asked)
+    assert (raised.value.code, raised.value.param) == ("context_length_exceeded", "conversations[1]")
+    assert not replicas.requests
+    replicas = Replicas(lengths, delay_s=30.0)
+    with pytest.raises(ApiError) as raised:
+        score(replicas, [chat("Why?", "So."), chat("Why?", "It is."), chat("Who?", long)])
+    assert raised.value.param == "conversations[2]"
+    assert (len(replicas.requests), replicas.under_way) == (1, 0), "what was sent is cancelled"
 
 
 @pytest.mark.usefixtures("no_pause")
