@@ -21,6 +21,8 @@ from cluster.sizing import (
     ASSUMED_SPREAD,
     GB,
     GPUS,
+    HTTP_ALONE,
+    HTTP_IN_LISTS,
     KNOWN_MODELS,
     MOST_GPUS_OF_REPLICA,
     Fleet,
@@ -135,6 +137,7 @@ def report(config: PlanConfig) -> tuple[str, bool]:
         *_fleet_lines(fleets),
         "",
         *_byte_lines(config, size),
+        _http_line(config, rate),
         "",
         *_assumption_lines(config, size, rate),
     ]
@@ -186,7 +189,18 @@ def _byte_lines(config: PlanConfig, size: ReplicaSize) -> list[str]:
     ]
 
 
+def _http_line(config: PlanConfig, rate: Throughput) -> str:
+    """What HTTP takes where replicas are an endpoint's."""
+    num_asked = rate.tokens_per_s / config.tokens_per_row
+    alone, in_lists = (num_asked * cost.ms(config.tokens_per_row) / 1000 for cost in (HTTP_ALONE, HTTP_IN_LISTS))
+    return (
+        f"cores of an endpoint      {alone:.2g} a replica, in lists of 32 {in_lists:.2g}: HTTP and tokenising of "
+        f"{num_asked:,.0f} conversations/s"
+    )
+
+
 def _assumption_lines(config: PlanConfig, size: ReplicaSize, rate: Throughput) -> list[str]:
+    http_ms = [cost.ms(config.tokens_per_row) for cost in (HTTP_ALONE, HTTP_IN_LISTS)]
     lines = [
         "assumed:",
         f"- several replicas reach {config.scaling:.0%} of linear scaling; start-up and loading are not counted",
@@ -195,6 +209,8 @@ def _assumption_lines(config: PlanConfig, size: ReplicaSize, rate: Throughput) -
         f"- a forward pass takes {size.bytes_per_token:,} bytes a token, and {USED_SHARE:.0%} of what is free at most "
         "(read off the engine's code, not measured on a GPU)",
         f"- {TEXT_BYTES_PER_TOKEN} bytes of text a token",
+        f"- a conversation takes {http_ms[0]:.1f} ms of an endpoint's processors beside its model, {http_ms[1]:.1f} in "
+        "lists of 32 (measured on an AMD EPYC); an ingress is one process: num_ingress_replicas",
     ]
     if size.num_gpus > 1:
         lines.append(

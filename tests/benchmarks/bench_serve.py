@@ -39,7 +39,8 @@ from safetensors.torch import save_file
 
 from cluster.connect import connect
 from cluster.serve import has_haproxy
-from serve_app.reward_model import RewardModel
+from serve_app.replica import Load
+from serve_app.reward_model import ModelSpec, RewardModel
 from serve_app.reward_model.model_files import resolve
 from serve_app.web.proxy import PROXY_ENVIRONMENT, haproxy_environment
 from tests.benchmarks.bench_engine import RESULTS, SHAPES, hardware
@@ -48,6 +49,7 @@ WORDS = ("the", "sea", "is", "wide", "while", "rivers", "run", "to", "it", "from
 MODEL_NAME = "bench"
 NUM_CLIENTS = 64
 LIST_CLIENTS, LIST, LONG_LIST, LONE = 4, 32, 1000, 30
+INGRESSES = (1, 2)
 PAUSE_S = 0.01
 NUM_CANDIDATES = 16
 PROMPT_TOKENS = 512
@@ -71,6 +73,11 @@ def main() -> int:
     parser.add_argument("--only-candidates", action="store_true", help="measure nothing else")
     parser.add_argument("--only-rates", action="store_true", help="leave the candidates out")
     parser.add_argument(
+        "--only-costs",
+        action="store_true",
+        help="measure the processor time of each process alone, with a model that answers at once",
+    )
+    parser.add_argument(
         "--haproxy", action=argparse.BooleanOptionalAction, default=has_haproxy(), help="as `rayward serve` has it"
     )
     parser.add_argument("--words", type=int, help="words of each message, for conversations of one length")
@@ -81,8 +88,7 @@ def main() -> int:
     os.environ.update(PROXY_ENVIRONMENT | (haproxy_environment(folder) if args.haproxy else {}))
     try:
         write_checkpoint(folder, args.preset)
-        figures = {} if args.only_candidates else measure(folder, args)
-        result = figures if args.only_rates else figures | {"one_by_one": one_by_one(folder, args.prompts)}
+        result = costs(folder, args) if args.only_costs else figures_of(folder, args)
     finally:
         shutil.rmtree(folder)
     if args.save:
@@ -90,6 +96,44 @@ def main() -> int:
         (RESULTS / f"bench_serve_{args.preset}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
     return 0
+
+
+def figures_of(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The figures that the options name."""
+    figures = {} if args.only_candidates else measure(folder, args)
+    return figures if args.only_rates else figures | {"one_by_one": one_by_one(folder, args.prompts)}
+
+
+def costs(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Conversations a second and each process's milliseconds of processor time for one, by the number of ingresses,
+    where conversations come alone and in lists; the model answers at once.
+    """
+    chats = list(conversations(args.conversations, args.words))
+    tokenizer = RewardModel.from_pretrained(str(folder), device="cpu").tokenizer
+    found: dict[str, Any] = {}
+    for num_ingresses in INGRESSES:
+        with endpoint(folder, num_ingresses=num_ingresses, load=instant) as url:
+            for kind, clients, per_request in (("alone", NUM_CLIENTS, 1), (f"lists of {LIST}", LIST_CLIENTS, LIST)):
+                asyncio.run(ask_all(url, chats[: clients * per_request], num_clients=clients, per_request=per_request))
+                before = processor_seconds()
+                taken_s, _ = asyncio.run(ask_all(url, chats, num_clients=clients, per_request=per_request))
+                found[f"{kind}, {num_ingresses} ingress"] = {
+                    "conversations_per_s": round(len(chats) / taken_s, 1),
+                    "processor_ms_per_conversation": per_conversation(before, len(chats)),
+                }
+    return {
+        "hardware": hardware(torch.device("cpu")),
+        "proxy": "HAProxy" if args.haproxy else "Serve's",
+        "tokens_per_conversation": round(statistics.mean(len(tokenizer.encode(chat)) for chat in chats), 1),
+        **found,
+    }
+
+
+def instant(spec: ModelSpec) -> RewardModel:
+    """The model of `spec`, which scores nothing and says 0."""
+    model = spec.load()
+    model.scorer.outputs = lambda sequences: [[0.0] for _ in sequences]  # type: ignore[method-assign]
+    return model
 
 
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -106,7 +150,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         asyncio.run(ask_all(url, warm_up, num_clients=NUM_CLIENTS))
         before = processor_seconds()
         many = [asyncio.run(ask_all(url, each, num_clients=NUM_CLIENTS)) for each in (chats, again)]
-        spent = processor_seconds()
+        spent = per_conversation(before, 2 * count)
         tokens_per_batch = mean_batch_tokens()
         lone = lone_latency(url, lone_chats)
         lists_s, _ = asyncio.run(ask_all(url, listed, num_clients=LIST_CLIENTS, per_request=LIST))
@@ -129,9 +173,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_conversation": round(batch_tokens, 1),
         "lone_added_ms": round((lone - lone_in_process) * 1000, 2),
         "lone_in_process_ms": round(lone_in_process * 1000, 2),
-        "processor_ms_per_conversation": {
-            role: round((seconds - before.get(role, 0.0)) / (2 * count) * 1000, 2) for role, seconds in spent.items()
-        },
+        "processor_ms_per_conversation": spent,
         "tokens_per_batch": tokens_per_batch,
         "same_scores": many[0][1] == expected,
         "overload": overload | {"goodput_vs_capacity": round(overload["accepted_per_s"] / capacity, 3)},
@@ -334,6 +376,12 @@ def processor_seconds() -> dict[str, float]:
     return found
 
 
+def per_conversation(before: Mapping[str, float], count: int) -> dict[str, float]:
+    """Milliseconds of processor time since then, of each process, by the number of conversations."""
+    now = processor_seconds()
+    return {role: round((seconds - before.get(role, 0.0)) / count * 1000, 2) for role, seconds in now.items()}
+
+
 def replica_bytes() -> int:
     """The resident memory of the endpoint's processes, on Linux."""
     total = 0
@@ -348,12 +396,18 @@ def replica_bytes() -> int:
 
 
 @contextmanager
-def endpoint(folder: Path, models: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[str]:
+def endpoint(
+    folder: Path,
+    models: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    num_ingresses: int = 1,
+    load: Load = ModelSpec.load,
+) -> Iterator[str]:
     """The address of an endpoint with a replica, or one of each of `models`, names and options."""
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
-    from serve_app.app import build_app
+    from serve_app.app import application
     from serve_app.config import ServiceConfig
 
     with socket.socket() as free:
@@ -364,8 +418,8 @@ def endpoint(folder: Path, models: Mapping[str, Mapping[str, Any]] | None = None
         serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
         named = {MODEL_NAME: {"max_wait_s": WAITED_S, "burst": 0}} if models is None else models
         options = [{"model": str(folder), "name": name, **each} for name, each in named.items()]
-        app = build_app(ServiceConfig.model_validate({"models": options}))
-        serve.run(app, name="rayward", route_prefix="/", logging_config=quiet)
+        config = ServiceConfig.model_validate({"models": options, "num_ingress_replicas": num_ingresses})
+        serve.run(application(config, load=load), name="rayward", route_prefix="/", logging_config=quiet)
         yield f"http://127.0.0.1:{port}"
         serve.shutdown()
 

@@ -38,6 +38,13 @@ def test_a_given_rate_is_used() -> None:
     assert "of the GPU's peak" not in text
 
 
+def test_cores_of_an_endpoint_follow_the_conversations_a_second_and_their_length() -> None:
+    text = printed(tokens_per_s=100_000)
+    # 200 conversations/s at 1.2 + 500 * 0.0019 and 0.2 + 500 * 0.0008 ms
+    assert "cores of an endpoint      0.43 a replica, in lists of 32 0.12: HTTP and tokenising of 200 convers" in text
+    assert "beside its model, 0.6 in lists of 32" in text
+
+
 def test_within_hours_finds_the_replicas() -> None:
     assert "       5     5       3.1       15.4" in printed(tokens_per_s=10_000, within_hours=3.2)
 
