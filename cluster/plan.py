@@ -194,7 +194,7 @@ def _http_line(config: PlanConfig, rate: Throughput) -> str:
     num_asked = rate.tokens_per_s / config.tokens_per_row
     alone, in_lists = (num_asked * cost.ms(config.tokens_per_row) / 1000 for cost in (HTTP_ALONE, HTTP_IN_LISTS))
     return (
-        f"cores of an endpoint      {alone:.2g} a replica, in lists of 32 {in_lists:.2g}: HTTP and tokenising of "
+        f"cores of an endpoint      {alone:.2g} a replica, {in_lists:.2g} with lists of 32, for HTTP and tokenising: "
         f"{num_asked:,.0f} conversations/s"
     )
 

@@ -41,7 +41,10 @@ def test_a_given_rate_is_used() -> None:
 def test_cores_of_an_endpoint_follow_the_conversations_a_second_and_their_length() -> None:
     text = printed(tokens_per_s=100_000)
     # 200 conversations/s at 1.2 + 500 * 0.0019 and 0.2 + 500 * 0.0008 ms
-    assert "cores of an endpoint      0.43 a replica, in lists of 32 0.12: HTTP and tokenising of 200 convers" in text
+    assert (
+        "cores of an endpoint      0.43 a replica, 0.12 with lists of 32, for HTTP and tokenising: 200 conversations/s"
+        in text
+    )
     assert "beside its model, 0.6 in lists of 32" in text
 
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -147,6 +148,10 @@ def test_an_actor_killed_in_mid_batch_costs_nothing(
     assert "is asked for again" in caplog.text
     assert not any(conversation[1]["content"] in caplog.text for conversation in chats[90:])
     assert stale.score(chats) == expected
+    until = time.monotonic() + 120
+    while pool.health()[0].problem is not None:  # the other one may do all before the new one has its model
+        assert time.monotonic() < until
+        time.sleep(0.05)
     assert [(found.num_replaced, found.problem) for found in pool.health()] == [(1, None), (0, None)]
 
 
