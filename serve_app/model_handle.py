@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -118,7 +118,7 @@ class ModelHandle:
             strict=strict,
         )
         found: dict[int, Score | ApiError] = {}
-        progress = _Progress(asyncio.Semaphore(PARTS_AT_ONCE))
+        progress = _Progress()
 
         async def score(encoded: dict[int, EncodedConversation]) -> None:
             places, names = list(encoded), self._decoder_config.head.attributes
@@ -172,7 +172,7 @@ class ModelHandle:
         _raise_first(encoded)
         sequences = sequences_of(encoded)
         found: list[float | ScoringError] = [0.0] * len(sequences)
-        for at, outputs in await self._outputs(sequences, _Progress(asyncio.Semaphore(PARTS_AT_ONCE))):
+        for at, outputs in await self._outputs(sequences, _Progress()):
             found[at] = outputs if isinstance(outputs, ScoringError) else outputs[0]
         return _raise_first(with_scores(encoded, found))
 
@@ -254,7 +254,7 @@ class ModelHandle:
 class _Progress:
     """What the parts of one request share: how many replicas have at once, and whether any has been sent."""
 
-    window: asyncio.Semaphore
+    window: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARTS_AT_ONCE))
     has_begun: bool = False
 
 

@@ -39,7 +39,8 @@ HAPROXY_RETRIES = "conn-failure empty-response\n    option http-buffer-request"
 """What HAProxy repeats, as Serve writes it into its file; and a line more, for which Serve has no option: a request of
 which the body came later than the headers would not be repeated."""
 HAPROXY_CONNECTIONS = 1 << 14
-"""Clients that HAProxy serves at once: more than the requests that an ingress works on, which refuses the others."""
+"""Clients that HAProxy serves at once, as far as the limit on open files allows: with 21,000 files and more they are
+more than the requests that an ingress works on, which refuses the others; with fewer, others wait to be connected."""
 FILES_PER_CONNECTION = 2.5
 """What HAProxy wants of the limit on open files, without which it does not start: 40,996 for 16,384 connections."""
 HAPROXY_PORTS = range(20_000, 32_000)

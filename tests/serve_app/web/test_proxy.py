@@ -10,15 +10,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.serve import has_haproxy
 from serve_app.web import proxy
 from serve_app.web.gate import MAX_BODY_BYTES
 from serve_app.web.proxy import PROXY_ENVIRONMENT, RepeatLost
+
+PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 ROOT = Path(__file__).parents[3]
 PIECES = [b'{"conversations"', b": ", b"[]}"]
@@ -161,9 +165,10 @@ def test_tries_share_the_deadline(monkeypatch: pytest.MonkeyPatch, told: bytes, 
     assert serve.headers == [headers, headers | {proxy.TIMEOUT_HEADER: left}]
 
 
+@pytest.mark.skipif(not PORT_RANGE.exists(), reason="not Linux")
 def test_ports_of_haproxy_are_free_and_none_that_ray_may_take() -> None:
     ports = proxy._free_ports(40)
-    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii").split()[0])
+    low = int(PORT_RANGE.read_text("ascii").split()[0])
     assert len(set(ports)) == 40
     assert max(ports) < low, "the range from which the system gives ports"
 
@@ -174,6 +179,26 @@ def test_a_port_of_haproxy_that_is_taken_is_passed_over(monkeypatch: pytest.Monk
     with socket.socket() as taken:
         taken.bind(("", second))
         assert sorted(proxy._free_ports(2)) == sorted((first, third))
+
+
+@pytest.mark.skipif(not has_haproxy(), reason="no HAProxy here")
+def test_ray_reads_what_haproxy_is_told(tmp_path: Path) -> None:
+    """A variable of another name would be without effect, and nobody would say so."""
+    code = """if True:
+        from ray.serve._private import constants
+        print(constants.RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S, constants.RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL,
+              constants.RAY_SERVE_HAPROXY_HEALTH_CHECK_FASTINTER, constants.RAY_SERVE_ENABLE_HA_PROXY)
+    """
+    told = proxy.haproxy_environment(tmp_path)
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | told, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert found.stdout.split() == ["30", "6", "5s", "True"]
+    spec = find_spec("ray")
+    assert spec is not None
+    assert spec.origin is not None
+    known = (Path(spec.origin).parent / "serve" / "_private" / "constants.py").read_text("utf-8")
+    assert [name for name in told if f'"{name}"' not in known] == []
 
 
 def test_websockets_and_the_like_pass() -> None:
